@@ -1,0 +1,142 @@
+package api
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// Function is what a user deploys: an image and how to run it. The zero value
+// of every field but Name and Image means its default (see WithDefaults).
+type Function struct {
+	Name         string            `json:"name"`
+	Image        string            `json:"image"`                   // as the user gave it; see package image for the forms
+	ImageDigest  string            `json:"image_digest,omitempty"`  // set by the daemon: what Image was when deployed
+	Args         []string          `json:"args,omitempty"`          // replaces the image's Cmd (kept after its Entrypoint)
+	Env          map[string]string `json:"env,omitempty"`           // added to the image's
+	MemoryMiB    int               `json:"memory_mib,omitempty"`    // default 256
+	VCPUs        int               `json:"vcpus,omitempty"`         // default 1
+	Port         int               `json:"port,omitempty"`          // default 8080; the function sees it as $PORT
+	ReadyPath    string            `json:"ready_path,omitempty"`    // HTTP path that answers 2xx when ready; empty: the port accepts
+	ReadyTimeout Duration          `json:"ready_timeout,omitempty"` // boot until ready; default 60s
+	Timeout      Duration          `json:"timeout,omitempty"`       // of one invocation, queue included; default 60s
+	Concurrency  int               `json:"concurrency,omitempty"`   // requests at once in one instance; default 1
+	MaxInstances int               `json:"max_instances,omitempty"` // default 8
+	QueueLimit   int               `json:"queue_limit,omitempty"`   // requests that may wait; default 100
+	KeepAlive    Duration          `json:"keep_alive,omitempty"`    // idle time before an instance ends; default 60s
+	Snapshot     SnapshotRule      `json:"snapshot"`
+	MemoryPolicy string            `json:"memory_policy,omitempty"` // empty: the daemon's default
+	Egress       string            `json:"egress,omitempty"`        // "none" (default) or "nat"
+	DiskMiB      int               `json:"disk_mib,omitempty"`      // limit of what it may write to its root; lives in guest memory; default half of MemoryMiB
+	CloneHook    string            `json:"clone_hook,omitempty"`    // HTTP path POSTed by the agent after each restore, before the first request
+	Created      time.Time         `json:"created,omitzero"`        // set by the daemon
+}
+
+// SnapshotRule says when a function's snapshot is made by itself. The zero
+// value makes one as soon as the function is ready.
+type SnapshotRule struct {
+	Off              bool `json:"off,omitempty"`               // never by itself
+	AfterInvocations int  `json:"after_invocations,omitempty"` // 0: when ready; N: after N invocations of one booted instance
+}
+
+// Egress settings.
+const (
+	EgressNone = "none"
+	EgressNAT  = "nat"
+)
+
+var (
+	nameRE   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	envRE    = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]*$`)
+	policyRE = regexp.MustCompile(`^[a-z0-9-]{0,32}$`)
+)
+
+// WithDefaults returns the function with every zero setting replaced by its default.
+func (f Function) WithDefaults() Function {
+	def := func(p *int, v int) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	defD := func(p *Duration, v time.Duration) {
+		if *p == 0 {
+			*p = Duration(v)
+		}
+	}
+	def(&f.MemoryMiB, 256)
+	def(&f.VCPUs, 1)
+	def(&f.Port, 8080)
+	def(&f.Concurrency, 1)
+	def(&f.MaxInstances, 8)
+	def(&f.QueueLimit, 100)
+	def(&f.DiskMiB, f.MemoryMiB/2)
+	defD(&f.ReadyTimeout, 60*time.Second)
+	defD(&f.Timeout, 60*time.Second)
+	defD(&f.KeepAlive, 60*time.Second)
+	if f.Egress == "" {
+		f.Egress = EgressNone
+	}
+	return f
+}
+
+// Validate reports the first thing wrong with a function that has its defaults.
+// Every message names the setting, its value and what would be right.
+func (f Function) Validate() error {
+	between := func(name string, v, lo, hi int) error {
+		if v < lo || v > hi {
+			return fmt.Errorf("function %q: %s is %d: want %d to %d", f.Name, name, v, lo, hi)
+		}
+		return nil
+	}
+	if !nameRE.MatchString(f.Name) {
+		return fmt.Errorf("function name %q: want 1 to 63 of a-z, 0-9 and -, not starting or ending with - (it becomes a host name)", f.Name)
+	}
+	if f.Image == "" {
+		return fmt.Errorf("function %q: no image given", f.Name)
+	}
+	for _, err := range []error{
+		between("memory_mib", f.MemoryMiB, 64, 64<<10),
+		between("vcpus", f.VCPUs, 1, 64),
+		between("port", f.Port, 1, 65535),
+		between("concurrency", f.Concurrency, 1, 10000),
+		between("max_instances", f.MaxInstances, 1, 10000),
+		between("queue_limit", f.QueueLimit, 1, 1000000),
+		between("disk_mib", f.DiskMiB, 1, f.MemoryMiB),
+		between("snapshot.after_invocations", f.Snapshot.AfterInvocations, 0, 1000000),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	for name, d := range map[string]Duration{"ready_timeout": f.ReadyTimeout, "timeout": f.Timeout, "keep_alive": f.KeepAlive} {
+		if d < Duration(time.Millisecond) || d > Duration(24*time.Hour) {
+			return fmt.Errorf("function %q: %s is %v: want 1ms to 24h", f.Name, name, d)
+		}
+	}
+	for name, p := range map[string]string{"ready_path": f.ReadyPath, "clone_hook": f.CloneHook} {
+		if p != "" && (!strings.HasPrefix(p, "/") || len(p) > 1024 || strings.ContainsAny(p, " \r\n")) {
+			return fmt.Errorf("function %q: %s is %q: want an HTTP path that starts with /", f.Name, name, p)
+		}
+	}
+	if f.Egress != EgressNone && f.Egress != EgressNAT {
+		return fmt.Errorf("function %q: egress is %q: want %q or %q", f.Name, f.Egress, EgressNone, EgressNAT)
+	}
+	if !policyRE.MatchString(f.MemoryPolicy) {
+		return fmt.Errorf("function %q: memory_policy is %q: want a policy's name", f.Name, f.MemoryPolicy)
+	}
+	size := 0
+	for k, v := range f.Env {
+		if !envRE.MatchString(k) || strings.ContainsRune(v, 0) {
+			return fmt.Errorf("function %q: environment variable %q: want letters, digits and _, and a value without NUL", f.Name, k)
+		}
+		size += len(k) + len(v) + 2
+	}
+	for _, a := range f.Args {
+		size += len(a) + 1
+	}
+	if size > 64<<10 {
+		return fmt.Errorf("function %q: args and environment take %d bytes: want at most 64 KiB", f.Name, size)
+	}
+	return nil
+}

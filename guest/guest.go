@@ -1,0 +1,52 @@
+// Package guest is what the host and the agent in the guest (PID 1,
+// cmd/skep-agent) say to each other, and the host's side of it. Its
+// sub-packages are the agent's logic (guest/agent), the guest kernel
+// (guest/kernel) and the initramfs (guest/initramfs). It is the fifth station
+// of a cold invocation; package node calls it. Agent and daemon are not on the
+// way of a request's bytes.
+//
+// The transport is one TCP connection from the host to AgentPort, dialled
+// inside the instance's network namespace: the same for every VMM. The newest
+// connection wins, since a restored guest still holds the one of the machine
+// that was snapshotted.
+package guest
+
+import "net"
+
+// Every guest has the same addresses: a clone needs no new ones.
+var (
+	MAC     = net.HardwareAddr{0x02, 0x5c, 0xe9, 0x00, 0x00, 0x02}
+	HostMAC = net.HardwareAddr{0x02, 0x5c, 0xe9, 0x00, 0x00, 0x01} // of every tap
+	Address = net.IPv4(172, 31, 254, 2)
+	Gateway = net.IPv4(172, 31, 254, 1) // of every tap
+)
+
+const (
+	PrefixLen = 30
+	AgentPort = 10 // accepts connections from Gateway only
+)
+
+// Start is the host's first message to a booted agent: what to run.
+type Start struct {
+	Instance    string   `json:"instance"` // becomes the host name
+	Argv        []string `json:"argv"`     // entrypoint and its arguments
+	Env         []string `json:"env"`
+	Dir         string   `json:"dir"`
+	User        string   `json:"user"` // resolved against the root's /etc/passwd by the agent
+	Port        int      `json:"port"`
+	ReadyPath   string   `json:"ready_path,omitempty"`
+	DiskMiB     int      `json:"disk_mib"`
+	StopSignal  string   `json:"stop_signal,omitempty"`
+	Nameservers []string `json:"nameservers,omitempty"`
+	UnixNano    int64    `json:"unix_nano"` // the host's clock
+	Entropy     []byte   `json:"entropy"`   // 64 bytes
+}
+
+// Clone is the host's first message to an agent that was restored from a
+// snapshot: it is a clone now, and this is what makes it another.
+type Clone struct {
+	Instance string `json:"instance"`
+	UnixNano int64  `json:"unix_nano"`
+	Entropy  []byte `json:"entropy"`        // 64 bytes
+	Hook     string `json:"hook,omitempty"` // HTTP path on the function's server, POSTed before the answer
+}

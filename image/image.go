@@ -1,0 +1,40 @@
+// Package image turns an OCI image into a read-only ext4 root disk, once per
+// image digest. It stands beside the way of a cold invocation: package node
+// calls it when a function is deployed.
+package image
+
+import "context"
+
+// Config is what the image says about running it.
+type Config struct {
+	Entrypoint []string `json:"entrypoint,omitempty"`
+	Cmd        []string `json:"cmd,omitempty"`
+	Env        []string `json:"env,omitempty"`
+	WorkingDir string   `json:"working_dir,omitempty"`
+	User       string   `json:"user,omitempty"` // as in the image: name or uid, with optional :group
+	StopSignal string   `json:"stop_signal,omitempty"`
+}
+
+// Image is an image whose root disk is in the store.
+type Image struct {
+	Digest     string `json:"digest"`      // of the platform's manifest, "sha256:…"; for a directory a digest of its content
+	Disk       string `json:"-"`           // path of the ext4 image
+	DiskBytes  int64  `json:"disk_bytes"`  // its length
+	DiskDigest string `json:"disk_digest"` // sha256 of it
+	Config     Config `json:"config"`
+}
+
+// Progress is told how far a Fetch is. It may be called from several goroutines.
+type Progress func(stage string, done, total int64)
+
+// Fetcher is implemented by Store: what package node needs of this package.
+type Fetcher interface {
+	// Fetch makes the image that ref names into a root disk, or finds it there.
+	// Forms of ref: registry reference ("localhost:5000/hello:latest"),
+	// "oci:DIR[:TAG]", "oci-archive:FILE[:TAG]", "docker-archive:FILE[:TAG]",
+	// "dir:DIR" (a root directory with skep-image.json holding a Config).
+	Fetch(ctx context.Context, ref string, p Progress) (Image, error)
+	// Get returns an image by digest; ErrNotFound if it is not there. A disk
+	// that no longer is what it was made as is an error that says so.
+	Get(digest string) (Image, error)
+}

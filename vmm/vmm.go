@@ -1,0 +1,140 @@
+// Package vmm is the contract between skep and a virtual machine monitor:
+// start a microVM from a kernel or from a snapshot, pause it, take its
+// snapshot, end it. It is the fourth station of a cold invocation; package node
+// calls it. The backends are vmm/qemu and vmm/firecracker, and every backend
+// passes the suite in vmm/vmmtest, which is the rest of this specification.
+package vmm
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"github.com/skep-dev/skep/memory/userfaultfd"
+)
+
+// VMM starts microVMs. Its methods may be called from many goroutines.
+type VMM interface {
+	// Info says what this VMM is on this host. A snapshot is only restored by a
+	// VMM with an equal Info.
+	Info(ctx context.Context) (Info, error)
+	// Boot starts a machine from its kernel. It returns when the vCPUs run. The
+	// guest's memory is backed by spec.MemoryFile, so that a snapshot need not
+	// copy it.
+	Boot(ctx context.Context, spec BootSpec) (Machine, error)
+	// Restore starts a machine from a snapshot and returns it paused, its device
+	// state loaded. With spec.Memory.Attach it hands over guest memory as soon as
+	// the process has mapped it, before device state is loaded.
+	//
+	// When Boot or Restore fail, nothing of the machine is left, and the error
+	// holds the last lines that the VMM wrote to stderr.
+	Restore(ctx context.Context, spec RestoreSpec) (Machine, error)
+}
+
+// Machine is one microVM, owned by the caller who started it, who must Kill it.
+type Machine interface {
+	// Pause stops the vCPUs. Resume lets them run; it returns when they do.
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+	// Snapshot writes device state to the file `state` and puts guest memory at
+	// the file `memory` (both new paths; memory on the file system of
+	// BootSpec.MemoryFile). The machine must be paused and have been booted, not
+	// restored: ErrNotBooted otherwise. Memory is not copied: the machine cannot
+	// go on afterwards, Kill is the only call left, and must come before the
+	// files are read.
+	Snapshot(ctx context.Context, state, memory string) error
+	// Done is closed when the VMM process has ended, for whatever reason; Err
+	// then says why (nil after Kill).
+	Done() <-chan struct{}
+	Err() error
+	// Kill ends the machine and returns when its process is reaped and all it
+	// held is released. It is idempotent and safe at any time.
+	Kill() error
+	PID() int
+	// Timings of the start.
+	Timings() Timings
+}
+
+// Info identifies a VMM on a host.
+type Info struct {
+	Name    string `json:"name"`    // "qemu", "firecracker"
+	Version string `json:"version"` // "7.2.22"
+	Accel   string `json:"accel"`   // "kvm", "tcg"
+	// Machine names the virtual hardware (machine type, CPU model, devices):
+	// whatever must be equal for device state to be readable.
+	Machine string `json:"machine"`
+}
+
+// Config is the shape of a machine: equal for a boot and every restore of its
+// snapshots.
+type Config struct {
+	VCPUs     int
+	MemoryMiB int
+	Kernel    string // path: uncompressed vmlinux or bzImage
+	Initramfs string // path
+	Cmdline   string // added to what the backend itself needs (console)
+	RootDisk  string // path of an ext4 image, attached read-only as the first virtio block device
+}
+
+// Host is where and as whom one machine runs.
+type Host struct {
+	ID    string           // instance id: letters, digits and '-'
+	Dir   string           // private directory of this machine; exists; sockets, console.log and stderr go here
+	NetNS string           // path of the network namespace that the process runs in; "" for the caller's
+	Tap   string           // name of the tap device in NetNS
+	MAC   net.HardwareAddr // of the guest
+	// UID and GID that the process runs as; 0 leaves it as the caller (tests only).
+	UID, GID int
+	// Env is added to the process's environment (the mark by which orphans are found).
+	Env    []string
+	Limits Limits
+}
+
+// Limits of a machine's process. A zero is no limit. They hold where the host
+// has cgroup v2 with the controller.
+type Limits struct {
+	MemoryMiB  int     // guest memory is added to it
+	PIDs       int     //
+	CPUs       float64 // 1.5 is one and a half
+	CgroupRoot string  // directory below which the machine's cgroup is made; "" for none
+}
+
+// BootSpec is a machine to be booted.
+type BootSpec struct {
+	Config
+	Host
+	MemoryFile string // path of guest memory: created, sparse, MemoryMiB in size; removed by Kill unless a snapshot took it
+}
+
+// RestoreSpec is a machine to be restored.
+type RestoreSpec struct {
+	Config
+	Host
+	State  string // device state, as Snapshot wrote it
+	Memory Memory
+}
+
+// Memory says where the guest memory of a restored machine comes from.
+type Memory struct {
+	// File is the snapshot's memory file. Without Attach the VMM maps it
+	// privately and the host's kernel pages it in.
+	File string
+	// Attach, when set, is called once with the guest's memory, which is empty
+	// and whose missing pages raise faults. It takes ownership of the
+	// userfaultfd, and must begin to serve faults before it returns: loading
+	// device state may touch guest memory. It must not block on the machine.
+	Attach func(ctx context.Context, g userfaultfd.Guest) error
+}
+
+// Timings are the parts of a start.
+type Timings struct {
+	Spawn time.Duration // exec until the VMM's control channel answers
+	Load  time.Duration // device state (restore) or vCPUs started (boot)
+}
+
+// Errors that callers branch on.
+var (
+	ErrNotBooted   = errors.New("only a machine that was booted can be snapshotted")
+	ErrUnsupported = errors.New("not supported by this VMM")
+)
