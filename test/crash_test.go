@@ -1,0 +1,129 @@
+package test
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+)
+
+// TestKilledAtAnyMoment kills the daemon with SIGKILL while it deploys (pull,
+// disk, boot, snapshot) and while it restores, at several points each, and
+// wants a new daemon to be right at once: what was acknowledged is there, what
+// was half made is gone, and nothing runs that nobody owns.
+func TestKilledAtAnyMoment(t *testing.T) {
+	d := start(t)
+	d.hello("kept")
+	for _, stage := range []string{"pull", "build", "boot", "ready", "snapshot"} {
+		for _, delay := range []time.Duration{0, 40 * time.Millisecond} {
+			name := fmt.Sprintf("during-%s-%d", stage, delay.Milliseconds())
+			t.Run(name, func(t *testing.T) {
+				d.killDuringDeploy(name, stage, delay)
+				d.up()
+				d.right(t, "kept")
+			})
+		}
+	}
+	for _, delay := range []time.Duration{0, 10 * time.Millisecond, 40 * time.Millisecond, 120 * time.Millisecond, 250 * time.Millisecond} {
+		t.Run(fmt.Sprintf("during-restore-%v", delay), func(t *testing.T) {
+			sent := make(chan struct{})
+			go func() {
+				defer close(sent)
+				d.invoke(api.InvokeRequest{Function: "kept", Start: api.StartRestore})
+			}()
+			time.Sleep(delay) // the point of the test: a moment nobody chose
+			d.kill()
+			<-sent
+			d.up()
+			d.right(t, "kept")
+		})
+	}
+}
+
+// killDuringDeploy deploys and kills the daemon some time after the deploy has
+// told of a stage. A deploy that ended before is as good: it must then be there.
+func (d *daemon) killDuringDeploy(name, stage string, delay time.Duration) {
+	ref := d.imageDir(name)
+	told := make(chan struct{}, 1)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := d.client.Deploy(d.ctx(2*time.Minute), api.Function{Name: name, Image: ref}, func(e api.DeployEvent) {
+			if strings.Contains(string(e.Stage), stage) {
+				select {
+				case told <- struct{}{}:
+				default:
+				}
+			}
+		})
+		ended <- err
+	}()
+	var err error
+	select {
+	case <-told:
+		time.Sleep(delay) // the point of the test: a moment nobody chose
+		d.kill()
+		err = <-ended
+	case err = <-ended:
+		d.kill()
+	}
+	if err == nil {
+		d.acknowledged = append(d.acknowledged, name)
+	}
+}
+
+// imageDir copies the hello image to a directory of its own with different
+// content, so that its deploy makes a new disk.
+func (d *daemon) imageDir(name string) string {
+	d.t.Helper()
+	dir := filepath.Join(d.dir, "images-in", name)
+	if out, err := exec.Command("sh", "-c", `mkdir -p "$1/app" && cp "$2" "$1/app/hello" && echo "$3" > "$1/name" && echo '{"entrypoint":["/app/hello"]}' > "$1/skep-image.json"`,
+		"sh", dir, filepath.Join(d.bin, "skep-hello"), name).CombinedOutput(); err != nil {
+		d.t.Fatalf("laying out an image: %v\n%s", err, out)
+	}
+	return "dir:" + dir
+}
+
+// right checks a daemon that has just started after a crash.
+func (d *daemon) right(t *testing.T, function string) {
+	t.Helper()
+	is, err := d.client.Instances(d.ctx(5*time.Second), "")
+	if err != nil || len(is) != 0 {
+		t.Errorf("instances of a daemon that has just started: %v, %+v", err, is)
+	}
+	for what := range leftovers(d.data()) {
+		if strings.HasPrefix(what, "process ") || strings.HasPrefix(what, "half-made") || strings.HasPrefix(what, "run directory") || strings.HasPrefix(what, "mount ") {
+			t.Errorf("left from before the crash: %s", what)
+		}
+	}
+	a := d.get(function, "/?name=after")
+	if a.err != nil || a.status != 200 || !strings.Contains(a.body, "after") {
+		t.Errorf("after the crash: %+v", a)
+	} else if a.header.Get(api.HeaderStart) != "restore" {
+		t.Errorf("after the crash the start kind is %q: the snapshot is lost", a.header.Get(api.HeaderStart))
+	}
+	for _, name := range d.acknowledged {
+		if _, err := d.client.Function(d.ctx(5*time.Second), name); err != nil {
+			t.Errorf("the deploy of %s was acknowledged: %v", name, err)
+		}
+	}
+}
+
+// TestSecondDaemonRefuses starts a second daemon on the same data directory.
+func TestSecondDaemonRefuses(t *testing.T) {
+	d := start(t)
+	cmd := exec.Command(filepath.Join(d.bin, "skep"), "--config", filepath.Join(d.dir, "config.toml"), "up")
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		t.Fatal("the second daemon ended well")
+	}
+	if want := fmt.Sprint(d.cmd.Process.Pid); !strings.Contains(string(out), want) {
+		t.Errorf("the second daemon's error does not name the first one's pid %s: %s", want, out)
+	}
+	if _, err := d.client.Version(d.ctx(5 * time.Second)); err != nil {
+		t.Errorf("the first daemon: %v", err)
+	}
+}

@@ -1,0 +1,347 @@
+package test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/testenv"
+)
+
+// binaries builds skep, its agent and the hello function once per test run.
+var binaries = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "skep-e2e-bin-")
+	if err != nil {
+		return "", err
+	}
+	for _, b := range []struct{ name, pkg string }{
+		{"skep", "./cmd/skep"}, {"skep-agent", "./cmd/skep-agent"}, {"skep-hello", "./functions/hello"},
+	} {
+		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, b.name), b.pkg)
+		cmd.Dir = ".."
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return dir, fmt.Errorf("building %s: %w\n%s", b.pkg, err, out)
+		}
+	}
+	return dir, nil
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if dir, _ := binaries(); dir != "" {
+		os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+// daemon is one `skep up` on a data directory of its own, which it may outlive.
+type daemon struct {
+	t       *testing.T
+	dir     string // holds data/, run/ and the configuration
+	bin     string
+	gateway string // host:port
+	client  *api.Client
+	cmd     *exec.Cmd
+	log     *lockedBuffer
+	ended   chan error
+
+	acknowledged []string // functions whose deploy was answered before a crash
+}
+
+// start prepares a data directory and starts a daemon on it. Its end, and that
+// nothing is left of it, is checked when the test ends.
+func start(t *testing.T, settings ...string) *daemon {
+	t.Helper()
+	testenv.Need(t, "root", "uffd", "tap", "qemu", "kernel")
+	d := prepare(t, settings...)
+	d.up()
+	return d
+}
+
+func prepare(t *testing.T, settings ...string) *daemon {
+	t.Helper()
+	return prepareIn(t, t.TempDir(), settings...)
+}
+
+func prepareIn(t *testing.T, dir string, settings ...string) *daemon {
+	t.Helper()
+	bin, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernels := testenv.KernelStore(t)
+	d := &daemon{t: t, dir: dir, bin: bin, gateway: freeAddress(t), log: &lockedBuffer{}}
+	conf := []string{
+		"data_dir = '" + d.data() + "'",
+		"run_dir = '" + filepath.Join(dir, "run") + "'",
+		"socket = '" + d.socket() + "'",
+		"listen = '" + d.gateway + "'",
+		"kernel_dir = '" + kernels + "'",
+		"log_level = 'debug'",
+	}
+	conf = append(conf, settings...)
+	if err := os.WriteFile(filepath.Join(dir, "config.toml"), []byte(strings.Join(conf, "\n")+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.client = api.NewClient(api.ClientOptions{Socket: d.socket()})
+	before := leftovers(d.data())
+	t.Cleanup(func() {
+		d.down()
+		d.client.Close()
+		if t.Failed() {
+			t.Logf("the daemon's log (end):\n%s", d.log.tail(12000))
+		}
+		if left := newOnes(before, leftovers(d.data())); len(left) > 0 {
+			t.Errorf("left behind after the daemon's end:\n  %s", strings.Join(left, "\n  "))
+		}
+	})
+	return d
+}
+
+func (d *daemon) data() string   { return filepath.Join(d.dir, "data") }
+func (d *daemon) socket() string { return filepath.Join(d.dir, "skep.sock") }
+
+// up starts the daemon and waits until its control API answers.
+func (d *daemon) up() {
+	d.t.Helper()
+	d.cmd = exec.Command(filepath.Join(d.bin, "skep"), "--config", filepath.Join(d.dir, "config.toml"), "up")
+	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
+	if err := d.cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	d.ended = make(chan error, 1)
+	go func(c *exec.Cmd, ended chan error) { ended <- c.Wait() }(d.cmd, d.ended)
+	deadline := time.Now().Add(60 * time.Second)
+	for {
+		if _, err := d.client.Version(d.ctx(5 * time.Second)); err == nil {
+			return
+		}
+		select {
+		case err := <-d.ended:
+			d.cmd = nil
+			d.t.Fatalf("the daemon ended at its start: %v\n%s", err, d.log.tail(4000))
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			d.t.Fatalf("the daemon does not answer\n%s", d.log.tail(4000))
+		}
+	}
+}
+
+// down ends the daemon as an init system would.
+func (d *daemon) down() {
+	if d.cmd == nil {
+		return
+	}
+	d.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case err := <-d.ended:
+		if err != nil {
+			d.t.Errorf("the daemon's end after SIGTERM: %v", err)
+		}
+	case <-time.After(60 * time.Second):
+		d.t.Error("the daemon did not end within a minute of SIGTERM")
+		d.cmd.Process.Signal(syscall.SIGQUIT) // its stacks go to the log
+		<-d.ended
+	}
+	d.cmd = nil
+}
+
+// kill ends the daemon with SIGKILL.
+func (d *daemon) kill() {
+	d.t.Helper()
+	d.cmd.Process.Kill()
+	<-d.ended
+	d.cmd = nil
+}
+
+func (d *daemon) ctx(timeout time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	d.t.Cleanup(cancel)
+	return ctx
+}
+
+// cli runs a verb of the command line and returns its standard output.
+func (d *daemon) cli(args ...string) (string, error) {
+	cmd := exec.Command(filepath.Join(d.bin, "skep"), append([]string{"--config", filepath.Join(d.dir, "config.toml")}, args...)...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("skep %s: %w\n%s", strings.Join(args, " "), err, errs.String())
+	}
+	return out.String(), nil
+}
+
+func (d *daemon) mustCLI(args ...string) string {
+	d.t.Helper()
+	out, err := d.cli(args...)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return out
+}
+
+// hello deploys the built-in hello function under a name.
+func (d *daemon) hello(name string, flags ...string) {
+	d.t.Helper()
+	d.mustCLI(append([]string{"deploy", "functions/hello", "--name", name}, flags...)...)
+}
+
+// answer is a response whose body was read to its end.
+type answer struct {
+	status int
+	body   string
+	header http.Header
+	err    error
+}
+
+var httpClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}, Timeout: 3 * time.Minute}
+
+// get sends a request through the gateway.
+func (d *daemon) get(function, path string) answer {
+	resp, err := httpClient.Get("http://" + d.gateway + "/function/" + function + path)
+	return read(resp, err)
+}
+
+// mustGet is get for an answer that has to be 200.
+func (d *daemon) mustGet(function, path string) answer {
+	d.t.Helper()
+	a := d.get(function, path)
+	if a.err != nil || a.status != 200 {
+		d.t.Fatalf("GET %s of %s: status %d, %v: %s", path, function, a.status, a.err, a.body)
+	}
+	return a
+}
+
+// invoke sends a request through the control API, which may ask for a start
+// kind and a memory policy.
+func (d *daemon) invoke(r api.InvokeRequest) answer {
+	resp, err := d.client.Invoke(d.ctx(3*time.Minute), r)
+	return read(resp, err)
+}
+
+func read(resp *http.Response, err error) answer {
+	if err != nil {
+		return answer{err: err}
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return answer{resp.StatusCode, string(b), resp.Header, err}
+}
+
+// eventually waits for a condition that another process brings about.
+func eventually(t *testing.T, what string, within time.Duration, ok func() error) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for {
+		err := ok()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %v: %v", what, within, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// gone waits until a function has no instance.
+func (d *daemon) gone(function string) {
+	d.t.Helper()
+	eventually(d.t, "instances of "+function+" end", time.Minute, func() error {
+		is, err := d.client.Instances(d.ctx(5*time.Second), function)
+		if err == nil && len(is) > 0 {
+			err = fmt.Errorf("%d are left: %+v", len(is), is)
+		}
+		return err
+	})
+}
+
+func freeAddress(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) tail(n int) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.b.Bytes()
+	return string(b[max(0, len(b)-n):])
+}
+
+// leftovers lists what a daemon on a data directory might leave on a host:
+// marked processes, namespaces, links, mounts, half-made files.
+func leftovers(data string) map[string]bool {
+	found := map[string]bool{}
+	procs, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, p := range procs {
+		if b, err := os.ReadFile(p); err == nil && bytes.Contains(b, []byte("SKEP_NODE="+data+"\x00")) {
+			found["process "+filepath.Base(filepath.Dir(p))] = true
+		}
+	}
+	add := func(kind, pattern string) {
+		names, _ := filepath.Glob(pattern)
+		for _, n := range names {
+			found[kind+" "+n] = true
+		}
+	}
+	add("namespace", "/run/netns/*")
+	add("half-made snapshot", data+"/snapshots/.*")
+	add("half-made image", data+"/images/.*")
+	add("run directory", filepath.Dir(data)+"/run/*/*")
+	if ifs, err := net.Interfaces(); err == nil {
+		for _, i := range ifs {
+			found["link "+i.Name] = true
+		}
+	}
+	if b, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if strings.Contains(line, data) {
+				found["mount "+strings.TrimSpace(line)] = true
+			}
+		}
+	}
+	if out, err := exec.Command("nft", "list", "tables").Output(); err == nil {
+		for line := range strings.Lines(string(out)) {
+			found["nft "+strings.TrimSpace(line)] = true
+		}
+	}
+	return found
+}
+
+func newOnes(before, after map[string]bool) (left []string) {
+	for k := range after {
+		if !before[k] {
+			left = append(left, k)
+		}
+	}
+	return left
+}

@@ -1,0 +1,104 @@
+package test
+
+import (
+	"archive/tar"
+	"bytes"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/distribution/distribution/v3/configuration"
+	"github.com/distribution/distribution/v3/registry/handlers"
+	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
+)
+
+// TestDeployFromEverySource deploys the same image from a real registry on this
+// host and from a docker-save tarball, and makes its disk once.
+func TestDeployFromEverySource(t *testing.T) {
+	d := start(t)
+	img := helloImage(t, filepath.Join(d.bin, "skep-hello"))
+
+	conf := &configuration.Configuration{Storage: configuration.Storage{"filesystem": {"rootdirectory": t.TempDir()}}}
+	conf.Log.Level = "error"
+	conf.Catalog.MaxEntries = 100
+	registry := httptest.NewServer(handlers.NewApp(t.Context(), conf))
+	defer registry.Close()
+	pushed, err := name.ParseReference(strings.TrimPrefix(registry.URL, "http://") + "/bees/hello:v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(pushed, img); err != nil {
+		t.Fatalf("pushing to the registry: %v", err)
+	}
+	archive := filepath.Join(t.TempDir(), "hello.tar")
+	if err := tarball.WriteToFile(archive, pushed, img); err != nil {
+		t.Fatal(err)
+	}
+
+	for fn, ref := range map[string]string{"from-registry": pushed.String(), "from-tarball": "docker-archive:" + archive} {
+		d.mustCLI("deploy", ref, "--name", fn)
+		if a := d.mustGet(fn, "/?name=bee"); !strings.Contains(a.body, "bee") {
+			t.Errorf("%s answers %q", fn, a.body)
+		}
+	}
+	if a := d.get("nobody", "/"); a.status != 404 || !strings.Contains(a.body, "from-tarball") {
+		t.Errorf("a function that does not exist: %+v", a)
+	}
+	if _, err := d.cli("deploy", pushed.Context().Name()+":absent", "--name", "absent"); err == nil || !strings.Contains(err.Error(), "absent") {
+		t.Errorf("deploying a tag that is not there: %v", err)
+	}
+}
+
+// helloImage is an image of one layer with the hello function in it.
+func helloImage(t *testing.T, binary string) v1.Image {
+	t.Helper()
+	b, err := os.ReadFile(binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var layer bytes.Buffer
+	w := tar.NewWriter(&layer)
+	for _, h := range []*tar.Header{
+		{Name: "app/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777},
+		{Name: "app/hello", Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(b))},
+	} {
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if h.Size > 0 {
+			w.Write(b)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	img, err := mutate.AppendLayers(empty.Image, static.NewLayer(layer.Bytes(), types.DockerUncompressedLayer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cf, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cf = cf.DeepCopy()
+	cf.OS, cf.Architecture = "linux", "amd64"
+	cf.Config.Entrypoint = []string{"/app/hello"}
+	cf.Config.User = "1000:1000"
+	img, err = mutate.ConfigFile(img, cf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
