@@ -1,0 +1,86 @@
+package process
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// inNetNS calls fn on a thread that is in the network namespace at path; ""
+// calls it where it is. Processes started and devices opened by fn are in that
+// namespace.
+func inNetNS(path string, fn func() error) error {
+	if path == "" {
+		return fn()
+	}
+	runtime.LockOSThread()
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("opening own network namespace: %w", err)
+	}
+	defer own.Close()
+	if err := enter(path); err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	err = fn()
+	if back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); back != nil {
+		// The thread stays locked, so that it ends with this goroutine instead of
+		// running others in the wrong namespace.
+		return fmt.Errorf("leaving network namespace %s: %w", path, back)
+	}
+	runtime.UnlockOSThread()
+	return err
+}
+
+// enter moves the calling thread into the network namespace at path.
+func enter(path string) error {
+	if path == "" {
+		return nil
+	}
+	target, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("opening network namespace: %w", err)
+	}
+	defer target.Close()
+	if err := unix.Setns(int(target.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("entering network namespace %s: %w", path, err)
+	}
+	return nil
+}
+
+// OpenTap attaches to the tap device of that name in the host's namespace,
+// with virtio-net headers. The descriptor carries frames until it is closed.
+func OpenTap(netns, name string) (*os.File, error) {
+	var tap *os.File
+	err := inNetNS(netns, func() error {
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return fmt.Errorf("opening /dev/net/tun: %w", err)
+		}
+		ifr, err := unix.NewIfreq(name)
+		if err == nil {
+			ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
+		}
+		if err != nil {
+			_ = unix.Close(fd)
+			return fmt.Errorf("attaching to it: %w", err)
+		}
+		tap = os.NewFile(uintptr(fd), "tap "+name)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("tap %s: %w", name, err)
+	}
+	return tap, nil
+}
+
+// noCoreDumps: a core of a VMM holds the guest's memory. The process may have
+// ended already, which is no concern of this function.
+func noCoreDumps(pid int) {
+	_ = unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
+}

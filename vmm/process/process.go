@@ -1,0 +1,189 @@
+// Package process runs the process of a VMM: in the instance's network
+// namespace and cgroup, marked in its environment, without core dumps, its
+// stderr kept. The backends in vmm/qemu and vmm/firecracker start their
+// processes with it.
+package process
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/skep-dev/skep/internal/cgroup"
+	"github.com/skep-dev/skep/vmm"
+)
+
+// Spec is a process to be started.
+type Spec struct {
+	Path string
+	Args []string // without the program's name
+	// Files become the descriptors 3, 4, … of the process. The caller keeps its
+	// own and closes them after Start.
+	Files []*os.File
+	Host  vmm.Host
+	// Start starts the command; nil is (*exec.Cmd).Start. It must call enter on
+	// the thread that forks, which is then in the machine's network namespace and
+	// must not be used for anything else: userfaultfd.Start is made for it.
+	Start func(cmd *exec.Cmd, enter func() error) error
+	// MemoryMiB of the guest; it is added to Host.Limits.MemoryMiB.
+	MemoryMiB int
+}
+
+// Process is a running process. It is reaped as soon as it ends.
+type Process struct {
+	cmd    *exec.Cmd
+	group  *cgroup.Group // nil without one
+	stderr *tail
+	log    *Log
+
+	killed atomic.Bool
+	done   chan struct{}
+	state  error // of Wait; read after done
+
+	release sync.Once
+	err     error // of the release
+}
+
+// Start starts the process. When it fails nothing is left.
+func Start(spec Spec) (p *Process, err error) {
+	p = &Process{stderr: &tail{}, done: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.free())
+		}
+	}()
+	if p.log, err = OpenLog(filepath.Join(spec.Host.Dir, "stderr.log"), 64<<10); err != nil {
+		return nil, err
+	}
+	attr := &syscall.SysProcAttr{Setsid: true}
+	if spec.Host.Limits.CgroupRoot != "" {
+		f, err := p.enterGroup(spec)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		attr.UseCgroupFD, attr.CgroupFD = true, int(f.Fd())
+	}
+	p.cmd = exec.Command(spec.Path, spec.Args...)
+	p.cmd.SysProcAttr = attr
+	p.cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}, spec.Host.Env...)
+	p.cmd.Dir = spec.Host.Dir
+	p.cmd.Stderr = io.MultiWriter(p.stderr, p.log)
+	p.cmd.ExtraFiles = spec.Files
+	p.cmd.WaitDelay = time.Second
+	if spec.Start == nil {
+		err = inNetNS(spec.Host.NetNS, p.cmd.Start)
+	} else {
+		err = spec.Start(p.cmd, func() error { return enter(spec.Host.NetNS) })
+	}
+	if err != nil {
+		return nil, fmt.Errorf("starting %s: %w", spec.Path, err)
+	}
+	noCoreDumps(p.cmd.Process.Pid)
+	go p.wait()
+	return p, nil
+}
+
+func (p *Process) enterGroup(spec Spec) (*os.File, error) {
+	l := spec.Host.Limits
+	limits := cgroup.Limits{PIDs: l.PIDs, CPUs: l.CPUs}
+	if l.MemoryMiB > 0 {
+		limits.MemoryBytes = int64(l.MemoryMiB+spec.MemoryMiB) << 20
+	}
+	g, err := cgroup.Create(l.CgroupRoot, spec.Host.ID, limits)
+	if err != nil {
+		return nil, err
+	}
+	p.group = g
+	return g.Open()
+}
+
+// wait is the process's one goroutine. Kill waits for it.
+func (p *Process) wait() {
+	p.state = p.cmd.Wait()
+	close(p.done)
+}
+
+// PID of the process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Done is closed when the process has been reaped.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Killed reports whether Kill was called before the process ended by itself.
+func (p *Process) Killed() bool { return p.killed.Load() }
+
+// Err says how the process ended, with the end of what it wrote to stderr; nil
+// while it runs and after Kill.
+func (p *Process) Err() error {
+	select {
+	case <-p.done:
+	default:
+		return nil
+	}
+	if p.killed.Load() {
+		return nil
+	}
+	how := "exit status 0"
+	if p.state != nil {
+		how = p.state.Error()
+	}
+	return fmt.Errorf("%s ended: %s%w", filepath.Base(p.cmd.Path), how, p.said())
+}
+
+// said is the end of stderr as the last part of an error's text.
+func (p *Process) said() error { return said(p.stderr.String()) }
+
+// Explain adds to err the end of what the process wrote to stderr. Where the
+// process has ended by itself, it says so too.
+func (p *Process) Explain(err error) error {
+	if own := p.Err(); own != nil {
+		return fmt.Errorf("%w: %w", err, own)
+	}
+	return fmt.Errorf("%w%w", err, p.said())
+}
+
+// Kill ends the process, waits until it is reaped and releases what it held.
+// It is idempotent.
+func (p *Process) Kill() error {
+	select {
+	case <-p.done:
+	default:
+		p.killed.Store(true)
+		// The runtime signals through a pidfd: never another process with a reused id.
+		if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return fmt.Errorf("killing process %d: %w", p.PID(), err)
+		}
+		<-p.done
+	}
+	return p.free()
+}
+
+func (p *Process) free() error {
+	p.release.Do(func() {
+		if p.group != nil {
+			p.err = p.group.Remove()
+		}
+		if p.log != nil {
+			p.err = errors.Join(p.err, p.log.Close())
+		}
+	})
+	return p.err
+}
+
+// said is an error only so that it can be wrapped behind another.
+type said string
+
+func (s said) Error() string {
+	if s == "" {
+		return ""
+	}
+	return "; its last words: " + string(s)
+}

@@ -1,0 +1,87 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/skep-dev/skep/vmm"
+)
+
+// Boot starts a machine from its kernel; see vmm.VMM.
+func (v *VMM) Boot(ctx context.Context, spec vmm.BootSpec) (vmm.Machine, error) {
+	host, err := v.host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := check(spec.Config, spec.Host); err != nil {
+		return nil, err
+	}
+	for _, path := range []string{spec.Kernel, spec.Initramfs} {
+		if _, err := os.Stat(path); path != "" && err != nil {
+			return nil, fmt.Errorf("booting: %w", err)
+		}
+	}
+	if err := createMemory(spec.MemoryFile, spec.MemoryMiB); err != nil {
+		return nil, err
+	}
+	l := launch{host: host, config: spec.Config, on: spec.Host, ram: ram{file: spec.MemoryFile}, args: bootArgs(spec.Config)}
+	m, _, err := l.run(ctx)
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(spec.MemoryFile))
+	}
+	m.memoryFile, m.booted = spec.MemoryFile, true
+	began := time.Now()
+	if err := m.Resume(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("starting the vCPUs: %w", err), m.Kill())
+	}
+	m.timings.Load = time.Since(began)
+	v.log.Debug("booted", "vmm", "qemu", "instance", spec.ID, "pid", m.PID())
+	return m, nil
+}
+
+// createMemory makes guest memory: a file of holes, which QEMU maps shared.
+func createMemory(path string, mib int) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("creating guest memory: %w", err)
+	}
+	err = f.Truncate(int64(mib) << 20)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(fmt.Errorf("creating guest memory: %w", err), os.Remove(path))
+	}
+	return nil
+}
+
+// check refuses what QEMU would misread or answer with something obscure.
+func check(c vmm.Config, h vmm.Host) error {
+	switch {
+	case c.VCPUs < 1 || c.VCPUs > 255:
+		return fmt.Errorf("%d vCPUs: want 1 to 255", c.VCPUs)
+	case c.MemoryMiB < 1:
+		return fmt.Errorf("%d MiB of memory: want at least 1", c.MemoryMiB)
+	case h.ID == "" || !plain(h.ID):
+		return fmt.Errorf("instance id %q: want letters, digits and '-'", h.ID)
+	case h.Tap != "" && len(h.MAC) != 6:
+		return fmt.Errorf("MAC address %q: want six bytes", h.MAC)
+	case h.UID < 0 || h.GID < 0 || (h.UID == 0) != (h.GID == 0):
+		return fmt.Errorf("user %d:%d: want both above 0, or both 0", h.UID, h.GID)
+	}
+	if c.RootDisk != "" {
+		if _, err := os.Stat(c.RootDisk); err != nil {
+			return fmt.Errorf("root disk: %w", err)
+		}
+	}
+	return nil
+}
+
+func plain(id string) bool {
+	for _, r := range id {
+		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' {
+			return false
+		}
+	}
+	return true
+}
