@@ -1,0 +1,236 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Client speaks to a daemon's control API. Its methods may be called from many
+// goroutines. Errors of the daemon are *Error, a daemon that cannot be reached
+// is *UnreachableError.
+type Client struct {
+	http    *http.Client
+	base    string // http://host
+	address string // as errors name it
+	token   string
+}
+
+// ClientOptions say where the daemon is. One of Socket and Address is needed.
+type ClientOptions struct {
+	Socket  string // path of its unix socket
+	Address string // host:port of its control API over TCP
+	Token   string // bearer token, for Address
+}
+
+// Bounds of what a client takes from a daemon.
+const (
+	maxAnswer = 256 << 20 // JSON documents
+	maxError  = 1 << 20   // bodies of errors
+)
+
+// NewClient returns a client. Nothing is dialled yet.
+func NewClient(o ClientOptions) *Client {
+	t := &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second}
+	c := &Client{http: &http.Client{Transport: t}, token: o.Token, base: "http://" + o.Address, address: o.Address}
+	if o.Address == "" {
+		c.base, c.address = "http://skep", o.Socket
+		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", o.Socket)
+		}
+	}
+	return c
+}
+
+// Close drops idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// do sends a request and returns the answer if it is a success.
+func (c *Client) do(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	if err != nil {
+		return nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.send(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode/100 != 2 {
+		defer resp.Body.Close()
+		return nil, readError(resp)
+	}
+	return resp, nil
+}
+
+func (c *Client) send(req *http.Request) (*http.Response, error) {
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	resp, err := c.http.Do(req)
+	if err == nil {
+		return resp, nil
+	}
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" && req.Context().Err() == nil {
+		return nil, &UnreachableError{Address: c.address, Err: op.Err}
+	}
+	return nil, err
+}
+
+// readError makes an *Error of an answer, whoever wrote it.
+func readError(resp *http.Response) error {
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxError))
+	e := &Error{}
+	mt, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if mt != "application/json" || json.Unmarshal(b, e) != nil || e.Message == "" {
+		e.Message = strings.TrimSpace(fmt.Sprintf("%s: %s", resp.Status, b))
+	}
+	e.Status = resp.StatusCode
+	return e
+}
+
+// call sends in (nil: nothing) as JSON and reads the answer into out (nil: none).
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	resp, err := c.do(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(out); err != nil {
+		return fmt.Errorf("reading the daemon's answer to %s %s: %w", method, path, err)
+	}
+	return nil
+}
+
+// Version asks what the daemon is.
+func (c *Client) Version(ctx context.Context) (v Version, err error) {
+	return v, c.call(ctx, "GET", "/v1/version", nil, &v)
+}
+
+// Functions lists the deployed functions, by name.
+func (c *Client) Functions(ctx context.Context) (fs []FunctionStatus, err error) {
+	return fs, c.call(ctx, "GET", "/v1/functions", nil, &fs)
+}
+
+// Function returns one function with its instances, snapshots and newest
+// invocations.
+func (c *Client) Function(ctx context.Context, name string) (d FunctionDetail, err error) {
+	return d, c.call(ctx, "GET", "/v1/functions/"+url.PathEscape(name), nil, &d)
+}
+
+// RemoveFunction drains and deletes a function with its snapshots and logs.
+func (c *Client) RemoveFunction(ctx context.Context, name string) error {
+	return c.call(ctx, "DELETE", "/v1/functions/"+url.PathEscape(name), nil, nil)
+}
+
+// Instances lists the running instances of a function, of all if function is empty.
+func (c *Client) Instances(ctx context.Context, function string) (is []Instance, err error) {
+	return is, c.call(ctx, "GET", "/v1/instances"+query("function", function), nil, &is)
+}
+
+// Snapshots lists published snapshots, newest first.
+func (c *Client) Snapshots(ctx context.Context, function string) (ss []Snapshot, err error) {
+	return ss, c.call(ctx, "GET", "/v1/snapshots"+query("function", function), nil, &ss)
+}
+
+// Snapshot returns a snapshot's manifest, as the daemon wrote it.
+func (c *Client) Snapshot(ctx context.Context, id string) (m json.RawMessage, err error) {
+	return m, c.call(ctx, "GET", "/v1/snapshots/"+url.PathEscape(id), nil, &m)
+}
+
+// CreateSnapshot boots an instance of the function and snapshots it.
+func (c *Client) CreateSnapshot(ctx context.Context, function string) (s Snapshot, err error) {
+	return s, c.call(ctx, "POST", "/v1/snapshots", SnapshotRequest{Function: function}, &s)
+}
+
+// VerifySnapshot reads all of a snapshot and compares digests. A snapshot that
+// is not what it was made as is an *Error that says how.
+func (c *Client) VerifySnapshot(ctx context.Context, id string) error {
+	return c.call(ctx, "POST", "/v1/snapshots/"+url.PathEscape(id)+"/verify", nil, nil)
+}
+
+// RemoveSnapshot deletes a snapshot.
+func (c *Client) RemoveSnapshot(ctx context.Context, id string) error {
+	return c.call(ctx, "DELETE", "/v1/snapshots/"+url.PathEscape(id), nil, nil)
+}
+
+// Invocations returns records, newest first.
+func (c *Client) Invocations(ctx context.Context, q InvocationQuery) (is []Invocation, err error) {
+	v := url.Values{}
+	if q.Function != "" {
+		v.Set("function", q.Function)
+	}
+	if !q.Since.IsZero() {
+		v.Set("since", q.Since.Format(time.RFC3339Nano))
+	}
+	if q.Limit != 0 {
+		v.Set("limit", strconv.Itoa(q.Limit))
+	}
+	path := "/v1/invocations"
+	if len(v) > 0 {
+		path += "?" + v.Encode()
+	}
+	return is, c.call(ctx, "GET", path, nil, &is)
+}
+
+// Invocation returns one record.
+func (c *Client) Invocation(ctx context.Context, id string) (i Invocation, err error) {
+	return i, c.call(ctx, "GET", "/v1/invocations/"+url.PathEscape(id), nil, &i)
+}
+
+// Logs copies a function's output to w.
+func (c *Client) Logs(ctx context.Context, q LogQuery, w io.Writer) error {
+	v := url.Values{}
+	if q.Instance != "" {
+		v.Set("instance", q.Instance)
+	}
+	if q.Tail != 0 {
+		v.Set("tail", strconv.Itoa(q.Tail))
+	}
+	if q.Follow {
+		v.Set("follow", "true")
+	}
+	path := "/v1/functions/" + url.PathEscape(q.Function) + "/logs"
+	if len(v) > 0 {
+		path += "?" + v.Encode()
+	}
+	resp, err := c.do(ctx, "GET", path, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(w, resp.Body)
+	return err
+}
+
+func query(name, value string) string {
+	if value == "" {
+		return ""
+	}
+	return "?" + url.Values{name: {value}}.Encode()
+}

@@ -1,0 +1,133 @@
+// Package config is the daemon's and the CLI's one set of settings: a TOML
+// file, the environment and flags, merged with known precedence, checked once,
+// and able to say where each value came from. It stands beside the way of an
+// invocation: cmd/skep reads it and hands every package its part.
+package config
+
+import (
+	"time"
+
+	"github.com/skep-dev/skep/api"
+)
+
+// DefaultFile is read when no other file is named, if it exists.
+const DefaultFile = "/etc/skep/config.toml"
+
+// EnvPrefix precedes a key's name, in capitals, in the environment.
+const EnvPrefix = "SKEP_"
+
+// Config holds every setting. Default returns one that Validate accepts.
+type Config struct {
+	DataDir string // images, snapshots, the database
+	RunDir  string // sockets and machines' private directories; emptied by a reboot
+	Socket  string // control API; empty: skep.sock in RunDir
+
+	Listen           string // gateway, TCP
+	Domain           string // <name>.<Domain> reaches a function
+	ControlListen    string // control API over TCP; empty: none
+	ControlTokenFile string // bearer token for it
+	Address          string // control API over TCP that the CLI speaks to; empty: Socket
+	MetricsListen    string // /metrics over TCP without a token; empty: on the control API alone
+
+	VMM          string // auto, qemu, firecracker
+	Accel        string // auto, kvm, tcg
+	QEMU         string // path or name of the QEMU binary; empty: the distribution's
+	MemoryPolicy string // default of functions that name none
+	Kernel       string // directory or file of a guest kernel; empty: the one that `skep setup` fetched
+	Modules      string // modules directory of Kernel; empty: none
+	CgroupRoot   string // cgroup v2 directory for machines; "auto" looks for one, "none" does without
+	ConfineUser  bool   // run each VMM as an unprivileged user of its own
+
+	Slots        int      // network slots made ahead
+	MaxInstances int      // microVMs at once, all functions together; 0: as memory allows
+	MemoryBudget int      // MiB of guest memory at once; 0: what the host has free when the daemon starts
+	NATPool      string   // IPv4 prefix from which slots with egress get addresses
+	Nameservers  []string // that functions with egress get; empty: the host's
+
+	KeepSnapshots   int          // usable snapshots kept per function
+	KeepRecords     int          // invocation records kept in all
+	KeepLogMiB      int          // of output kept per function
+	DrainTimeout    api.Duration // that running invocations get at shutdown
+	Experiments     bool         // requests may choose start kind and policy through the gateway's port
+	LogLevel        string       // debug, info, warn, error
+	LogFormat       string       // text, json
+	FirecrackerPath string       // path or name of the Firecracker binary
+}
+
+// Default returns the settings of a host that nobody has configured.
+func Default() Config {
+	return Config{
+		DataDir:         "/var/lib/skep",
+		RunDir:          "/run/skep",
+		Listen:          "127.0.0.1:7080",
+		Domain:          "localhost",
+		VMM:             "auto",
+		Accel:           "auto",
+		CgroupRoot:      "auto",
+		ConfineUser:     true,
+		Slots:           4,
+		NATPool:         "10.201.0.0/16",
+		KeepSnapshots:   2,
+		KeepRecords:     100_000,
+		KeepLogMiB:      16,
+		DrainTimeout:    api.Duration(30 * time.Second),
+		LogLevel:        "info",
+		LogFormat:       "text",
+		MemoryPolicy:    "mmap",
+		FirecrackerPath: "firecracker",
+	}
+}
+
+// Key is one setting: its name in the file, in the environment and as a flag,
+// and where it lives in a Config.
+type Key struct {
+	Name string // as in the file: data_dir
+	Help string // one line
+	// field returns a pointer to the setting: *string, *int, *bool,
+	// *api.Duration or *[]string.
+	field func(*Config) any
+}
+
+// Keys lists every setting in the order in which people should read them.
+var Keys = []Key{
+	{"data_dir", "directory of images, snapshots and the database", func(c *Config) any { return &c.DataDir }},
+	{"run_dir", "directory of sockets and of running machines", func(c *Config) any { return &c.RunDir }},
+	{"socket", "unix socket of the control API (default: skep.sock in run_dir)", func(c *Config) any { return &c.Socket }},
+	{"listen", "address of the gateway, where functions are reached", func(c *Config) any { return &c.Listen }},
+	{"domain", "a function is reached as http://<name>.<domain>", func(c *Config) any { return &c.Domain }},
+	{"control_listen", "address of the control API over TCP; needs control_token_file (default: none)", func(c *Config) any { return &c.ControlListen }},
+	{"control_token_file", "file that holds the control API's bearer token", func(c *Config) any { return &c.ControlTokenFile }},
+	{"address", "control API over TCP that the CLI speaks to (default: the socket)", func(c *Config) any { return &c.Address }},
+	{"metrics_listen", "address of /metrics without a token (default: on the control API alone)", func(c *Config) any { return &c.MetricsListen }},
+	{"vmm", "virtual machine monitor: auto, qemu or firecracker", func(c *Config) any { return &c.VMM }},
+	{"accel", "how guest code runs: auto, kvm or tcg", func(c *Config) any { return &c.Accel }},
+	{"qemu", "QEMU binary (default: the distribution's)", func(c *Config) any { return &c.QEMU }},
+	{"firecracker", "Firecracker binary", func(c *Config) any { return &c.FirecrackerPath }},
+	{"memory_policy", "how restored memory is filled, for functions that name no policy", func(c *Config) any { return &c.MemoryPolicy }},
+	{"kernel", "guest kernel, a bzImage or vmlinux (default: the one that `skep setup` fetched)", func(c *Config) any { return &c.Kernel }},
+	{"kernel_modules", "modules directory of that kernel", func(c *Config) any { return &c.Modules }},
+	{"cgroup_root", "cgroup v2 directory for machines: auto, none or a path", func(c *Config) any { return &c.CgroupRoot }},
+	{"confine_user", "run each machine as an unprivileged user of its own", func(c *Config) any { return &c.ConfineUser }},
+	{"slots", "network slots made ahead", func(c *Config) any { return &c.Slots }},
+	{"max_instances", "machines at once, all functions together (0: as memory allows)", func(c *Config) any { return &c.MaxInstances }},
+	{"memory_budget_mib", "MiB of guest memory at once (0: what the host can spare)", func(c *Config) any { return &c.MemoryBudget }},
+	{"nat_pool", "IPv4 prefix for functions with egress nat", func(c *Config) any { return &c.NATPool }},
+	{"nameservers", "name servers of functions with egress nat (default: the host's)", func(c *Config) any { return &c.Nameservers }},
+	{"keep_snapshots", "usable snapshots kept per function", func(c *Config) any { return &c.KeepSnapshots }},
+	{"keep_records", "invocation records kept in all", func(c *Config) any { return &c.KeepRecords }},
+	{"keep_log_mib", "MiB of output kept per function", func(c *Config) any { return &c.KeepLogMiB }},
+	{"drain_timeout", "time that running invocations get at shutdown", func(c *Config) any { return &c.DrainTimeout }},
+	{"experiments", "let requests choose start kind and policy through the gateway's port", func(c *Config) any { return &c.Experiments }},
+	{"log_level", "debug, info, warn or error", func(c *Config) any { return &c.LogLevel }},
+	{"log_format", "text or json", func(c *Config) any { return &c.LogFormat }},
+}
+
+// Find returns the key of that name.
+func Find(name string) (Key, bool) {
+	for _, k := range Keys {
+		if k.Name == name {
+			return k, true
+		}
+	}
+	return Key{}, false
+}

@@ -1,0 +1,121 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+)
+
+var (
+	domainRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,180}[a-z0-9])?$`)
+	policyRE = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
+)
+
+// maxSocketPath is what sun_path holds with its final NUL.
+const maxSocketPath = 107
+
+// Validate reports everything that is wrong with the settings, a line each.
+func (c Config) Validate() error {
+	return errors.Join(c.validatePaths(), c.validateAddresses(), c.validateChoices(), c.validateNumbers())
+}
+
+func (c Config) validatePaths() error {
+	var errs []error
+	for _, p := range []struct{ name, path string }{{"data_dir", c.DataDir}, {"run_dir", c.RunDir}, {"socket", c.Socket}} {
+		if p.name == "socket" && p.path == "" {
+			continue // stands for its default
+		}
+		if !filepath.IsAbs(p.path) {
+			errs = append(errs, fmt.Errorf("%s is %q: want an absolute path", p.name, p.path))
+		}
+	}
+	if len(c.Socket) > maxSocketPath {
+		errs = append(errs, fmt.Errorf("socket is %d bytes long: the kernel takes at most %d; choose a shorter run_dir", len(c.Socket), maxSocketPath))
+	}
+	if g := c.CgroupRoot; g != "auto" && g != "none" && !filepath.IsAbs(g) {
+		errs = append(errs, fmt.Errorf("cgroup_root is %q: want auto, none or an absolute path", g))
+	}
+	if c.Modules != "" && c.Kernel == "" {
+		errs = append(errs, errors.New("kernel_modules is set without kernel: name the kernel they belong to"))
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) validateAddresses() error {
+	var errs []error
+	for _, a := range []struct{ name, addr string }{{"listen", c.Listen}, {"control_listen", c.ControlListen}, {"address", c.Address}, {"metrics_listen", c.MetricsListen}} {
+		if a.addr == "" && a.name != "listen" {
+			continue
+		}
+		if _, port, err := net.SplitHostPort(a.addr); err != nil || port == "" {
+			errs = append(errs, fmt.Errorf("%s is %q: want host:port, such as 127.0.0.1:7080", a.name, a.addr))
+		}
+	}
+	if c.ControlListen != "" && c.ControlTokenFile == "" {
+		errs = append(errs, errors.New("control_listen is set without control_token_file: the control API is served over TCP only with a token"))
+	}
+	if !domainRE.MatchString(c.Domain) || strings.Contains(c.Domain, "..") {
+		errs = append(errs, fmt.Errorf("domain is %q: want a host name in lower case, such as localhost or fn.example.com", c.Domain))
+	}
+	if p, err := netip.ParsePrefix(c.NATPool); err != nil || !p.Addr().Is4() || p.Bits() < 8 || p.Bits() > 24 {
+		errs = append(errs, fmt.Errorf("nat_pool is %q: want an IPv4 prefix of /8 to /24, such as 10.201.0.0/16", c.NATPool))
+	}
+	for _, s := range c.Nameservers {
+		if _, err := netip.ParseAddr(s); err != nil {
+			errs = append(errs, fmt.Errorf("nameservers has %q: want IP addresses", s))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) validateChoices() error {
+	var errs []error
+	for _, v := range []struct {
+		name, value string
+		choices     []string
+	}{
+		{"vmm", c.VMM, []string{"auto", "qemu", "firecracker"}},
+		{"accel", c.Accel, []string{"auto", "kvm", "tcg"}},
+		{"log_level", c.LogLevel, []string{"debug", "info", "warn", "error"}},
+		{"log_format", c.LogFormat, []string{"text", "json"}},
+	} {
+		if !slices.Contains(v.choices, v.value) {
+			errs = append(errs, fmt.Errorf("%s is %q: want one of %s", v.name, v.value, strings.Join(v.choices, ", ")))
+		}
+	}
+	if !policyRE.MatchString(c.MemoryPolicy) {
+		errs = append(errs, fmt.Errorf("memory_policy is %q: want a policy's name", c.MemoryPolicy))
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) validateNumbers() error {
+	var errs []error
+	for _, v := range []struct {
+		name      string
+		n, lo, hi int
+	}{
+		{"slots", c.Slots, 0, 1024},
+		{"max_instances", c.MaxInstances, 0, 10_000},
+		{"memory_budget_mib", c.MemoryBudget, 0, 64 << 20},
+		{"keep_snapshots", c.KeepSnapshots, 1, 100},
+		{"keep_records", c.KeepRecords, 0, 100_000_000},
+		{"keep_log_mib", c.KeepLogMiB, 1, 10_240},
+	} {
+		if v.n < v.lo || v.n > v.hi {
+			errs = append(errs, fmt.Errorf("%s is %d: want %d to %d", v.name, v.n, v.lo, v.hi))
+		}
+	}
+	if d := c.DrainTimeout; d < 0 || d > api.Duration(time.Hour) {
+		errs = append(errs, fmt.Errorf("drain_timeout is %v: want 0s to 1h", d))
+	}
+	return errors.Join(errs...)
+}

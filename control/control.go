@@ -1,0 +1,130 @@
+// Package control is the daemon's control API: HTTP and JSON over a unix
+// socket, over TCP only with a token, and /metrics. It stands beside the way of
+// an invocation: package node does the work, the CLI and scripts ask for it
+// here through api.Client.
+//
+//	GET    /v1/version
+//	GET    /v1/functions                       all, a line each
+//	PUT    /v1/functions/{name}                deploy; answers a stream of api.DeployLine
+//	GET    /v1/functions/{name}                one, with instances, snapshots, newest invocations
+//	DELETE /v1/functions/{name}
+//	ANY    /v1/functions/{name}/invoke/{path}  to the function, as the gateway would
+//	GET    /v1/functions/{name}/logs           ?tail=N&follow=true&instance=ID
+//	GET    /v1/instances                       ?function=NAME
+//	GET    /v1/snapshots                       ?function=NAME
+//	POST   /v1/snapshots                       api.SnapshotRequest
+//	GET    /v1/snapshots/{id}                  the manifest
+//	POST   /v1/snapshots/{id}/verify
+//	DELETE /v1/snapshots/{id}
+//	GET    /v1/invocations                     ?function=NAME&limit=N&since=TIME
+//	GET    /v1/invocations/{id}
+//	GET    /metrics                            Prometheus text
+//
+// Bodies and queries are decoded strictly: an unknown field is an error that
+// names it. Every answer that is not a success is an api.Error.
+package control
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+
+	"github.com/skep-dev/skep/api"
+)
+
+// Node is what the control API needs of package node.
+type Node interface {
+	// Deploy makes the function's image and, by its snapshot rule, its first
+	// snapshot, and returns the function as it is stored. progress may be called
+	// from several goroutines.
+	Deploy(ctx context.Context, f api.Function, progress func(api.DeployEvent)) (api.Function, error)
+	// Functions lists all functions by name; it must not touch the disk.
+	Functions() []api.Function
+	Function(name string) (api.Function, bool)
+	// Remove drains the function's instances and deletes what belongs to it.
+	Remove(ctx context.Context, name string) error
+	// Instances lists the instances of a function, of all if function is empty.
+	Instances(function string) []api.Instance
+	// Snapshots lists published snapshots, newest first.
+	Snapshots(function string) []api.Snapshot
+	// SnapshotManifest returns a value that marshals to the manifest.
+	SnapshotManifest(ctx context.Context, id string) (any, error)
+	CreateSnapshot(ctx context.Context, function string) (api.Snapshot, error)
+	VerifySnapshot(ctx context.Context, id string) error
+	RemoveSnapshot(ctx context.Context, id string) error
+	Invocations(ctx context.Context, q api.InvocationQuery) ([]api.Invocation, error)
+	Invocation(ctx context.Context, id string) (api.Invocation, error)
+	// Logs writes a function's output to w; with Follow until ctx ends.
+	Logs(ctx context.Context, q api.LogQuery, w io.Writer) error
+}
+
+// ErrNotFound is wrapped by a Node's errors about things that do not exist.
+var ErrNotFound = errors.New("not found")
+
+// Options of New. Node is needed; the rest may be zero.
+type Options struct {
+	Node    Node
+	Invoke  http.Handler // serves /v1/functions/{name}/invoke/; nil: 404
+	Metrics http.Handler // serves /metrics; nil: 404
+	Version api.Version  // answered by /v1/version
+	// URL returns where the gateway answers for a function; nil: not told.
+	URL func(function string) string
+	// Status maps an error of Node to an HTTP status and a hint; 0 leaves it to
+	// the server. nil: always.
+	Status func(error) (status int, hint string)
+	// Closing, when closed, ends answers that never end by themselves (logs that
+	// are followed), so that the daemon can.
+	Closing <-chan struct{}
+	Log     *slog.Logger // nil: discarded
+}
+
+// Server answers the control API. Serve it with ServeUnix and ServeTCP, or use
+// Handler in a server of one's own.
+type Server struct {
+	o   Options
+	mux *http.ServeMux
+	log *slog.Logger
+}
+
+// New returns a server; it listens nowhere yet.
+func New(o Options) *Server {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{o: o, mux: http.NewServeMux(), log: o.Log}
+	s.routes()
+	return s
+}
+
+// Handler returns the API without authentication.
+func (s *Server) Handler() http.Handler { return s.mux }
+
+func (s *Server) routes() {
+	for pattern, h := range map[string]handler{
+		"GET /v1/version":                s.version,
+		"GET /v1/functions":              s.functions,
+		"PUT /v1/functions/{name}":       s.deploy,
+		"GET /v1/functions/{name}":       s.function,
+		"DELETE /v1/functions/{name}":    s.remove,
+		"GET /v1/functions/{name}/logs":  s.logs,
+		"GET /v1/instances":              s.instances,
+		"GET /v1/snapshots":              s.snapshots,
+		"POST /v1/snapshots":             s.createSnapshot,
+		"GET /v1/snapshots/{id}":         s.snapshot,
+		"POST /v1/snapshots/{id}/verify": s.verifySnapshot,
+		"DELETE /v1/snapshots/{id}":      s.removeSnapshot,
+		"GET /v1/invocations":            s.invocations,
+		"GET /v1/invocations/{id}":       s.invocation,
+	} {
+		s.mux.Handle(pattern, s.wrap(h))
+	}
+	if s.o.Invoke != nil {
+		s.mux.Handle("/v1/functions/{name}/invoke/{path...}", s.o.Invoke)
+	}
+	if s.o.Metrics != nil {
+		s.mux.Handle("GET /metrics", s.o.Metrics)
+	}
+	s.mux.Handle("/", s.wrap(s.unknown))
+}

@@ -1,0 +1,61 @@
+package control
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/skep-dev/skep/api"
+)
+
+var (
+	descBuild     = prometheus.NewDesc("skep_build_info", "What this daemon is; always 1.", []string{"version", "commit", "go", "vmm"}, nil)
+	descFunctions = prometheus.NewDesc("skep_functions", "Functions deployed.", nil, nil)
+	descInstances = prometheus.NewDesc("skep_instances", "Instances by function and state; those that are none are left out.", []string{"function", "state"}, nil)
+	descQueue     = prometheus.NewDesc("skep_queue_length", "Requests that wait for an instance.", nil, nil)
+	descSnapshots = prometheus.NewDesc("skep_snapshots", "Published snapshots, by whether they can be used here.", []string{"usable"}, nil)
+	descDisk      = prometheus.NewDesc("skep_snapshot_disk_bytes", "Bytes that published snapshots occupy on disk.", nil, nil)
+)
+
+// stateCollector reads gauges from the node when it is scraped, so that they
+// can be neither stale nor leaked.
+type stateCollector struct {
+	state   State
+	version api.Version
+	queue   func() int
+}
+
+func (c *stateCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descBuild, descFunctions, descInstances, descQueue, descSnapshots, descDisk} {
+		ch <- d
+	}
+}
+
+func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	gauge(descBuild, 1, c.version.Version, c.version.Commit, c.version.Go, c.version.VMM)
+	gauge(descFunctions, float64(len(c.state.Functions())))
+	if c.queue != nil {
+		gauge(descQueue, float64(c.queue()))
+	}
+	type key struct{ function, state string }
+	instances := map[key]int{}
+	for _, i := range c.state.Instances("") {
+		instances[key{i.Function, string(i.State)}]++
+	}
+	for k, n := range instances {
+		gauge(descInstances, float64(n), k.function, k.state)
+	}
+	var usable, unusable, disk float64
+	for _, s := range c.state.Snapshots("") {
+		disk += float64(s.DiskBytes)
+		if s.Usable {
+			usable++
+		} else {
+			unusable++
+		}
+	}
+	gauge(descSnapshots, usable, "true")
+	gauge(descSnapshots, unusable, "false")
+	gauge(descDisk, disk)
+}

@@ -1,0 +1,161 @@
+package control
+
+import (
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/skep-dev/skep/api"
+)
+
+// Labels of invocations that name no function that exists, or one too many.
+const (
+	unknownFunction = "_unknown"
+	otherFunctions  = "_other"
+)
+
+// maxFunctionLabels bounds how many functions have series of their own.
+const maxFunctionLabels = 2000
+
+// phaseBuckets are seconds: 100 µs to 30 s.
+var phaseBuckets = []float64{
+	100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1, 2.5, 5, 10, 30,
+}
+
+// State is what the gauges are read from at each scrape.
+type State interface {
+	Functions() []api.Function
+	Function(name string) (api.Function, bool)
+	Instances(function string) []api.Instance
+	Snapshots(function string) []api.Snapshot
+}
+
+// Metrics counts invocations and answers /metrics. Observe it every record.
+type Metrics struct {
+	registry    *prometheus.Registry
+	invocations *prometheus.CounterVec   // function, start, code
+	phases      *prometheus.HistogramVec // phase, start
+	bytes       *prometheus.CounterVec   // direction
+	failures    prometheus.Counter
+	memory      memoryCounters
+
+	mu     sync.Mutex // guards labels
+	labels map[string]struct{}
+	state  State
+}
+
+type memoryCounters struct {
+	faults, prefetched, zero, wasted, read, handler *prometheus.CounterVec // policy
+}
+
+// NewMetrics returns metrics whose gauges are read from state; queue, when not
+// nil, returns the number of requests that wait in all queues.
+func NewMetrics(state State, v api.Version, queue func() int) *Metrics {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	}
+	m := &Metrics{
+		registry:    prometheus.NewRegistry(),
+		invocations: counter("skep_invocations_total", "Invocations by function, by how their instance started, and by HTTP status class.", "function", "start", "code"),
+		phases: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "skep_phase_seconds", Help: "Duration of each phase of an invocation.", Buckets: phaseBuckets,
+		}, []string{"phase", "start"}),
+		bytes:    counter("skep_bytes_total", "Bytes of request and response bodies.", "direction"),
+		failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "skep_failures_total", Help: "Invocations that skep, not the function, failed."}),
+		memory: memoryCounters{
+			faults:     counter("skep_memory_faults_total", "Page faults of restored guests that were served.", "policy"),
+			prefetched: counter("skep_memory_prefetched_pages_total", "Pages installed before they were asked for.", "policy"),
+			zero:       counter("skep_memory_zero_pages_total", "Pages of zeros among those installed.", "policy"),
+			wasted:     counter("skep_memory_wasted_pages_total", "Prefetched pages known never to have been touched.", "policy"),
+			read:       counter("skep_memory_read_bytes_total", "Bytes of snapshot memory read.", "policy"),
+			handler:    counter("skep_memory_handler_seconds_total", "Time spent serving page faults.", "policy"),
+		},
+		labels: map[string]struct{}{},
+		state:  state,
+	}
+	c := m.memory
+	m.registry.MustRegister(m.invocations, m.phases, m.bytes, m.failures, c.faults, c.prefetched, c.zero, c.wasted, c.read, c.handler,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		&stateCollector{state: state, version: v, queue: queue})
+	return m
+}
+
+// Observe counts one invocation. It is cheap enough for every request.
+func (m *Metrics) Observe(rec api.Invocation) {
+	start := string(rec.Start)
+	if start == "" {
+		start = "none"
+	}
+	m.invocations.WithLabelValues(m.label(rec.Function), start, code(rec.Status)).Inc()
+	m.bytes.WithLabelValues("in").Add(float64(max(rec.BytesIn, 0)))
+	m.bytes.WithLabelValues("out").Add(float64(max(rec.BytesOut, 0)))
+	if rec.Error != "" {
+		m.failures.Inc()
+	}
+	rec.Phases.Each(func(name string, d time.Duration) {
+		if d > 0 {
+			m.phases.WithLabelValues(name, start).Observe(d.Seconds())
+		}
+	})
+	if s := rec.Memory; s != nil {
+		m.memory.add(*s)
+	}
+}
+
+func (c memoryCounters) add(s api.MemoryStats) {
+	add := func(v *prometheus.CounterVec, n float64) { v.WithLabelValues(s.Policy).Add(max(n, 0)) }
+	add(c.faults, float64(s.Faults))
+	add(c.prefetched, float64(s.Prefetched))
+	add(c.zero, float64(s.ZeroPages))
+	add(c.wasted, float64(s.Wasted)) // -1, not known, adds nothing
+	add(c.read, float64(s.BytesRead))
+	add(c.handler, s.HandlerTime.Seconds())
+}
+
+// code is the label of an HTTP status: the status itself where clients branch
+// on it, its class otherwise.
+func code(status int) string {
+	switch {
+	case status == 200 || status == 404 || status == 429 || status == 500 || status == 502 || status == 503 || status == 504:
+		return strconv.Itoa(status)
+	case status >= 100 && status < 600:
+		return strconv.Itoa(status/100) + "xx"
+	}
+	return "none"
+}
+
+// label returns the function's label value, and keeps their number bounded.
+func (m *Metrics) label(function string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.labels[function]; ok {
+		return function
+	}
+	_, exists := m.state.Function(function)
+	switch {
+	case !exists:
+		return unknownFunction
+	case len(m.labels) >= maxFunctionLabels:
+		return otherFunctions
+	}
+	m.labels[function] = struct{}{}
+	return function
+}
+
+// Forget drops the series of a function that has been removed.
+func (m *Metrics) Forget(function string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.labels, function)
+	m.invocations.DeletePartialMatch(prometheus.Labels{"function": function})
+}
+
+// Handler answers /metrics.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry, MaxRequestsInFlight: 4})
+}

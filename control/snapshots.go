@@ -1,0 +1,179 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/skep-dev/skep/api"
+)
+
+const (
+	maxInvocations = 10_000  // of one answer
+	maxTail        = 1 << 20 // lines
+)
+
+func (s *Server) instances(w http.ResponseWriter, r *http.Request) error {
+	q, err := queryOf(r, "function")
+	if err != nil {
+		return err
+	}
+	if name := q.Get("function"); name != "" {
+		if _, err := s.find(name); err != nil {
+			return err
+		}
+	}
+	return answer(w, list(s.o.Node.Instances(q.Get("function"))))
+}
+
+func (s *Server) snapshots(w http.ResponseWriter, r *http.Request) error {
+	q, err := queryOf(r, "function")
+	if err != nil {
+		return err
+	}
+	if name := q.Get("function"); name != "" {
+		if _, err := s.find(name); err != nil {
+			return err
+		}
+	}
+	return answer(w, list(s.o.Node.Snapshots(q.Get("function"))))
+}
+
+func (s *Server) createSnapshot(w http.ResponseWriter, r *http.Request) error {
+	var req api.SnapshotRequest
+	if err := decode(w, r, &req); err != nil {
+		return err
+	}
+	if _, err := s.find(req.Function); err != nil {
+		return err
+	}
+	snap, err := s.o.Node.CreateSnapshot(r.Context(), req.Function)
+	if err != nil {
+		return err
+	}
+	return answer(w, snap)
+}
+
+func (s *Server) snapshot(w http.ResponseWriter, r *http.Request) error {
+	if _, err := queryOf(r); err != nil {
+		return err
+	}
+	m, err := s.o.Node.SnapshotManifest(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	return answer(w, m)
+}
+
+func (s *Server) verifySnapshot(w http.ResponseWriter, r *http.Request) error {
+	if err := s.o.Node.VerifySnapshot(r.Context(), r.PathValue("id")); err != nil {
+		return err
+	}
+	return answer(w, struct{}{})
+}
+
+func (s *Server) removeSnapshot(w http.ResponseWriter, r *http.Request) error {
+	if err := s.o.Node.RemoveSnapshot(r.Context(), r.PathValue("id")); err != nil {
+		return err
+	}
+	return answer(w, struct{}{})
+}
+
+func (s *Server) invocations(w http.ResponseWriter, r *http.Request) error {
+	q, err := queryOf(r, "function", "limit", "since")
+	if err != nil {
+		return err
+	}
+	want := api.InvocationQuery{Function: q.Get("function")}
+	if want.Limit, err = queryInt(q, "limit", maxInvocations); err != nil {
+		return err
+	}
+	if want.Since, err = queryTime(q, "since"); err != nil {
+		return err
+	}
+	recs, err := s.o.Node.Invocations(r.Context(), want)
+	if err != nil {
+		return fmt.Errorf("reading invocations: %w", err)
+	}
+	return answer(w, list(recs))
+}
+
+func (s *Server) invocation(w http.ResponseWriter, r *http.Request) error {
+	rec, err := s.o.Node.Invocation(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	return answer(w, rec)
+}
+
+func (s *Server) logs(w http.ResponseWriter, r *http.Request) error {
+	q, err := queryOf(r, "tail", "follow", "instance")
+	if err != nil {
+		return err
+	}
+	want := api.LogQuery{Function: r.PathValue("name"), Instance: q.Get("instance")}
+	if want.Tail, err = queryInt(q, "tail", maxTail); err != nil {
+		return err
+	}
+	if want.Follow, err = queryBool(q, "follow"); err != nil {
+		return err
+	}
+	if _, err := s.find(want.Function); err != nil {
+		return err
+	}
+	out := &flusher{w: w, rc: http.NewResponseController(w)}
+	if want.Follow {
+		if err := out.start(); err != nil { // the client knows at once that it is connected
+			return nil
+		}
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	go func() { // ends with the request
+		select {
+		case <-s.o.Closing:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	err = s.o.Node.Logs(ctx, want, out)
+	if err == nil || ctx.Err() != nil {
+		return nil
+	}
+	if out.started {
+		// Half an answer must not look like a whole one.
+		s.log.Warn("logs broke off", "function", want.Function, "error", err)
+		panic(http.ErrAbortHandler)
+	}
+	return err
+}
+
+// flusher sends every write to the client at once.
+type flusher struct {
+	w       http.ResponseWriter
+	rc      *http.ResponseController
+	started bool
+}
+
+func (f *flusher) start() error {
+	f.started = true
+	f.w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	f.w.WriteHeader(http.StatusOK)
+	return f.rc.Flush()
+}
+
+func (f *flusher) Write(b []byte) (int, error) {
+	if !f.started {
+		if err := f.start(); err != nil {
+			return 0, err
+		}
+	}
+	n, err := f.w.Write(b)
+	if err != nil {
+		return n, err
+	}
+	return n, f.rc.Flush()
+}
+
+var _ io.Writer = (*flusher)(nil)
