@@ -1,0 +1,142 @@
+package memory
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/skep-dev/skep/memory/workingset"
+)
+
+// plan is what a policy wants installed ahead of faults: runs in the order in
+// which they are to be installed. It is built before the guest's memory is
+// there; from then on it belongs to the server's goroutine.
+type plan struct {
+	runs   []planned
+	byPage []uint32 // indices of runs, sorted by their first page; runs do not overlap
+	left   int      // runs that are not done
+	pages  int64
+}
+
+type planned struct {
+	workingset.Run
+	data []byte  // contents, once they are in memory; unused for a zero run
+	buf  *buffer // that data lies in; a reference is held
+	done bool
+}
+
+// pieceLimit is how many pages are installed between two looks at the events:
+// some 50 µs, which a real fault may have to wait. Longer runs are cut, which
+// costs next to nothing: a call's own cost is less than that of one page.
+const pieceLimit = 64
+
+func newPlan(runs []workingset.Run) *plan {
+	p := &plan{runs: make([]planned, 0, len(runs))}
+	for _, r := range runs {
+		p.pages += int64(r.Pages)
+		for r.Pages > 0 {
+			piece := r
+			piece.Pages = min(r.Pages, pieceLimit)
+			p.runs = append(p.runs, planned{Run: piece})
+			r.First, r.Pages = piece.End(), r.Pages-piece.Pages
+		}
+	}
+	p.left = len(p.runs)
+	p.byPage = make([]uint32, len(p.runs))
+	for i := range p.byPage {
+		p.byPage[i] = uint32(i)
+	}
+	slices.SortFunc(p.byPage, func(a, b uint32) int { return cmp.Compare(p.runs[a].First, p.runs[b].First) })
+	return p
+}
+
+// span is the runs [from, to) of a plan, in plan order.
+type span struct{ from, to int }
+
+// spans cuts the plan into pieces whose contents fit into limit bytes.
+func (p *plan) spans(limit int64) []span {
+	var out []span
+	from, bytes := 0, int64(0)
+	for i := range p.runs {
+		if n := p.runs[i].Bytes(); bytes+n > limit {
+			out = append(out, span{from, i})
+			from, bytes = i, n
+		} else {
+			bytes += n
+		}
+	}
+	if from < len(p.runs) {
+		out = append(out, span{from, len(p.runs)})
+	}
+	return out
+}
+
+func (p *plan) bytes(s span) (n int64) {
+	for i := s.from; i < s.to; i++ {
+		n += p.runs[i].Bytes()
+	}
+	return n
+}
+
+// find returns the run that holds a page, or nil.
+func (p *plan) find(page uint32) *planned {
+	lo, hi := 0, len(p.byPage)
+	for lo < hi { // by hand: sort.Search would allocate its closure
+		mid := int(uint(lo+hi) >> 1)
+		if p.runs[p.byPage[mid]].First <= page {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	if lo == 0 {
+		return nil
+	}
+	if r := &p.runs[p.byPage[lo-1]]; page < r.End() {
+		return r
+	}
+	return nil
+}
+
+// chunk is a piece of a plan whose contents are in memory: the runs [from, to)
+// in plan order, contents in data one after the other.
+type chunk struct {
+	span
+	data []byte
+	buf  *buffer // its reference passes to the server; nil for zero runs only
+}
+
+// take attaches a chunk's contents to its runs.
+func (p *plan) take(c chunk) {
+	data := c.data
+	for i := c.from; i < c.to; i++ {
+		r := &p.runs[i]
+		n := r.Bytes()
+		if n == 0 || r.done {
+			data = data[n:]
+			continue
+		}
+		r.data, r.buf = data[:n:n], c.buf
+		c.buf.ref()
+		data = data[n:]
+	}
+	if c.buf != nil {
+		c.buf.unref()
+	}
+}
+
+// finish marks a run as done and lets go of its contents.
+func (p *plan) finish(r *planned) {
+	if r.done {
+		return
+	}
+	r.done = true
+	p.left--
+	p.drop(r)
+}
+
+func (p *plan) drop(r *planned) {
+	if r.buf != nil {
+		r.buf.unref()
+		r.buf, r.data = nil, nil
+	}
+}

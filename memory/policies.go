@@ -1,0 +1,78 @@
+package memory
+
+import (
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+)
+
+// Options of New. The zero value is right for a daemon.
+type Options struct {
+	// BufferBytes bounds the memory through which prefetching reads, over all
+	// instances at once; default 512 MiB.
+	BufferBytes int64
+	// Reads bounds the reads that wait for the disk at once, over all instances;
+	// default 64. Each holds a thread.
+	Reads int
+}
+
+// Policies is the table of policies and what they share: buffers, a bound on
+// reads, what is known of memory files. One daemon has one.
+type Policies struct {
+	policies []Policy
+	pool     *pool
+	slots    chan struct{}
+	holes    holeMaps
+	spin     spinners
+}
+
+// Default is the policy for whoever does not choose.
+const Default = "resident"
+
+// New makes the table. Close it after the last session.
+func New(o Options) *Policies {
+	if o.BufferBytes <= 0 {
+		o.BufferBytes = 512 << 20
+	}
+	if o.Reads <= 0 {
+		o.Reads = 64
+	}
+	t := &Policies{pool: newPool(o.BufferBytes), slots: make(chan struct{}, o.Reads)}
+	t.spin.max.Store(int32(max(runtime.GOMAXPROCS(0)/2, 1)))
+	t.policies = []Policy{
+		mmapPolicy{},
+		residentPolicy{t},
+		lazyPolicy{t},
+	}
+	return t
+}
+
+// Lookup finds a policy by name; "" is Default.
+func (t *Policies) Lookup(name string) (Policy, error) {
+	if name == "" {
+		name = Default
+	}
+	for _, p := range t.policies {
+		if p.Name() == name {
+			return p, nil
+		}
+	}
+	return nil, fmt.Errorf("no memory policy %q: there are %s", name, strings.Join(t.Names(), ", "))
+}
+
+// Names of all policies, sorted.
+func (t *Policies) Names() []string {
+	var names []string
+	for _, p := range t.policies {
+		names = append(names, p.Name())
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Close gives the shared buffers back. Every session must have been closed.
+func (t *Policies) Close() error {
+	t.pool.close()
+	return nil
+}

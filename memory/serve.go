@@ -1,0 +1,233 @@
+package memory
+
+import (
+	"fmt"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/skep-dev/skep/memory/userfaultfd"
+)
+
+// serveFaults answers the faults at hand, in order. A fault that the kernel
+// will not have answered yet stays at the head: the caller reads the pending
+// events, then tries again.
+func (s *server) serveFaults() error {
+	for i, ev := range s.faults {
+		start := time.Now()
+		again, err := s.serveFault(ev)
+		s.counter.handler.Add(int64(time.Since(start)))
+		if err != nil {
+			return err
+		}
+		if again {
+			s.faults = append(s.faults[:0], s.faults[i:]...)
+			return nil
+		}
+	}
+	s.faults = s.faults[:0]
+	return nil
+}
+
+// serveFault makes the page of one fault present and wakes who waits for it.
+func (s *server) serveFault(ev userfaultfd.Event) (again bool, err error) {
+	page, ok := s.pageOf(ev.Address)
+	if !ok {
+		return false, fmt.Errorf("guest memory: a fault at %#x is outside the guest's regions", ev.Address)
+	}
+	if s.rec != nil {
+		s.rec.touch(page, ev.Flags&userfaultfd.FaultWrite != 0)
+	}
+	addr := ev.Address &^ (pageSize - 1)
+	zero := s.isZero(page)
+	if !zero && s.plan != nil {
+		if served, again, err := s.serveFromPlan(page); served || again || err != nil {
+			if served {
+				s.counter.faults.Add(1)
+			}
+			return again, err
+		}
+	}
+	if zero {
+		_, err = s.zeroPages(addr, pageSize)
+	} else {
+		if err := s.back.read(s.buf[:pageSize], page); err != nil {
+			return false, fmt.Errorf("reading page %d of the snapshot's memory for a fault: %w", page, err)
+		}
+		s.counter.bytesRead.Add(pageSize)
+		_, err = s.guest.FD.Copy(addr, s.buf[:pageSize], 0)
+	}
+	again, err = s.answered(addr, err)
+	if err == nil && !again {
+		s.present.set(page)
+		s.counter.faults.Add(1)
+		if zero {
+			s.counter.zeroPages.Add(1)
+		}
+	}
+	return again, err
+}
+
+func (s *server) isZero(page uint32) bool { return s.removed.has(page) || !s.back.data.has(page) }
+
+// answered judges the kernel's answer to installing the one page at addr.
+func (s *server) answered(addr uint64, err error) (again bool, _ error) {
+	switch err {
+	case nil:
+		return false, nil
+	case syscall.EEXIST:
+		// Someone was faster, or the prefetch was; whoever waits does not know.
+		if err := s.guest.FD.Wake(addr, pageSize); err != nil && err != syscall.ENOENT {
+			return false, s.judge(addr, err)
+		}
+		return false, nil
+	case syscall.EAGAIN:
+		s.letVMMRun()
+		return true, nil
+	}
+	return false, s.judge(addr, err)
+}
+
+// letVMMRun gives the thread that changes the mappings time to get on.
+func (s *server) letVMMRun() {
+	if s.refused++; s.refused%32 != 0 {
+		runtime.Gosched()
+		return
+	}
+	time.Sleep(20 * time.Microsecond)
+}
+
+func (s *server) judge(addr uint64, err error) error {
+	switch err {
+	case syscall.ENOENT, syscall.ESRCH, syscall.EBADF:
+		return errGone
+	}
+	return fmt.Errorf("installing a page of guest memory at %#x: %w", addr, err)
+}
+
+// zeroPages installs zeros, where the kernel has no zero page for the mapping
+// by a copy.
+func (s *server) zeroPages(addr, length uint64) (int, error) {
+	if s.zero == nil {
+		n, err := s.guest.FD.ZeroPage(addr, length, 0)
+		if err != syscall.EINVAL {
+			return n, err
+		}
+		s.zero = make([]byte, 16*pageSize)
+	}
+	return s.guest.FD.Copy(addr, s.zero[:min(length, uint64(len(s.zero)))], 0)
+}
+
+// serveFromPlan answers a fault from contents that are in memory already, its
+// neighbours with it.
+func (s *server) serveFromPlan(page uint32) (served, again bool, err error) {
+	r := s.plan.find(page)
+	if r == nil || r.done || r.data == nil {
+		return false, false, nil
+	}
+	done, err := s.installRun(r)
+	return done, !done, err
+}
+
+// installPiece goes on with the current chunk.
+func (s *server) installPiece() error {
+	if len(s.ready) == 0 {
+		return nil
+	}
+	start := time.Now()
+	now := &s.ready[0]
+	for budget := pieceLimit; budget > 0 && now.from < now.to; {
+		r := &s.plan.runs[now.from]
+		if !r.done {
+			budget -= int(r.Pages)
+			done, err := s.installRun(r)
+			if err != nil {
+				return err
+			}
+			if !done {
+				break
+			}
+		}
+		now.from++
+	}
+	s.counter.install.Add(int64(time.Since(start)))
+	if now.from == now.to {
+		s.ready = s.ready[1:]
+	}
+	if s.plan.left == 0 {
+		s.planDone()
+	}
+	return nil
+}
+
+// installRun installs the pages of a run that are not there yet. done is false
+// when events must be read first.
+func (s *server) installRun(r *planned) (done bool, err error) {
+	for page := r.First; page < r.End(); {
+		if s.present.has(page) || s.removed.has(page) {
+			page++
+			continue
+		}
+		end := page + 1
+		for end < r.End() && !s.present.has(end) && !s.removed.has(end) {
+			end++
+		}
+		addr, contiguous, ok := s.hostAddr(page)
+		if !ok {
+			page++ // a page of the file that is in no region
+			continue
+		}
+		n, err := s.installPages(r, page, min(end-page, contiguous), addr)
+		s.installedPages(r, page, n)
+		page += n
+		if err == nil {
+			continue
+		}
+		if n, err = 0, s.skip(addr, err); err == errAgain {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		page++
+	}
+	s.plan.finish(r)
+	return true, nil
+}
+
+func (s *server) installedPages(r *planned, page, n uint32) {
+	s.present.setRange(page, page+n)
+	s.counter.prefetched.Add(int64(n))
+	if r.Zero {
+		s.counter.zeroPages.Add(int64(n))
+	}
+}
+
+var errAgain = syscall.EAGAIN
+
+// skip decides about a page of a run that could not be installed: nil to go on
+// with the next one, errAgain to read events first.
+func (s *server) skip(addr uint64, err error) error {
+	again, err := s.answered(addr, err)
+	if again {
+		return errAgain
+	}
+	return err
+}
+
+// installPages installs n pages of a run and returns how many it did.
+func (s *server) installPages(r *planned, page, n uint32, addr uint64) (uint32, error) {
+	var done int
+	var err error
+	if r.Zero {
+		done, err = s.zeroPages(addr, uint64(n)*pageSize)
+	} else {
+		off := int(page-r.First) * pageSize
+		done, err = s.guest.FD.Copy(addr, r.data[off:off+int(n)*pageSize], 0)
+	}
+	if err == syscall.ENOENT && n > 1 {
+		// Not one mapping from end to end, perhaps: page by page then.
+		return s.installPages(r, page, 1, addr)
+	}
+	return uint32(done / pageSize), err
+}

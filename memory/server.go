@@ -1,0 +1,326 @@
+package memory
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/skep-dev/skep/memory/userfaultfd"
+)
+
+// server serves the memory of one instance. One goroutine, loop, does every
+// call on the userfaultfd: it reads events, answers faults, and between them
+// installs what is queued, a piece at a time. That is what makes removals
+// right without a lock: a page can only be installed between two reads, the
+// kernel refuses to install while a removal is unread (EAGAIN), and once it is
+// read no later install brings old content back. Reading from disk is done
+// elsewhere and reaches it through the queue; only the page of a fault is read
+// in place.
+type server struct {
+	guest   userfaultfd.Guest
+	back    *backing
+	plan    *plan     // may be nil
+	rec     *recorder // may be nil
+	counter *counters
+	spin    *spinners
+
+	// Owned by loop.
+	removed bitmap // given back by the guest: zeros from then on
+	present bitmap // installed: only a hint, and only for prefetching
+	faults  []userfaultfd.Event
+	evs     [userfaultfd.MaxBatch]userfaultfd.Event
+	buf     []byte // of a page that is read for a fault
+	zero    []byte // pages of zeros, where the kernel has no zero page; made on first use
+	ready   []span // whose contents are in memory, the first being installed
+	refused uint   // times that the kernel said EAGAIN
+
+	mu      sync.Mutex
+	queue   []chunk // guarded by mu: waiting for loop
+	closing bool    // guarded by mu
+	started bool    // guarded by mu: guest is set
+	abandon bool    // guarded by mu: forget what of the plan has not come
+	work    atomic.Bool
+
+	installed chan struct{} // closed when the whole plan is done
+	isDone    bool          // owned by loop: installed is closed
+	stopped   chan struct{} // closed when loop has ended
+	failed    chan struct{} // closed when memory can no longer be served
+	failOnce  sync.Once
+	err       error // set before failed is closed
+}
+
+// counters are read while the server runs.
+type counters struct {
+	faults, zeroPages, prefetched, bytesRead atomic.Int64
+	fetch, install, handler                  atomic.Int64 // nanoseconds
+	residual                                 atomic.Int64 // faults after the vCPUs were let run
+}
+
+// errGone ends the loop quietly: the process or its memory is no more.
+var errGone = errors.New("the guest's memory is gone")
+
+func newServer(back *backing, p *plan, c *counters) *server {
+	return &server{
+		back: back, plan: p, counter: c,
+		removed: newBitmap(int(back.pages)), present: newBitmap(int(back.pages)),
+		faults:    make([]userfaultfd.Event, 0, 2*userfaultfd.MaxBatch),
+		installed: make(chan struct{}), stopped: make(chan struct{}), failed: make(chan struct{}),
+	}
+}
+
+// checkGuest refuses guest memory that this snapshot cannot fill.
+func checkGuest(g userfaultfd.Guest, size int64) error {
+	if err := userfaultfd.CheckRegions(g.Regions); err != nil {
+		return err
+	}
+	for _, r := range g.Regions {
+		if r.PageSize != pageSize {
+			return fmt.Errorf("guest memory at %#x has pages of %d bytes: only %d are served; start the VMM without huge pages", r.HostAddr, r.PageSize, pageSize)
+		}
+		if int64(r.Offset+r.Size) > size {
+			return fmt.Errorf("guest memory at %#x reaches to offset %d: the snapshot's memory has %d bytes", r.HostAddr, r.Offset+r.Size, size)
+		}
+	}
+	return nil
+}
+
+// fail ends the server for a reason; the first one counts.
+func (s *server) fail(err error) {
+	s.failOnce.Do(func() {
+		s.err = err
+		close(s.failed)
+	})
+}
+
+// start takes over the guest and lets loop run. It reports false when the
+// server was stopped before.
+func (s *server) start(g userfaultfd.Guest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing || s.started {
+		return false
+	}
+	s.guest, s.started = g, true
+	go s.loop()
+	return true
+}
+
+// push queues a chunk of the plan, before or after start. It takes over the
+// chunk's reference on its buffer.
+func (s *server) push(c chunk) {
+	if !s.tell(func() { s.queue = append(s.queue, c) }) && c.buf != nil {
+		c.buf.unref()
+	}
+}
+
+// giveUp forgets what of the plan has not been pushed: nothing more will come.
+func (s *server) giveUp() { s.tell(func() { s.abandon = true }) }
+
+// stop makes loop end; it returns when it has, and all contents are let go.
+func (s *server) stop() {
+	s.tell(func() { s.closing = true })
+	s.mu.Lock()
+	started := s.started
+	s.mu.Unlock()
+	if !started {
+		s.letGo()
+		return
+	}
+	<-s.stopped
+}
+
+// tell changes what loop is to do, and wakes it. False: it has ended.
+func (s *server) tell(change func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	change()
+	s.work.Store(true)
+	if s.started {
+		_ = s.guest.FD.SetReadDeadline(time.Unix(1, 0))
+	}
+	return true
+}
+
+// loop is the owner of the guest's memory until it ends.
+func (s *server) loop() {
+	defer close(s.stopped)
+	defer s.letGo()
+	if s.plan == nil || s.plan.left == 0 {
+		s.planDone()
+	}
+	for {
+		err := s.turn()
+		switch {
+		case err == nil:
+		case errors.Is(err, errGone), errors.Is(err, os.ErrClosed):
+			return
+		default:
+			s.fail(err)
+			return
+		}
+	}
+}
+
+func (s *server) planDone() {
+	if !s.isDone {
+		s.isDone = true
+		close(s.installed)
+	}
+}
+
+// turn reads what events there are, answers the faults, and else installs a
+// piece of the plan; it waits when there is nothing to do.
+func (s *server) turn() error {
+	if err := s.takeWork(); err != nil {
+		return err
+	}
+	busy := len(s.faults) > 0 || len(s.ready) > 0
+	if err := s.readEvents(!busy); err != nil {
+		return err
+	}
+	if len(s.faults) > 0 {
+		return s.serveFaults()
+	}
+	return s.installPiece()
+}
+
+// takeWork moves what was queued to the plan. Contents become usable for
+// faults at once, whatever their place in the queue.
+func (s *server) takeWork() error {
+	if !s.work.Load() {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.work.Store(false)
+	if s.closing {
+		return errGone
+	}
+	for _, c := range s.queue {
+		s.plan.take(c)
+		s.ready = append(s.ready, c.span)
+	}
+	s.queue = s.queue[:0]
+	if s.abandon && len(s.ready) == 0 {
+		s.planDone()
+	}
+	return nil
+}
+
+// readEvents appends faults to s.faults and applies everything else at once:
+// the kernel delivers faults before the removals that preceded them.
+func (s *server) readEvents(wait bool) error {
+	n, err := s.nextEvents(wait)
+	if err != nil {
+		return err
+	}
+	for _, ev := range s.evs[:n] {
+		switch ev.Kind {
+		case userfaultfd.KindFault:
+			s.faults = append(s.faults, ev)
+		case userfaultfd.KindRemove, userfaultfd.KindUnmap:
+			s.applyRemove(ev.Start, ev.End)
+		default:
+			return fmt.Errorf("guest memory: the VMM did what cannot be followed (event %#x): it forked or moved its mappings", ev.Kind)
+		}
+	}
+	return nil
+}
+
+func (s *server) nextEvents(wait bool) (int, error) {
+	n, err := s.guest.FD.TryReadEvents(s.evs[:])
+	if n > 0 || err != nil || !wait {
+		return n, err
+	}
+	if n, err = s.spinForEvents(); n > 0 || err != nil {
+		return n, err
+	}
+	// The deadline is lifted before the queue is looked at: a kick that comes
+	// later puts it back, one that came before has left something in the queue.
+	_ = s.guest.FD.SetReadDeadline(time.Time{})
+	if s.work.Load() {
+		return 0, nil
+	}
+	n, err = s.guest.FD.ReadEvents(s.evs[:])
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return 0, nil
+	}
+	return n, err
+}
+
+// applyRemove notes that pages were given back: they are zeros from now on.
+func (s *server) applyRemove(start, end uint64) {
+	for _, r := range s.guest.Regions {
+		from, to := max(start, r.HostAddr), min(end, r.HostAddr+r.Size)
+		for a := from; a < to; a += pageSize {
+			page := pageAt(r, a)
+			s.removed.set(page)
+			s.present.clear(page)
+		}
+	}
+}
+
+func pageAt(r userfaultfd.Region, addr uint64) uint32 {
+	return uint32((r.Offset + addr - r.HostAddr) / pageSize)
+}
+
+// hostAddr returns where a page is in the VMM's process, and how many pages
+// from it on are contiguous there.
+func (s *server) hostAddr(page uint32) (addr uint64, pages uint32, ok bool) {
+	off := uint64(page) * pageSize
+	for i := range s.guest.Regions {
+		r := &s.guest.Regions[i]
+		if off >= r.Offset && off-r.Offset < r.Size {
+			return r.HostAddr + off - r.Offset, uint32((r.Offset + r.Size - off) / pageSize), true
+		}
+	}
+	return 0, 0, false
+}
+
+func (s *server) pageOf(addr uint64) (uint32, bool) {
+	for i := range s.guest.Regions {
+		if r := &s.guest.Regions[i]; addr >= r.HostAddr && addr-r.HostAddr < r.Size {
+			return pageAt(*r, addr), true
+		}
+	}
+	return 0, false
+}
+
+// letGo drops the references on contents that were never installed.
+func (s *server) letGo() {
+	s.mu.Lock()
+	queue := s.queue
+	s.queue, s.closing = nil, true // nothing is taken from now on
+	s.mu.Unlock()
+	for _, c := range queue {
+		if c.buf != nil {
+			c.buf.unref()
+		}
+	}
+	if s.plan != nil {
+		for i := range s.plan.runs {
+			s.plan.drop(&s.plan.runs[i])
+		}
+	}
+}
+
+// watchGone ends the server when the VMM's socket says that it has died.
+func (s *server) watchGone() {
+	var b [64]byte
+	for {
+		if _, err := s.guest.Gone.Read(b[:]); err != nil {
+			if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+				s.tell(func() { s.closing = true })
+			}
+			return
+		}
+	}
+}

@@ -1,0 +1,174 @@
+package memory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/memory/userfaultfd"
+)
+
+// session is what the policies that serve faults have in common: the memory
+// file, the server, and what was counted.
+type session struct {
+	owner  *Policies
+	policy string
+	src    Source
+	back   *backing
+	server *server
+	count  counters
+
+	ctx    context.Context // ends fetching; cancelled by Close
+	cancel context.CancelFunc
+	work   sync.WaitGroup // fetchers and watchers
+
+	// early lets the vCPUs run before the plan is installed.
+	early bool
+
+	mu       sync.Mutex
+	note     string // guarded by mu
+	recorded bool   // guarded by mu
+	attached bool   // guarded by mu
+	closed   bool   // guarded by mu
+}
+
+// open begins a session that serves faults; plan makes what is to be installed
+// ahead of them, nil for nothing.
+func (o *Policies) open(ctx context.Context, name string, src Source, makePlan func(*backing) (*plan, error)) (*session, error) {
+	back, err := openBacking(src, &o.holes, o.slots)
+	if err != nil {
+		return nil, fmt.Errorf("memory policy %s: %w", name, err)
+	}
+	var p *plan
+	if makePlan != nil {
+		if p, err = makePlan(back); err != nil {
+			back.close()
+			return nil, fmt.Errorf("memory policy %s: %w", name, err)
+		}
+	}
+	s := &session{owner: o, policy: name, src: src, back: back}
+	s.server = newServer(back, p, &s.count)
+	s.server.spin = &o.spin
+	// The request that opens a session ends before the session does.
+	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return s, nil
+}
+
+func (s *session) Mapped() bool { return false }
+
+func (s *session) Attach(ctx context.Context, g userfaultfd.Guest) error {
+	if err := s.attach(ctx, g); err != nil {
+		g.FD.Close()
+		if g.Gone != nil {
+			g.Gone.Close()
+		}
+		return fmt.Errorf("memory policy %s: taking over guest memory: %w", s.policy, err)
+	}
+	return nil
+}
+
+func (s *session) attach(ctx context.Context, g userfaultfd.Guest) error {
+	if err := checkGuest(g, s.src.Size); err != nil {
+		return err
+	}
+	// One buffer for the pages of faults, for as long as the instance lives: a
+	// fault must not wait for the pool, and the pool must not be used up by
+	// instances that idle. It is small, and not counted against the bound.
+	s.server.buf = make([]byte, pageSize)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.attached || ctx.Err() != nil {
+		return errors.Join(errors.New("the session is over or has memory already"), ctx.Err())
+	}
+	if !s.server.start(g) {
+		return errors.New("the session is over")
+	}
+	s.attached = true
+	if g.Gone != nil {
+		s.work.Go(s.server.watchGone)
+	}
+	return nil
+}
+
+func (s *session) Install(ctx context.Context) error {
+	if !s.early {
+		select {
+		case <-s.server.installed:
+		case <-s.server.failed:
+			return s.server.err
+		case <-s.server.stopped:
+			if err := s.Err(); err != nil {
+				return err
+			}
+			return errGone
+		case <-ctx.Done():
+			return fmt.Errorf("installing guest memory: %w", context.Cause(ctx))
+		}
+	}
+	if r := s.server.rec; r != nil {
+		r.resume()
+	}
+	return nil
+}
+
+func (s *session) Responded() {}
+
+func (s *session) Failed() <-chan struct{} { return s.server.failed }
+
+func (s *session) Err() error {
+	select {
+	case <-s.server.failed:
+		return s.server.err
+	default:
+		return nil
+	}
+}
+
+func (s *session) Stats() api.MemoryStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := &s.count
+	return api.MemoryStats{
+		Policy: s.policy, Prefetched: c.prefetched.Load(), Faults: c.faults.Load(), ZeroPages: c.zeroPages.Load(),
+		Wasted: -1, BytesRead: c.bytesRead.Load(), FetchTime: time.Duration(c.fetch.Load()),
+		InstallTime: time.Duration(c.install.Load()), HandlerTime: time.Duration(c.handler.Load()),
+		Recorded: s.recorded, Note: s.note,
+	}
+}
+
+// say adds to the note of the invocation's record.
+func (s *session) say(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.note != "" {
+		s.note += "; "
+	}
+	s.note += fmt.Sprintf(format, args...)
+}
+
+func (s *session) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	attached := s.attached
+	s.mu.Unlock()
+
+	s.cancel()
+	s.server.stop()
+	var err error
+	if attached {
+		if gone := s.server.guest.Gone; gone != nil {
+			_ = gone.Close() // ends watchGone
+		}
+		err = s.server.guest.FD.Close()
+	}
+	s.work.Wait()
+	s.back.close()
+	return err
+}
