@@ -1,0 +1,147 @@
+package atomicfile
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+)
+
+func names(t *testing.T, dir string) []string {
+	t.Helper()
+	es, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, e := range es {
+		out = append(out, e.Name())
+	}
+	return out
+}
+
+func TestWriteFileReplacesWithMode(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	for _, want := range []string{"one", "", "three"} {
+		if err := WriteFile(path, []byte(want), 0o640); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(path)
+		if err != nil || string(got) != want {
+			t.Fatalf("read %q, %v; want %q", got, err, want)
+		}
+		if st, _ := os.Stat(path); st.Mode().Perm() != 0o640 {
+			t.Fatalf("mode %v", st.Mode())
+		}
+	}
+	if got := names(t, filepath.Dir(path)); len(got) != 1 {
+		t.Fatalf("left behind: %q", got)
+	}
+}
+
+func TestWriteLeavesOldOnError(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if err := WriteFile(path, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	boom := errors.New("boom")
+	err := Write(path, 0o600, func(w io.Writer) error {
+		if _, err := io.WriteString(w, "half"); err != nil {
+			return err
+		}
+		return boom
+	})
+	if !errors.Is(err, boom) {
+		t.Fatalf("error %v, want boom", err)
+	}
+	if got, _ := os.ReadFile(path); string(got) != "old" {
+		t.Fatalf("content %q", got)
+	}
+	if got := names(t, filepath.Dir(path)); len(got) != 1 {
+		t.Fatalf("left behind: %q", got)
+	}
+	if err := WriteFile(filepath.Join(t.TempDir(), "missing", "f"), nil, 0o600); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatalf("missing directory: %v", err)
+	}
+}
+
+func TestPublishOnlyOnce(t *testing.T) {
+	parent := t.TempDir()
+	final := filepath.Join(parent, "final")
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	won, lost := 0, 0
+	for range 8 {
+		wg.Go(func() {
+			dir, err := Stage(parent, "x")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := os.WriteFile(filepath.Join(dir, "part"), []byte("whole"), 0o600); err != nil {
+				t.Error(err)
+			}
+			err = Publish(dir, final)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				won++
+			case errors.Is(err, fs.ErrExist):
+				lost++
+				os.RemoveAll(dir)
+			default:
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if won != 1 || lost != 7 {
+		t.Fatalf("%d won, %d were refused", won, lost)
+	}
+	if got := names(t, parent); len(got) != 1 || got[0] != "final" {
+		t.Fatalf("in the directory: %q", got)
+	}
+	if got, _ := os.ReadFile(filepath.Join(final, "part")); string(got) != "whole" {
+		t.Fatalf("part holds %q", got)
+	}
+}
+
+func TestPublishRefusesEmptyDirectory(t *testing.T) {
+	parent := t.TempDir()
+	final := filepath.Join(parent, "final")
+	if err := os.Mkdir(final, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := Stage(parent, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Publish(dir, final); !errors.Is(err, fs.ErrExist) {
+		t.Fatalf("error %v, want ErrExist", err)
+	}
+}
+
+func TestClean(t *testing.T) {
+	parent := filepath.Join(t.TempDir(), "odd[dir*")
+	if err := os.Mkdir(parent, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Stage(parent, "x"); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []string{TempPrefix + "f-1", "kept"} {
+		if err := os.WriteFile(filepath.Join(parent, n), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Clean(parent); err != nil {
+		t.Fatal(err)
+	}
+	if got := names(t, parent); len(got) != 1 || got[0] != "kept" {
+		t.Fatalf("left: %q", got)
+	}
+}
