@@ -1,0 +1,95 @@
+package control
+
+import (
+	"fmt"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+)
+
+func scrape(t *testing.T, m *Metrics) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	m.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if w.Code != 200 {
+		t.Fatalf("scrape answered %d: %s", w.Code, w.Body)
+	}
+	return w.Body.String()
+}
+
+func TestMetrics(t *testing.T) {
+	n := newFake()
+	n.functions["hello"] = api.Function{Name: "hello"}
+	n.snapshots = []api.Snapshot{{ID: "a", Usable: true, DiskBytes: 4096}, {ID: "b"}}
+	m := NewMetrics(n, api.Version{Version: "v1", Go: "go"}, func() int { return 3 })
+	rec := api.Invocation{
+		Function: "hello", Start: api.StartRestore, Status: 200, BytesOut: 10,
+		Phases: api.Phases{Spawn: 50 * time.Millisecond, Total: 300 * time.Millisecond},
+		Memory: &api.MemoryStats{Policy: "reap", Faults: 3, Prefetched: 1898, BytesRead: 1 << 20, Wasted: -1, HandlerTime: time.Millisecond},
+	}
+	m.Observe(rec)
+	m.Observe(api.Invocation{Function: "nosuch", Status: 404, Error: "no such function"})
+	text := scrape(t, m)
+	for _, want := range []string{
+		`skep_invocations_total{code="200",function="hello",start="restore"} 1`,
+		`skep_invocations_total{code="404",function="_unknown",start="none"} 1`,
+		`skep_phase_seconds_bucket{phase="spawn",start="restore",le="0.05"} 1`,
+		`skep_phase_seconds_count{phase="total",start="restore"} 1`,
+		`skep_memory_faults_total{policy="reap"} 3`,
+		`skep_memory_prefetched_pages_total{policy="reap"} 1898`,
+		`skep_memory_wasted_pages_total{policy="reap"} 0`,
+		`skep_instances{function="hello",state="idle"} 1`,
+		`skep_queue_length 3`,
+		`skep_snapshots{usable="true"} 1`,
+		`skep_snapshot_disk_bytes 4096`,
+		`skep_build_info{commit="",go="go",version="v1",vmm=""} 1`,
+		`skep_failures_total 1`,
+		`process_resident_memory_bytes`,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %s", want)
+		}
+	}
+	m.Forget("hello")
+	if strings.Contains(scrape(t, m), `skep_invocations_total{code="200",function="hello"`) {
+		t.Error("a removed function still has a series")
+	}
+}
+
+func TestLabelsAreBounded(t *testing.T) {
+	n := newFake()
+	for i := range maxFunctionLabels + 100 {
+		name := fmt.Sprintf("f%d", i)
+		n.functions[name] = api.Function{Name: name}
+	}
+	m := NewMetrics(n, api.Version{}, nil)
+	for i := range maxFunctionLabels + 100 {
+		m.Observe(api.Invocation{Function: fmt.Sprintf("f%d", i), Status: 200})
+		m.Observe(api.Invocation{Function: fmt.Sprintf("none%d", i), Status: 1000 + i})
+	}
+	text := scrape(t, m)
+	if got := strings.Count(text, "\nskep_invocations_total{"); got != maxFunctionLabels+2 {
+		t.Errorf("%d series", got)
+	}
+	if !strings.Contains(text, `function="_other",start="none"} 100`) {
+		t.Error("functions beyond the bound are not summed up")
+	}
+}
+
+// BenchmarkList is `skep ls` of 1,000 functions, end to end but for the process.
+func BenchmarkList(b *testing.B) {
+	n := newFake()
+	for i := range 1000 {
+		name := fmt.Sprintf("function-%d", i)
+		n.functions[name] = api.Function{Name: name, Image: "localhost:5000/x:latest", Env: map[string]string{"A": "b"}}.WithDefaults()
+	}
+	c, _ := clientOf(b, Options{Node: n})
+	for b.Loop() {
+		if fs, err := c.Functions(b.Context()); err != nil || len(fs) != 1000 {
+			b.Fatal(len(fs), err)
+		}
+	}
+}
