@@ -52,21 +52,25 @@ type Process struct {
 }
 
 // Start starts the process. When it fails nothing is left.
-func Start(spec Spec) (p *Process, err error) {
-	p = &Process{stderr: &tail{}, done: make(chan struct{})}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, p.free())
-		}
-	}()
+func Start(spec Spec) (*Process, error) {
+	p := &Process{stderr: &tail{}, done: make(chan struct{})}
+	if err := p.start(spec); err != nil {
+		return nil, errors.Join(err, p.free())
+	}
+	noCoreDumps(p.PID())
+	go p.wait()
+	return p, nil
+}
+
+func (p *Process) start(spec Spec) (err error) {
 	if p.log, err = OpenLog(filepath.Join(spec.Host.Dir, "stderr.log"), 64<<10); err != nil {
-		return nil, err
+		return err
 	}
 	attr := &syscall.SysProcAttr{Setsid: true}
 	if spec.Host.Limits.CgroupRoot != "" {
 		f, err := p.enterGroup(spec)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		defer f.Close()
 		attr.UseCgroupFD, attr.CgroupFD = true, int(f.Fd())
@@ -84,11 +88,9 @@ func Start(spec Spec) (p *Process, err error) {
 		err = spec.Start(p.cmd, func() error { return enter(spec.Host.NetNS) })
 	}
 	if err != nil {
-		return nil, fmt.Errorf("starting %s: %w", spec.Path, err)
+		return fmt.Errorf("starting %s: %w", spec.Path, err)
 	}
-	noCoreDumps(p.cmd.Process.Pid)
-	go p.wait()
-	return p, nil
+	return nil
 }
 
 func (p *Process) enterGroup(spec Spec) (*os.File, error) {

@@ -83,8 +83,10 @@ func showDisk(console *os.File) {
 	b := make([]byte, 16)
 	_, err = f.Read(b)
 	access := "read-only"
-	if w, err := os.OpenFile("/dev/vda", os.O_RDWR, 0); err == nil {
-		access = "writable"
+	if w, err := os.OpenFile("/dev/vda", os.O_RDWR|os.O_SYNC, 0); err == nil {
+		if _, err := w.Write([]byte("overwritten")); err == nil {
+			access = "writable"
+		}
 		w.Close()
 	}
 	fmt.Fprintf(console, "disk %q %s %v\n", bytes.TrimRight(b, "\x00"), access, err)

@@ -1,0 +1,281 @@
+package vmmtest
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/skep-dev/skep/memory/userfaultfd"
+	"github.com/skep-dev/skep/vmm"
+)
+
+// testGuestEnds: a guest that ends by itself ends its machine.
+func (s *suite) testGuestEnds(t *testing.T) {
+	for _, how := range []string{"exit", "poweroff", "reboot"} {
+		t.Run(how, func(t *testing.T) {
+			c := s.config
+			c.Cmdline += " vmmtest=" + how
+			i := s.boot(t, s.host(t), c)
+			select {
+			case <-i.Done():
+			case <-s.context(t).Done():
+				t.Fatalf("the machine goes on:\n%s", i.console(t))
+			}
+			if err := i.Err(); err == nil || !strings.Contains(err.Error(), "guest") {
+				t.Errorf("Err is %v; want that the guest ended", err)
+			}
+		})
+	}
+}
+
+// testProcessDies: so does a process that is killed from outside.
+func (s *suite) testProcessDies(t *testing.T) {
+	i := s.restore(t, s.host(t), s.config, s.state, vmm.Memory{File: s.memory})
+	if err := syscall.Kill(i.PID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-i.Done()
+	if err := i.Err(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("Err is %v; want the signal", err)
+	}
+	if err := i.Resume(s.context(t)); err == nil {
+		t.Error("Resume of a dead machine succeeds")
+	}
+}
+
+func (s *suite) testBootErrors(t *testing.T) {
+	notKernel := filepath.Join(t.TempDir(), "not-a-kernel")
+	if err := os.WriteFile(notKernel, []byte("not a kernel"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name   string
+		change func(*vmm.BootSpec)
+		want   string
+	}{
+		{"no kernel", func(b *vmm.BootSpec) { b.Kernel = "/nonexistent/vmlinuz" }, "/nonexistent/vmlinuz"},
+		{"not a kernel", func(b *vmm.BootSpec) { b.Kernel = notKernel }, "kernel"},
+		{"no initramfs", func(b *vmm.BootSpec) { b.Initramfs = "/nonexistent/initramfs" }, "/nonexistent/initramfs"},
+		{"no disk", func(b *vmm.BootSpec) { b.RootDisk = "/nonexistent/disk" }, "/nonexistent/disk"},
+		{"no namespace", func(b *vmm.BootSpec) { b.NetNS = "/nonexistent/netns" }, "/nonexistent/netns"},
+		{"no tap", func(b *vmm.BootSpec) { b.Tap = "a-name-that-is-too-long" }, "a-name-that-is-too-long"},
+		{"no memory", func(b *vmm.BootSpec) { b.MemoryMiB = 0 }, "memory"},
+		{"no vCPUs", func(b *vmm.BootSpec) { b.VCPUs = 0 }, "vCPU"},
+		{"no id", func(b *vmm.BootSpec) { b.ID = "" }, "id"},
+		{"bad id", func(b *vmm.BootSpec) { b.ID = "../a,b" }, "../a,b"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			h := s.host(t)
+			b := vmm.BootSpec{Config: s.config, Host: h, MemoryFile: filepath.Join(h.Dir, "memory")}
+			test.change(&b)
+			m, err := s.vmm.Boot(s.context(t), b)
+			if err == nil {
+				_ = m.Kill()
+				t.Fatal("Boot succeeds")
+			}
+			if !strings.Contains(err.Error(), test.want) {
+				t.Errorf("the error is %q; want it to name %s", err, test.want)
+			}
+			if _, err := os.Stat(b.MemoryFile); !os.IsNotExist(err) {
+				t.Errorf("the memory file is left: %v", err)
+			}
+		})
+	}
+}
+
+func (s *suite) testRestoreErrors(t *testing.T) {
+	dir := t.TempDir()
+	state, err := os.ReadFile(s.state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(name string, b []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	corrupt := append([]byte("not device state"), state[16:]...)
+	short := put("short-memory", make([]byte, 1<<20))
+	for _, test := range []struct {
+		name   string
+		change func(*vmm.RestoreSpec)
+		want   string
+	}{
+		{"no state", func(r *vmm.RestoreSpec) { r.State = "/nonexistent/state" }, "/nonexistent/state"},
+		{"empty state", func(r *vmm.RestoreSpec) { r.State = put("empty", nil) }, "state"},
+		{"corrupt state", func(r *vmm.RestoreSpec) { r.State = put("corrupt", corrupt) }, "state"},
+		{"truncated state", func(r *vmm.RestoreSpec) { r.State = put("truncated", state[:len(state)/2]) }, "state"},
+		{"no memory", func(r *vmm.RestoreSpec) { r.Memory.File = "/nonexistent/memory" }, "/nonexistent/memory"},
+		{"truncated memory", func(r *vmm.RestoreSpec) { r.Memory.File = short }, "memory"},
+		{"other memory size", func(r *vmm.RestoreSpec) { r.MemoryMiB *= 2 }, "memory"},
+		{"no disk", func(r *vmm.RestoreSpec) { r.RootDisk = "/nonexistent/disk" }, "/nonexistent/disk"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := vmm.RestoreSpec{Config: s.config, Host: s.host(t), State: s.state, Memory: vmm.Memory{File: s.memory}}
+			test.change(&r)
+			m, err := s.vmm.Restore(s.context(t), r)
+			if err == nil {
+				_ = m.Kill()
+				t.Fatal("Restore succeeds")
+			}
+			if !strings.Contains(err.Error(), test.want) {
+				t.Errorf("the error is %q; want it to name %s", err, test.want)
+			}
+		})
+	}
+}
+
+// testAttachErrors: what goes wrong around the hand-over leaves nothing.
+func (s *suite) testAttachErrors(t *testing.T) {
+	refused := errors.New("refused by the test")
+	r := vmm.RestoreSpec{Config: s.config, Host: s.host(t), State: s.state}
+	r.Memory.Attach = func(_ context.Context, g userfaultfd.Guest) error { return errors.Join(refused, g.FD.Close()) }
+	if _, err := s.vmm.Restore(s.context(t), r); !errors.Is(err, refused) {
+		t.Errorf("Restore: %v; want Attach's own error", err)
+	}
+	// The other size is found when device state is loaded.
+	p := servePages(t, s.memory)
+	t.Cleanup(p.close)
+	r.Host, r.MemoryMiB, r.Memory.Attach = s.host(t), 2*s.config.MemoryMiB, p.attach
+	if m, err := s.vmm.Restore(s.context(t), r); err == nil {
+		_ = m.Kill()
+		t.Error("Restore with another memory size succeeds")
+	}
+}
+
+func (s *suite) testSnapshotErrors(t *testing.T) {
+	ctx := s.context(t)
+	dir := t.TempDir()
+	state, memory := filepath.Join(dir, "state"), filepath.Join(dir, "memory")
+	r := s.restore(t, s.host(t), s.config, s.state, vmm.Memory{File: s.memory})
+	if err := r.Snapshot(ctx, state, memory); !errors.Is(err, vmm.ErrNotBooted) {
+		t.Errorf("Snapshot of a restored machine: %v; want ErrNotBooted", err)
+	}
+	i := s.boot(t, s.host(t), s.config)
+	if err := i.Snapshot(ctx, state, memory); err == nil {
+		t.Error("Snapshot of a running machine succeeds")
+	}
+	if err := i.Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Snapshot(ctx, "/nonexistent/state", memory); err == nil {
+		t.Error("Snapshot to a directory that is not there succeeds")
+	}
+	if err := i.Snapshot(ctx, state, memory); err != nil {
+		t.Errorf("Snapshot after one that did nothing: %v", err)
+	}
+	if err := i.Snapshot(ctx, state+"2", memory+"2"); err == nil {
+		t.Error("a second Snapshot succeeds")
+	}
+	if err := i.Resume(ctx); err == nil {
+		t.Error("Resume after Snapshot succeeds: it would change the snapshot's memory")
+	}
+	i.end(t)
+	if _, err := os.Stat(memory); err != nil {
+		t.Errorf("Kill removed the snapshot's memory: %v", err)
+	}
+}
+
+// moments are delays after which a start is cancelled: from before it begins
+// until after it has ended.
+func moments() []time.Duration {
+	m := []time.Duration{0}
+	for d := 500 * time.Microsecond; d < 200*time.Millisecond; d = d * 7 / 5 {
+		m = append(m, d)
+	}
+	return m
+}
+
+func (s *suite) testCancelBoot(t *testing.T) {
+	for _, d := range moments() {
+		h := s.host(t)
+		memory := filepath.Join(h.Dir, "memory")
+		ctx, cancel := context.WithTimeout(context.Background(), d)
+		m, err := s.vmm.Boot(ctx, vmm.BootSpec{Config: s.config, Host: h, MemoryFile: memory})
+		cancel()
+		if err == nil {
+			if err := m.Kill(); err != nil {
+				t.Error(err)
+			}
+		}
+		s.checkNothingLeft(t, d, err)
+		if _, err := os.Stat(memory); !os.IsNotExist(err) {
+			t.Errorf("cancelled after %v: the memory file is left: %v", d, err)
+		}
+	}
+}
+
+func (s *suite) testCancelRestore(t *testing.T) {
+	for _, attached := range []bool{false, true} {
+		for _, d := range moments() {
+			ctx, cancel := context.WithTimeout(context.Background(), d)
+			memory := vmm.Memory{File: s.memory}
+			p := servePages(t, s.memory)
+			if attached {
+				memory = vmm.Memory{Attach: p.attach}
+			}
+			m, err := s.vmm.Restore(ctx, vmm.RestoreSpec{Config: s.config, Host: s.host(t), State: s.state, Memory: memory})
+			cancel()
+			if err == nil {
+				if err := m.Kill(); err != nil {
+					t.Error(err)
+				}
+			}
+			p.close()
+			s.checkNothingLeft(t, d, err)
+		}
+	}
+}
+
+func (s *suite) checkNothingLeft(t testing.TB, d time.Duration, err error) {
+	t.Helper()
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("cancelled after %v: %v; want the context's error", d, err)
+	}
+	if left := marked(t); len(left) > 0 {
+		t.Errorf("cancelled after %v: processes are left: %v", d, left)
+	}
+}
+
+// testKillDuringCalls: Kill at any moment of another call, which then returns.
+func (s *suite) testKillDuringCalls(t *testing.T) {
+	for n, d := range moments() {
+		if n%2 == 1 {
+			continue
+		}
+		ctx := s.context(t)
+		h := s.host(t)
+		i := s.boot(t, h, s.config)
+		var wg sync.WaitGroup
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for range 3 {
+				_ = i.Pause(ctx)
+				_ = i.Resume(ctx)
+			}
+			if i.Pause(ctx) == nil {
+				_ = i.Snapshot(ctx, filepath.Join(h.Dir, "state"), filepath.Join(h.Dir, "taken"))
+			}
+		}()
+		time.Sleep(d / 10)
+		if err := i.Kill(); err != nil {
+			t.Errorf("Kill after %v: %v", d, err)
+		}
+		wg.Wait()
+		if err := i.Err(); err != nil {
+			t.Errorf("Err after Kill is %v; want nil", err)
+		}
+		if left := marked(t); len(left) > 0 {
+			t.Errorf("killed after %v: processes are left: %v", d, left)
+		}
+	}
+}
