@@ -3,13 +3,22 @@
 // every invocation, and puts a host right again after a crash. It is the second
 // station of a cold invocation and the only package that sequences the others:
 // image, snapshot, network, memory, vmm and guest know nothing of each other.
+// Package gateway borrows instances from it; the daemon's control API manages
+// functions through it.
 package node
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"net/http"
+	"os"
+	"sync"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/image"
+	"github.com/skep-dev/skep/network"
+	"github.com/skep-dev/skep/snapshot"
 )
 
 // AcquireOptions change how one invocation gets its instance. The zero value is
@@ -20,6 +29,12 @@ type AcquireOptions struct {
 	Start api.StartKind
 	// Policy replaces the function's memory policy; it implies a restore.
 	Policy string
+}
+
+// alone reports whether the invocation gets an instance of its own, which ends
+// when it is given back.
+func (o AcquireOptions) alone() bool {
+	return o.Policy != "" || o.Start == api.StartBoot || o.Start == api.StartRestore
 }
 
 // Lease is an instance lent to one invocation. *Node lends them; package
@@ -40,10 +55,76 @@ type Lease interface {
 	Release(rec api.Invocation)
 }
 
-// Errors of Acquire that the gateway turns into statuses.
+// Errors of Acquire that the gateway turns into statuses, and of management.
 var (
 	ErrNoFunction = errors.New("no such function")
 	ErrQueueFull  = errors.New("too many requests are waiting")
 	ErrDraining   = errors.New("shutting down")
 	ErrNoneWarm   = errors.New("no warm instance is idle")
+	ErrLocked     = errors.New("another daemon uses this data directory")
+	// ErrNoSnapshot is wrapped when a restore is asked for and nothing is there
+	// to restore from.
+	ErrNoSnapshot = errors.New("no usable snapshot")
 )
+
+// Node is one host's functions and instances. Its methods may be called from
+// many goroutines.
+type Node struct {
+	cfg    Config
+	deps   Deps
+	log    *slog.Logger
+	lock   *os.File
+	db     *database
+	images image.Fetcher
+	net    network.Pool
+	snaps  *snapshot.Store
+	kernel Kernel
+	cpu    snapshot.CPU
+	logs   *logStore
+	budget *budget
+	rec    *recorder
+	names  keyedLock // serialises deploy, remove and snapshot of one name
+
+	// ctx ends when instances must be gone, drained or not; background work and
+	// the instances themselves live in it.
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup // every goroutine of the node but the recorder's
+
+	drain    chan struct{} // closed when draining begins
+	closing  sync.Once
+	closed   chan struct{} // closed when Close is through
+	closeErr error
+
+	mu       sync.RWMutex // guards what follows; not taken under a pool's but by spawn
+	pools    map[string]*pool
+	draining bool
+}
+
+// spawn runs f in a goroutine that Close waits for; it reports false, and does
+// not run it, once the node drains.
+func (n *Node) spawn(f func()) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.draining {
+		return false
+	}
+	n.wg.Go(f)
+	return true
+}
+
+func (n *Node) pool(name string) *pool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.pools[name]
+}
+
+func (n *Node) allPools() []*pool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	all := make([]*pool, 0, len(n.pools))
+	for _, p := range n.pools {
+		all = append(all, p)
+	}
+	return all
+}

@@ -36,11 +36,16 @@ type Manifest struct {
 
 // Part is one file of a snapshot.
 type Part struct {
-	Size   int64  `json:"size"`   // bytes, holes included
-	SHA256 string `json:"sha256"` // of the whole file, holes as zeros
+	Size int64 `json:"size"` // bytes, holes included
+	// Digest is the SHA-256 of the SHA-256s of the file's pieces of 1 MiB, holes
+	// being zeros: so that all cores can check a memory file and its holes cost
+	// nothing.
+	Digest string `json:"digest"`
 }
 
-// CPU is what of the host's processor a snapshot depends on.
+// CPU is what of the host's processor a snapshot depends on where the guest
+// runs on it, that is under hardware virtualisation. An emulated processor is
+// part of the VMM (vmm.Info), so for it the host's is not compared.
 type CPU struct {
 	Vendor   string   `json:"vendor"`
 	Model    string   `json:"model"`

@@ -1,0 +1,120 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+)
+
+// waiter is a request that has no instance yet. All but result is guarded by
+// the pool's mutex.
+type waiter struct {
+	opts    AcquireOptions
+	arrived time.Time
+	inst    *instance // that is being started for it alone
+	left    bool      // its request is gone
+	result  chan granted
+}
+
+type granted struct {
+	lease *lease
+	err   error
+}
+
+// grant ends the wait. The pool's mutex is held.
+func (w *waiter) grant(l *lease, err error) {
+	select {
+	case w.result <- granted{l, err}:
+	default: // it has one already
+	}
+}
+
+// Acquire lends an instance of the function: an idle one at once, or else the
+// request waits in the function's queue while instances are started, as far as
+// the function's and the node's limits let them.
+func (n *Node) Acquire(ctx context.Context, function string, o AcquireOptions) (Lease, error) {
+	arrived := time.Now()
+	p := n.pool(function)
+	if p == nil {
+		return nil, fmt.Errorf("%q: %w", function, ErrNoFunction)
+	}
+	p.mu.Lock()
+	if p.closed != nil {
+		p.mu.Unlock()
+		return nil, p.closed
+	}
+	if !o.alone() && len(p.queue) == 0 {
+		if inst := p.takeFree(); inst != nil {
+			l, err := p.lend(inst, arrived, false)
+			p.mu.Unlock()
+			return l, err
+		}
+	}
+	w, err := p.enqueue(o, arrived)
+	p.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case g := <-w.result:
+		return g.unpack()
+	case <-ctx.Done():
+		return p.leave(w, context.Cause(ctx))
+	}
+}
+
+// unpack avoids an interface that holds a nil pointer.
+func (g granted) unpack() (Lease, error) {
+	if g.err != nil {
+		return nil, g.err
+	}
+	return g.lease, nil
+}
+
+// enqueue makes the request wait, and starts what it needs. The mutex is held.
+func (p *pool) enqueue(o AcquireOptions, arrived time.Time) (*waiter, error) {
+	d := p.current.Load()
+	if d == nil {
+		return nil, fmt.Errorf("%q: %w", p.name, ErrNoFunction)
+	}
+	if o.Start == api.StartWarm {
+		return nil, fmt.Errorf("%q: %w", p.name, ErrNoneWarm)
+	}
+	if len(p.queue)+len(p.alone) >= d.fn.QueueLimit {
+		return nil, fmt.Errorf("%q: %w (queue_limit is %d)", p.name, ErrQueueFull, d.fn.QueueLimit)
+	}
+	if err := p.n.budget.fits(d.fn.MemoryMiB); err != nil {
+		return nil, fmt.Errorf("%q: %w", p.name, err)
+	}
+	w := &waiter{opts: o, arrived: arrived, result: make(chan granted, 1)}
+	if o.alone() {
+		p.alone = append(p.alone, w)
+	} else {
+		p.queue = append(p.queue, w)
+	}
+	p.pump()
+	return w, nil
+}
+
+// leave takes a request out of the queue that waits no longer. If it has been
+// given an instance at that very moment, it keeps it.
+func (p *pool) leave(w *waiter, why error) (Lease, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case g := <-w.result:
+		return g.unpack()
+	default:
+	}
+	w.left = true
+	same := func(other *waiter) bool { return other == w }
+	p.queue = slices.DeleteFunc(p.queue, same)
+	p.alone = slices.DeleteFunc(p.alone, same)
+	if w.inst != nil {
+		w.inst.cancel(errAlone)
+	}
+	return nil, fmt.Errorf("waiting for an instance of %q: %w", p.name, why)
+}

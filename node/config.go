@@ -1,0 +1,168 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/guest"
+	"github.com/skep-dev/skep/image"
+	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/network"
+	"github.com/skep-dev/skep/vmm"
+)
+
+// Config says where a node keeps things and what it may use. Every zero value
+// but DataDir's means its default.
+type Config struct {
+	DataDir string // everything that lasts; one daemon at a time
+	// RunDir holds sockets of running instances; default DataDir/run. A socket's
+	// path may have 107 bytes, so a deep DataDir needs a short RunDir.
+	RunDir        string
+	DefaultPolicy string // memory policy of functions that name none; default "mmap"
+	UIDBase       int    // a VMM runs as UIDBase + its slot's index; default 77000000; -1: as the daemon (tests)
+	GID           int    // group of the VMMs' processes; default UIDBase's number
+	// Limits of a VMM's process. CgroupRoot is a directory below which the node
+	// makes one of its own; "" for no cgroups.
+	Limits       vmm.Limits
+	MaxInstances int           // of all functions at once; default 256
+	MemoryMiB    int           // guest memory of all instances at once; 0: no limit
+	LogBytes     int64         // of each function on disk; default 16 MiB
+	KeepRecords  int64         // rows of invocations kept; default 1,000,000
+	DrainTimeout time.Duration // how long Close and Remove wait for requests in flight; default 30s
+	StopGrace    time.Duration // SIGTERM to SIGKILL of a function that is removed or shut down; default 2s; negative: none
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.DataDir == "" {
+		return c, errors.New("no data directory given")
+	}
+	dir, err := filepath.Abs(c.DataDir)
+	if err != nil {
+		return c, fmt.Errorf("data directory %s: %w", c.DataDir, err)
+	}
+	c.DataDir = dir
+	if c.RunDir == "" {
+		c.RunDir = filepath.Join(dir, "run")
+	} else {
+		c.RunDir = filepath.Join(c.RunDir, c.tag())
+	}
+	if c.Limits.CgroupRoot != "" {
+		c.Limits.CgroupRoot = filepath.Join(c.Limits.CgroupRoot, c.tag())
+	}
+	if c.DefaultPolicy == "" {
+		c.DefaultPolicy = "mmap"
+	}
+	if c.UIDBase == 0 {
+		c.UIDBase = 77000000
+	}
+	if c.UIDBase < 0 || os.Getuid() != 0 {
+		c.UIDBase, c.GID = -1, 0
+	} else if c.GID == 0 {
+		c.GID = c.UIDBase
+	}
+	c.MaxInstances = orDefault(c.MaxInstances, 256)
+	c.LogBytes = orDefault(c.LogBytes, 16<<20)
+	c.KeepRecords = orDefault(c.KeepRecords, 1_000_000)
+	c.DrainTimeout = orDefault(c.DrainTimeout, 30*time.Second)
+	c.StopGrace = orDefault(c.StopGrace, 2*time.Second)
+	return c, nil
+}
+
+func orDefault[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
+
+// tag names the data directory where its things lie among others'.
+func (c Config) tag() string {
+	sum := sha256.Sum256([]byte(c.DataDir))
+	return "skep-" + hex.EncodeToString(sum[:4])
+}
+
+// mark is in the environment of every process that the node starts, so that
+// the next daemon on this data directory finds those that a crash orphaned.
+func (c Config) mark() string { return "SKEP_NODE=" + c.DataDir }
+
+func (c Config) path(elem ...string) string {
+	return filepath.Join(append([]string{c.DataDir}, elem...)...)
+}
+
+// Kernel is what guests boot.
+type Kernel struct {
+	Path            string // kernel image
+	Digest          string
+	Initramfs       string // path
+	InitramfsDigest string
+	Cmdline         string // for the guest's init; the VMM adds its own
+	Agent           string // version of the agent in the initramfs
+}
+
+// Deps are the other packages, as the node uses them. The functions named Open
+// are called once, after the data directory is locked and a crashed daemon's
+// processes are gone, so that they may clean up after it.
+type Deps struct {
+	VMM         vmm.VMM
+	Policy      func(name string) (memory.Policy, error)
+	OpenNetwork func(ctx context.Context) (network.Pool, error)
+	OpenImages  func(ctx context.Context, dir string) (image.Fetcher, error)
+	OpenKernel  func(ctx context.Context, dir string) (Kernel, error)
+	// Connect greets the agent at the other end of conn, which it owns from then
+	// on. It calls logs for each line of the function, never two at once.
+	Connect func(ctx context.Context, conn net.Conn, logs LogFunc) (Agent, error)
+	// Dial reaches the guest's port within a slot; default (*network.Slot).Dial.
+	Dial func(ctx context.Context, s *network.Slot, port int) (net.Conn, error)
+	Log  *slog.Logger // default: none
+	// OnRecord is called for each invocation's record, off the request's way and
+	// never twice at once: for metrics.
+	OnRecord func(api.Invocation)
+}
+
+// LogFunc takes one line that a function wrote, without its newline; stream is
+// "stdout" or "stderr". The line is only valid during the call.
+type LogFunc func(stream string, line []byte)
+
+// Agent is what the node needs of the host's side of the agent protocol.
+type Agent interface {
+	// Start tells a booted agent what to run; Ready returns when the function's
+	// server answers, or with how it exited instead.
+	Start(ctx context.Context, s guest.Start) error
+	Ready(ctx context.Context) error
+	// Clone tells a restored agent that it is a clone, and returns when it has
+	// taken that in.
+	Clone(ctx context.Context, c guest.Clone) error
+	// Prepare readies the guest for its snapshot.
+	Prepare(ctx context.Context) error
+	// Stop sends the function its stop signal and returns when it has exited.
+	Stop(ctx context.Context, grace time.Duration) error
+	// Exited is closed when the function's process has ended or the agent is
+	// lost; ExitErr says which, and how.
+	Exited() <-chan struct{}
+	ExitErr() error
+	Close() error
+}
+
+func (d *Deps) validate() error {
+	switch {
+	case d.VMM == nil, d.Policy == nil, d.OpenNetwork == nil, d.OpenImages == nil, d.OpenKernel == nil, d.Connect == nil:
+		return errors.New("a dependency of the node is missing")
+	}
+	if d.Dial == nil {
+		d.Dial = func(ctx context.Context, s *network.Slot, port int) (net.Conn, error) { return s.Dial(ctx, port) }
+	}
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}

@@ -1,0 +1,271 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/image"
+	"github.com/skep-dev/skep/snapshot"
+)
+
+// tell calls the progress function if there is one.
+func tell(progress func(api.DeployEvent), e api.DeployEvent) {
+	if progress != nil {
+		progress(e)
+	}
+}
+
+// begin tells that a stage begins; what it returns tells that it is over.
+func begin(progress func(api.DeployEvent), stage api.DeployStage, detail string) (end func()) {
+	began := time.Now()
+	tell(progress, api.DeployEvent{Stage: stage, Detail: detail})
+	return func() {
+		tell(progress, api.DeployEvent{Stage: stage, Detail: detail, Took: time.Since(began)})
+	}
+}
+
+// until derives a context that also ends when the node drains, and makes Close
+// wait for stop.
+func (n *Node) until(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	over := make(chan struct{})
+	if !n.spawn(func() {
+		select {
+		case <-n.drain:
+			cancel(ErrDraining)
+			<-over
+		case <-over:
+		}
+	}) {
+		cancel(ErrDraining)
+	}
+	return ctx, func() { cancel(nil); close(over) }
+}
+
+// Deploy makes a function serve: it fetches the image, boots an instance to see
+// that it becomes ready, and by the default rule takes its snapshot. Only when
+// all that has worked is the function stored, replacing in one step an earlier
+// one of its name, which serves until then. When it fails, or the daemon dies
+// meanwhile, nothing has changed. Progress is never called twice at once.
+func (n *Node) Deploy(ctx context.Context, fn api.Function, progress func(api.DeployEvent)) (api.Function, error) {
+	ctx, stop := n.until(ctx)
+	defer stop()
+	progress = serialised(progress)
+	out, err := n.deploy(ctx, fn, progress)
+	if err != nil {
+		err = because(ctx, err)
+		tell(progress, api.DeployEvent{Stage: api.StageFailed, Error: err.Error()})
+		return api.Function{}, err
+	}
+	return out, nil
+}
+
+func serialised(progress func(api.DeployEvent)) func(api.DeployEvent) {
+	if progress == nil {
+		return nil
+	}
+	var mu sync.Mutex
+	return func(e api.DeployEvent) {
+		mu.Lock()
+		defer mu.Unlock()
+		progress(e)
+	}
+}
+
+func (n *Node) deploy(ctx context.Context, fn api.Function, progress func(api.DeployEvent)) (api.Function, error) {
+	fn = fn.WithDefaults()
+	if err := n.validate(fn); err != nil {
+		return api.Function{}, err
+	}
+	unlock, err := n.names.lock(ctx, fn.Name)
+	if err != nil {
+		return api.Function{}, err
+	}
+	defer unlock()
+	img, err := n.fetch(ctx, fn.Image, progress)
+	if err != nil {
+		return api.Function{}, fmt.Errorf("deploying %s: %w", fn.Name, err)
+	}
+	fn.ImageDigest, fn.Created = img.Digest, time.Now().UTC().Round(time.Millisecond)
+	d, err := newDeployment(fn, img)
+	if err != nil {
+		return api.Function{}, err
+	}
+	p := n.pool(fn.Name)
+	if p == nil {
+		p = n.newPool(fn.Name)
+	}
+	snap, err := n.tryOut(ctx, p, d, progress)
+	if err != nil {
+		return api.Function{}, fmt.Errorf("deploying %s: %w", fn.Name, err)
+	}
+	done := api.DeployEvent{Stage: api.StageDone, Function: &fn}
+	if snap.ID != "" {
+		done.Snapshot = &snap
+	}
+	tell(progress, done)
+	return fn, nil
+}
+
+func (n *Node) validate(fn api.Function) error {
+	if err := fn.Validate(); err != nil {
+		return err
+	}
+	if fn.MemoryPolicy != "" {
+		if _, err := n.deps.Policy(fn.MemoryPolicy); err != nil {
+			return fmt.Errorf("function %q: memory_policy: %w", fn.Name, err)
+		}
+	}
+	if err := n.budget.fits(fn.MemoryMiB); err != nil {
+		return fmt.Errorf("function %q: %w", fn.Name, err)
+	}
+	return nil
+}
+
+// fetch gets the image's root disk, telling how far it is.
+func (n *Node) fetch(ctx context.Context, ref string, progress func(api.DeployEvent)) (image.Image, error) {
+	end := begin(progress, api.StagePulling, ref)
+	img, err := n.images.Fetch(ctx, ref, func(stage string, done, total int64) {
+		e := api.DeployEvent{Stage: api.StageBuilding, Detail: stage, Done: done, Total: total}
+		if strings.HasPrefix(stage, "pull") {
+			e.Stage = api.StagePulling
+		}
+		tell(progress, e)
+	})
+	if err != nil {
+		return image.Image{}, err
+	}
+	end()
+	return img, nil
+}
+
+// tryOut boots the deployment, has its snapshot taken if the rule says so, and
+// puts it into service.
+func (n *Node) tryOut(ctx context.Context, p *pool, d *deployment, progress func(api.DeployEvent)) (api.Snapshot, error) {
+	end := begin(progress, api.StageBooting, "")
+	inst, done, err := n.bootFor(ctx, p, d)
+	if err != nil {
+		return api.Snapshot{}, err
+	}
+	defer done()
+	end()
+	tell(progress, api.DeployEvent{Stage: api.StageReady, Took: sum(inst.phases)})
+	var snap api.Snapshot
+	if rule := d.fn.Snapshot; !rule.Off && rule.AfterInvocations == 0 {
+		end = begin(progress, api.StageSnapshotting, "")
+		stage, err := n.snaps.Stage(d.fn.Name)
+		if err != nil {
+			return api.Snapshot{}, err
+		}
+		// Published before the function is, it must not outlive a crash between.
+		if err := n.db.doom(ctx, stage.ID); err != nil {
+			stage.Abort()
+			return api.Snapshot{}, err
+		}
+		if snap, err = n.capture(inst.ctx, inst, stage, reasonReady); err != nil {
+			return api.Snapshot{}, errors.Join(err, n.db.spare(stage.ID))
+		}
+		end()
+	}
+	if err := n.commit(ctx, p, d, snap.ID); err != nil {
+		if snap.ID != "" {
+			err = errors.Join(err, n.snaps.Remove(snap.ID), n.db.spare(snap.ID))
+		}
+		return api.Snapshot{}, err
+	}
+	return snap, nil
+}
+
+// commit stores the deployment and lets it serve. Snapshots of the one that it
+// replaces go, but for those that still fit.
+func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap string) error {
+	old := n.superseded(d)
+	if err := n.db.putFunction(ctx, d, snap, old); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.pools[d.fn.Name] = p
+	draining := n.draining
+	n.mu.Unlock()
+	p.mu.Lock()
+	p.current.Store(d)
+	if snap != "" {
+		p.published = d
+	} else {
+		p.published = nil
+	}
+	p.snapshotAt, p.failures, p.retryAt = time.Time{}, 0, time.Time{}
+	p.endAll(errReplaced, false, func(inst *instance) bool { return inst.dep == d })
+	if draining {
+		p.shut(ErrDraining)
+	}
+	p.pump()
+	p.mu.Unlock()
+	n.removeSnapshots(old)
+	n.log.Info("deployed", "function", d.fn.Name, "image", d.fn.Image, "digest", d.image.Digest, "snapshot", snap)
+	return nil
+}
+
+// superseded lists the snapshots of the function that are of another image or
+// of other settings: nothing can start from them once d is in force.
+func (n *Node) superseded(d *deployment) []string {
+	var old []string
+	for _, id := range n.snaps.IDs(d.fn.Name) {
+		m, err := n.snaps.Manifest(id)
+		if err != nil || m.Spec != d.spec || m.ImageDigest != d.image.Digest || m.MemoryMiB != d.fn.MemoryMiB || m.VCPUs != d.fn.VCPUs {
+			old = append(old, id)
+		}
+	}
+	return old
+}
+
+// removeSnapshots removes snapshots that are marked as doomed. What cannot be
+// removed now is tried again by the next Open.
+func (n *Node) removeSnapshots(ids []string) {
+	for _, id := range ids {
+		err := n.snaps.Remove(id)
+		if err == nil || errors.Is(err, snapshot.ErrNotFound) {
+			err = n.db.spare(id)
+		}
+		if err != nil {
+			n.log.Warn("removing a snapshot", "snapshot", id, "error", err)
+		}
+	}
+}
+
+// Remove takes a function away: requests in flight are answered (for as long as
+// the drain timeout), then its snapshots and logs go too.
+func (n *Node) Remove(ctx context.Context, function string) error {
+	ctx, stop := n.until(ctx)
+	defer stop()
+	unlock, err := n.names.lock(ctx, function)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	p := n.pool(function)
+	if p == nil {
+		return fmt.Errorf("%q: %w", function, ErrNoFunction)
+	}
+	ids := n.snaps.IDs(function)
+	if err := n.db.deleteFunction(ctx, function, ids); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	delete(n.pools, function)
+	n.mu.Unlock()
+	p.mu.Lock()
+	p.current.Store(nil)
+	p.shut(fmt.Errorf("%q: %w", function, ErrNoFunction))
+	p.endAll(errRemoved, true, nil)
+	p.mu.Unlock()
+	p.drained(n.cfg.DrainTimeout)
+	n.removeSnapshots(ids)
+	n.log.Info("removed", "function", function)
+	return n.logs.remove(function)
+}

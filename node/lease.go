@@ -1,0 +1,138 @@
+package node
+
+import (
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/memory"
+)
+
+var _ Lease = (*lease)(nil)
+
+// lease is one request on one instance.
+type lease struct {
+	inst     *instance
+	kind     api.StartKind
+	phases   api.Phases
+	first    bool // the instance's first request
+	released atomic.Bool
+}
+
+// lend gives a place on a ready instance to the request that arrived then, and
+// waited or not. The pool's mutex is held.
+func (p *pool) lend(inst *instance, arrived time.Time, waited bool) (*lease, error) {
+	l := &lease{inst: inst, kind: api.StartWarm, first: inst.requests == 0 && inst.active == 0}
+	if inst.state == api.InstanceIdle {
+		inst.to(api.InstanceBusy)
+	}
+	inst.active++
+	if inst.active >= inst.dep.fn.Concurrency {
+		p.dropFree(inst)
+	}
+	if waited {
+		wait := time.Since(arrived)
+		if inst.requests == 0 {
+			l.kind = inst.kind
+			l.phases = during(inst.phases, wait)
+		}
+		l.phases.Queue = wait - sum(l.phases)
+	}
+	return l, nil
+}
+
+// sum of the phases of a start.
+func sum(p api.Phases) time.Duration {
+	return p.Slot + p.Spawn + p.Load + p.Install + p.Resume + p.Boot + p.Clone + p.Init
+}
+
+// during returns the part of a start that fell into the wait that ended with
+// it: a request that came when the start was under way did not wait for all.
+func during(p api.Phases, wait time.Duration) api.Phases {
+	for _, d := range []*time.Duration{&p.Init, &p.Clone, &p.Boot, &p.Resume, &p.Install, &p.Load, &p.Spawn, &p.Slot} {
+		*d = min(*d, wait)
+		wait -= *d
+	}
+	return p
+}
+
+func (l *lease) Instance() string      { return l.inst.id }
+func (l *lease) Start() api.StartKind  { return l.kind }
+func (l *lease) Phases() api.Phases    { return l.phases }
+func (l *lease) Gone() <-chan struct{} { return l.inst.gone }
+
+func (l *lease) Transport(h2 bool) http.RoundTripper { return l.inst.transports.get(h2) }
+
+// Err says why the instance is gone; nil while it is not.
+func (l *lease) Err() error {
+	select {
+	case <-l.inst.gone:
+		return l.inst.err
+	default:
+		return nil
+	}
+}
+
+// Release gives the instance back.
+func (l *lease) Release(rec api.Invocation) {
+	if l.released.Swap(true) {
+		return
+	}
+	inst, p := l.inst, l.inst.pool
+	rec.Function, rec.Instance, rec.Start = p.name, inst.id, l.kind
+	rec.Snapshot = inst.snapshot
+	p.fill(&rec, l)
+	p.mu.Lock()
+	p.giveBack(inst)
+	p.mu.Unlock()
+	p.n.Record(rec)
+}
+
+// fill adds to the record what only the node knows.
+func (p *pool) fill(rec *api.Invocation, l *lease) {
+	have, know := &rec.Phases, &l.phases
+	have.Queue, have.Slot, have.Spawn, have.Load, have.Install = know.Queue, know.Slot, know.Spawn, know.Load, know.Install
+	have.Resume, have.Boot, have.Clone, have.Init = know.Resume, know.Boot, know.Clone, know.Init
+	if l.kind == api.StartRestore && l.first {
+		l.inst.withSession(func(s memory.Session) {
+			s.Responded()
+			stats := s.Stats()
+			rec.Memory = &stats
+		})
+	}
+}
+
+// giveBack takes a request off the instance and gives its place to the next.
+// The mutex is held.
+func (p *pool) giveBack(inst *instance) {
+	inst.active--
+	inst.requests++
+	if inst.active == 0 {
+		inst.idleSince = time.Now()
+	}
+	if inst.state == api.InstanceDraining {
+		if inst.active == 0 {
+			inst.cancel(inst.err)
+		}
+		return
+	}
+	if inst.active == 0 {
+		inst.to(api.InstanceIdle)
+	}
+	switch {
+	case inst.alone != nil:
+		p.end(inst, errAlone, false)
+	case p.snapshotDue(inst):
+		inst.full = true
+		p.end(inst, errTakeSnapshot, false)
+	default:
+		p.setFree(inst)
+		if inst.active == 0 {
+			p.armJanitor()
+		}
+	}
+	if len(p.queue) > 0 || len(p.alone) > 0 {
+		p.pump()
+	}
+}

@@ -1,0 +1,140 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/snapshot"
+)
+
+// Open takes the data directory, puts right what a crashed daemon left, and
+// returns a node that serves the functions that are stored there. ErrLocked is
+// wrapped when another daemon has it.
+func Open(ctx context.Context, cfg Config, deps Deps) (*Node, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if err := deps.validate(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.DataDir, 0o711); err != nil {
+		return nil, fmt.Errorf("opening the data directory: %w", err)
+	}
+	lock, err := takeLock(cfg.path("lock"))
+	if err != nil {
+		return nil, fmt.Errorf("opening the data directory %s: %w", cfg.DataDir, err)
+	}
+	n := &Node{
+		cfg: cfg, deps: deps, log: deps.Log, lock: lock, pools: map[string]*pool{},
+		budget: newBudget(cfg.MaxInstances, cfg.MemoryMiB),
+		drain:  make(chan struct{}), closed: make(chan struct{}),
+	}
+	if err := n.open(ctx); err != nil {
+		return nil, errors.Join(err, n.abandon())
+	}
+	n.ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	n.rec = newRecorder(n.db.records, cfg.KeepRecords, deps.OnRecord, n.log)
+	return n, nil
+}
+
+func (n *Node) open(ctx context.Context) error {
+	if err := n.recoverProcesses(ctx); err != nil {
+		return err
+	}
+	for _, dir := range []string{n.cfg.RunDir, n.cfg.path("mem")} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return fmt.Errorf("opening the data directory: %w", err)
+		}
+	}
+	for _, dir := range []string{"images", "snapshots", "kernels", "logs"} {
+		if err := os.MkdirAll(n.cfg.path(dir), 0o711); err != nil {
+			return fmt.Errorf("opening the data directory: %w", err)
+		}
+	}
+	var err error
+	if n.cpu, err = snapshot.HostCPU(); err != nil {
+		return err
+	}
+	if n.net, err = n.deps.OpenNetwork(ctx); err != nil {
+		return fmt.Errorf("opening the network: %w", err)
+	}
+	if n.images, err = n.deps.OpenImages(ctx, n.cfg.path("images")); err != nil {
+		return fmt.Errorf("opening the image store: %w", err)
+	}
+	if n.kernel, err = n.deps.OpenKernel(ctx, n.cfg.path("kernels")); err != nil {
+		return fmt.Errorf("preparing the guest kernel: %w", err)
+	}
+	if n.snaps, err = snapshot.Open(n.cfg.path("snapshots")); err != nil {
+		return err
+	}
+	if n.db, err = openDatabase(ctx, n.cfg.path("skep.db")); err != nil {
+		return err
+	}
+	n.logs = newLogStore(n.cfg.path("logs"), n.cfg.LogBytes)
+	return n.load(ctx)
+}
+
+// load finishes what a crash interrupted and reads the functions.
+func (n *Node) load(ctx context.Context) error {
+	doomed, err := n.db.doomed(ctx)
+	if err != nil {
+		return err
+	}
+	n.removeSnapshots(doomed)
+	deployments, err := n.db.functions(ctx)
+	if err != nil {
+		return err
+	}
+	for _, d := range deployments {
+		p := n.newPool(d.fn.Name)
+		p.current.Store(d)
+		n.pools[d.fn.Name] = p
+	}
+	return n.logs.removeOthers(n.pools)
+}
+
+// abandon gives back what a failed open has got.
+func (n *Node) abandon() error {
+	var err error
+	if n.net != nil {
+		err = n.net.Close()
+	}
+	if n.db != nil {
+		err = errors.Join(err, n.db.close())
+	}
+	return errors.Join(err, n.lock.Close())
+}
+
+// takeLock locks the data directory for as long as the file stays open. The
+// kernel lets go of the lock when this process dies, however it dies.
+func takeLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		b := make([]byte, 32)
+		k, _ := f.ReadAt(b, 0)
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: process %s", ErrLocked, orDefault(strings.TrimSpace(string(b[:k])), "unknown"))
+		}
+		return nil, fmt.Errorf("locking %s: %w", path, err)
+	}
+	if err := f.Truncate(0); err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("writing %s: %w", filepath.Base(path), err)
+	}
+	return f, nil
+}

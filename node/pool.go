@@ -1,0 +1,381 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/scale"
+)
+
+// pool is one function: its deployment, its instances and who waits for them.
+type pool struct {
+	n       *Node
+	name    string
+	current atomic.Pointer[deployment] // nil when removed; written under mu
+
+	mu        sync.Mutex // guards what follows and the marked fields of instances
+	instances map[string]*instance
+	free      []*instance // that can take a request now; the last used is last
+	queue     []*waiter   // for any instance, first come first served
+	alone     []*waiter   // for an instance of their own that may not start yet
+	closed    error       // why it takes no requests any more
+
+	failures   int       // starts that failed in a row
+	retryAt    time.Time // no start before
+	retryTimer *time.Timer
+
+	janitor *time.Timer // ends what has been idle for too long; nil: not set
+
+	snapshotting bool        // one is being made
+	snapshotAt   time.Time   // not before, after one failed
+	published    *deployment // that has a snapshot as far as we know
+
+	empty chan struct{} // closed when the last instance is gone, if someone waits for that
+}
+
+func (n *Node) newPool(name string) *pool {
+	return &pool{n: n, name: name, instances: map[string]*instance{}}
+}
+
+// pump gives free instances to those who wait and starts what is missing. The
+// mutex is held. Everything that changes what could be done calls it.
+func (p *pool) pump() {
+	d := p.current.Load()
+	if d == nil || p.closed != nil {
+		return
+	}
+	for len(p.queue) > 0 {
+		inst := p.takeFree()
+		if inst == nil {
+			break
+		}
+		w := p.queue[0]
+		p.queue = p.queue[1:]
+		w.grant(p.lend(inst, w.arrived, true))
+	}
+	for len(p.alone) > 0 {
+		w := p.alone[0]
+		if len(p.instances) >= d.fn.MaxInstances {
+			if idle := p.oldestIdle(); idle != nil {
+				p.end(idle, errEvicted, false)
+			}
+			break
+		}
+		inst := p.launch(d, w)
+		if inst == nil {
+			break
+		}
+		p.alone = p.alone[1:]
+	}
+	for range scale.Starts(p.load(d)) {
+		if p.launch(d, nil) == nil {
+			break
+		}
+	}
+}
+
+// load counts for the scaling policy. The mutex is held.
+func (p *pool) load(d *deployment) scale.Load {
+	l := scale.Load{Waiting: len(p.queue), Concurrency: d.fn.Concurrency, Max: d.fn.MaxInstances}
+	for _, inst := range p.instances {
+		switch {
+		case inst.state == api.InstanceStarting && inst.alone == nil && inst.dep == d:
+			l.Starting++
+		case inst.state == api.InstanceIdle:
+			l.Idle++
+		default:
+			l.Busy++
+		}
+		if inst.free {
+			l.Free += d.fn.Concurrency - inst.active
+		}
+	}
+	return l
+}
+
+// launch starts an instance, for w alone if that is not nil, unless it may not
+// be yet: then pump is called again when that changes. The mutex is held.
+func (p *pool) launch(d *deployment, w *waiter) *instance {
+	if wait := time.Until(p.retryAt); wait > 0 {
+		if p.retryTimer == nil {
+			p.retryTimer = time.AfterFunc(wait, p.retry)
+		}
+		return nil
+	}
+	if !p.n.budget.take(d.fn.MemoryMiB, p) {
+		p.n.spawn(p.n.evictIdle)
+		return nil
+	}
+	inst := p.newInstance(d)
+	if w != nil {
+		inst.alone, inst.wanted, inst.policy = w, w.opts.Start, w.opts.Policy
+		if inst.policy != "" {
+			inst.wanted = api.StartRestore
+		}
+		w.inst = inst
+	}
+	p.instances[inst.id] = inst
+	if !p.n.spawn(func() { p.run(inst) }) {
+		delete(p.instances, inst.id)
+		p.n.budget.give(d.fn.MemoryMiB)
+		return nil
+	}
+	return inst
+}
+
+// poke is pump for callers without the mutex.
+func (p *pool) poke() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pump()
+}
+
+func (p *pool) retry() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.retryTimer = nil
+	p.pump()
+}
+
+// run is the life of an instance, from its start until all is given back.
+func (p *pool) run(inst *instance) {
+	err := p.n.start(inst.ctx, inst)
+	p.mu.Lock()
+	p.started(inst, err)
+	p.mu.Unlock()
+	if err == nil {
+		p.live(inst)
+		return
+	}
+	p.stopped(inst)
+}
+
+// started puts an instance into service whose start is over, or tells those
+// who waited why it is not. The mutex is held.
+func (p *pool) started(inst *instance, err error) {
+	if err != nil {
+		p.startFailed(inst, err)
+		return
+	}
+	p.failures, p.retryAt = 0, time.Time{}
+	if inst.state != api.InstanceStarting || inst.ctx.Err() != nil {
+		if inst.alone != nil {
+			inst.alone.grant(nil, p.closedOr(errReplaced))
+		}
+		return // told to end meanwhile: live sees to it
+	}
+	inst.to(api.InstanceIdle)
+	inst.idleSince = time.Now()
+	switch w := inst.alone; {
+	case inst.dep != p.current.Load() || p.closed != nil:
+		p.end(inst, errReplaced, false)
+		if w != nil {
+			w.grant(nil, p.closedOr(errReplaced))
+		}
+	case w != nil && w.left:
+		p.end(inst, errAlone, false)
+	case w != nil:
+		inst.full = true
+		w.grant(p.lend(inst, w.arrived, true))
+	default:
+		p.setFree(inst)
+		p.armJanitor()
+		p.snapshotIfMissing(inst)
+	}
+	p.pump()
+}
+
+func (p *pool) closedOr(err error) error {
+	if p.closed != nil {
+		return p.closed
+	}
+	return err
+}
+
+// startFailed fails those who waited for this start and have no other instance
+// to hope for, and holds back the next one for a while. The mutex is held.
+func (p *pool) startFailed(inst *instance, err error) {
+	cause := context.Cause(inst.ctx)
+	told := inst.state != api.InstanceStarting || cause != nil // to end: no fault of the function's
+	if inst.state == api.InstanceStarting {
+		inst.to(api.InstanceDraining)
+	}
+	if w := inst.alone; w != nil {
+		w.grant(nil, err)
+		return
+	}
+	if told {
+		return
+	}
+	p.n.log.Warn("start failed", "function", p.name, "instance", inst.id, "error", err)
+	p.failures++
+	p.retryAt = time.Now().Add(scale.Backoff(p.failures))
+	for _, other := range p.instances {
+		if other != inst && other.alone == nil && !other.full &&
+			(other.state == api.InstanceStarting || other.state == api.InstanceIdle || other.state == api.InstanceBusy) {
+			return // it may serve them yet
+		}
+	}
+	p.failWaiters(err)
+}
+
+func (p *pool) failWaiters(err error) {
+	for _, w := range p.queue {
+		w.grant(nil, err)
+	}
+	p.queue = nil
+}
+
+// live watches an instance that is ready until it ends.
+func (p *pool) live(inst *instance) {
+	cause := inst.watch(inst.ctx)
+	p.mu.Lock()
+	p.dropFree(inst)
+	if inst.state != api.InstanceDraining {
+		inst.to(api.InstanceDraining)
+	}
+	inst.err = cause
+	close(inst.gone)
+	grace := inst.grace
+	p.mu.Unlock()
+	switch {
+	case errors.Is(cause, errTakeSnapshot):
+		p.snapshotServed(inst)
+	case p.isOwnReason(cause):
+		if grace && p.n.cfg.StopGrace > 0 {
+			p.n.stopGently(inst)
+		}
+	default:
+		p.n.log.Warn("instance died", "function", p.name, "instance", inst.id, "error", cause)
+	}
+	inst.release()
+	p.stopped(inst)
+}
+
+func (p *pool) isOwnReason(err error) bool {
+	return slices.ContainsFunc([]error{errExpired, errEvicted, errReplaced, errRemoved, errAlone, ErrDraining},
+		func(own error) bool { return errors.Is(err, own) })
+}
+
+// stopped is the last of an instance.
+func (p *pool) stopped(inst *instance) {
+	inst.cancel(nil)
+	p.mu.Lock()
+	inst.to(api.InstanceStopped)
+	delete(p.instances, inst.id)
+	if len(p.instances) == 0 && p.empty != nil {
+		close(p.empty)
+		p.empty = nil
+	}
+	p.mu.Unlock()
+	p.n.giveBack(inst.dep.fn.MemoryMiB)
+	p.poke()
+}
+
+// end makes an instance take no more requests and go when the last is answered;
+// with grace its server is asked to stop first. The mutex is held.
+func (p *pool) end(inst *instance, why error, grace bool) {
+	if inst.state == api.InstanceDraining || inst.state == api.InstanceStopped {
+		return
+	}
+	p.dropFree(inst)
+	inst.grace = grace
+	inst.to(api.InstanceDraining)
+	inst.err = why
+	if inst.active == 0 {
+		inst.cancel(why)
+	}
+}
+
+// endAll ends every instance that keep does not want kept. The mutex is held.
+func (p *pool) endAll(why error, grace bool, keep func(*instance) bool) {
+	for _, inst := range p.instances {
+		if keep == nil || !keep(inst) {
+			p.end(inst, why, grace)
+		}
+	}
+}
+
+// setFree offers the instance to the next request, dropFree no longer does. The
+// mutex is held.
+func (p *pool) setFree(inst *instance) {
+	if !inst.free && !inst.full {
+		inst.free = true
+		p.free = append(p.free, inst)
+	}
+}
+
+func (p *pool) dropFree(inst *instance) {
+	if inst.free {
+		inst.free = false
+		i := slices.Index(p.free, inst)
+		p.free = slices.Delete(p.free, i, i+1)
+	}
+}
+
+// takeFree returns the instance that the next request goes to: the last used,
+// so that those which are not needed can expire. The mutex is held.
+func (p *pool) takeFree() *instance {
+	if len(p.free) == 0 {
+		return nil
+	}
+	return p.free[len(p.free)-1]
+}
+
+func (p *pool) oldestIdle() *instance {
+	idle, since := p.idle()
+	if i := scale.Victim(since); i >= 0 {
+		return idle[i]
+	}
+	return nil
+}
+
+func (p *pool) idle() (idle []*instance, since []time.Time) {
+	for _, inst := range p.free {
+		if inst.state == api.InstanceIdle {
+			idle, since = append(idle, inst), append(since, inst.idleSince)
+		}
+	}
+	return idle, since
+}
+
+// armJanitor sees to it that idle instances are looked at. The timer is not
+// moved at each request: it goes off at the earliest time at which an instance
+// can have expired, and looks again. The mutex is held.
+func (p *pool) armJanitor() {
+	if d := p.current.Load(); p.janitor == nil && d != nil {
+		p.janitor = time.AfterFunc(d.fn.KeepAlive.D(), p.sweep)
+	}
+}
+
+func (p *pool) sweep() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.janitor = nil
+	d := p.current.Load()
+	if d == nil || p.closed != nil {
+		return
+	}
+	idle, since := p.idle()
+	expired, next := scale.Expired(since, time.Now(), d.fn.KeepAlive.D())
+	for _, i := range expired {
+		p.end(idle[i], errExpired, false)
+	}
+	if next > 0 {
+		p.janitor = time.AfterFunc(next, p.sweep)
+	}
+}
+
+// stopTimers is for when the pool is closed. The mutex is held.
+func (p *pool) stopTimers() {
+	for _, t := range []*time.Timer{p.janitor, p.retryTimer} {
+		if t != nil {
+			t.Stop()
+		}
+	}
+}

@@ -1,0 +1,224 @@
+package node
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+)
+
+// recorder writes the invocations' records, many in one transaction, off the
+// requests' way. When the disk is slower than the requests it holds them back
+// rather than lose records.
+type recorder struct {
+	db   *sql.DB
+	keep int64
+	hook func(api.Invocation)
+	log  *slog.Logger
+
+	in   chan api.Invocation
+	over chan struct{} // closed when the writer has ended
+
+	mu     sync.RWMutex // guards closed; held for reading while sending
+	closed bool
+}
+
+const (
+	recordBuffer = 4096                  // records that may wait for the writer
+	recordBatch  = 1024                  // records in one transaction
+	recordDelay  = 50 * time.Millisecond // how long the first of a batch waits for others
+	trimEvery    = 10000                 // records between two looks at how many are kept
+)
+
+func newRecorder(db *sql.DB, keep int64, hook func(api.Invocation), log *slog.Logger) *recorder {
+	r := &recorder{db: db, keep: keep, hook: hook, log: log, in: make(chan api.Invocation, recordBuffer), over: make(chan struct{})}
+	go r.run()
+	return r
+}
+
+// Record stores the record of an invocation that never got a lease; those that
+// did are stored when the lease is released.
+func (n *Node) Record(rec api.Invocation) { n.rec.put(rec) }
+
+func (r *recorder) put(rec api.Invocation) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if r.closed {
+		return
+	}
+	if rec.ID == "" {
+		rec.ID = newID("")
+	}
+	r.in <- rec
+}
+
+// close writes what is left. It is idempotent.
+func (r *recorder) close() error {
+	r.mu.Lock()
+	if !r.closed {
+		r.closed = true
+		close(r.in)
+	}
+	r.mu.Unlock()
+	<-r.over
+	return nil
+}
+
+func (r *recorder) run() {
+	defer close(r.over)
+	batch := make([]api.Invocation, 0, recordBatch)
+	sinceTrim := trimEvery
+	for first := range r.in {
+		batch = append(batch[:0], first)
+		batch = r.collect(batch)
+		if err := r.write(batch); err != nil {
+			r.log.Error("storing records", "lost", len(batch), "error", err)
+		}
+		if r.hook != nil {
+			for _, rec := range batch {
+				r.hook(rec)
+			}
+		}
+		if sinceTrim += len(batch); sinceTrim >= trimEvery {
+			sinceTrim = 0
+			r.trim()
+		}
+	}
+}
+
+// collect adds to the batch what comes within the delay.
+func (r *recorder) collect(batch []api.Invocation) []api.Invocation {
+	timer := time.NewTimer(recordDelay)
+	defer timer.Stop()
+	for len(batch) < recordBatch {
+		select {
+		case rec, ok := <-r.in:
+			if !ok {
+				return batch
+			}
+			batch = append(batch, rec)
+		case <-timer.C:
+			return batch
+		}
+	}
+	return batch
+}
+
+const recordColumns = "id, function, instance, snapshot, start, time_ns, status, error, bytes_in, bytes_out"
+
+// phaseColumns are the names of the phases' columns, in the order of
+// api.PhaseNames.
+var phaseColumns = strings.Join(api.PhaseNames, "_us, ") + "_us"
+
+func (r *recorder) write(batch []api.Invocation) error {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
+	defer cancel()
+	return inTx(ctx, r.db, func(tx *sql.Tx) error {
+		n := 10 + len(api.PhaseNames) + 1
+		stmt, err := tx.PrepareContext(ctx, "INSERT INTO invocations ("+recordColumns+", "+phaseColumns+", memory) VALUES (?"+strings.Repeat(", ?", n-1)+")")
+		if err != nil {
+			return err
+		}
+		defer stmt.Close()
+		for i := range batch {
+			values, err := recordValues(&batch[i])
+			if err != nil {
+				return err
+			}
+			if _, err := stmt.ExecContext(ctx, values...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func recordValues(rec *api.Invocation) ([]any, error) {
+	values := []any{rec.ID, rec.Function, rec.Instance, rec.Snapshot, string(rec.Start), rec.Time.UnixNano(),
+		rec.Status, rec.Error, rec.BytesIn, rec.BytesOut}
+	rec.Phases.Each(func(_ string, d time.Duration) { values = append(values, d.Microseconds()) })
+	if rec.Memory == nil {
+		return append(values, nil), nil
+	}
+	b, err := json.Marshal(rec.Memory)
+	return append(values, b), err
+}
+
+// trim deletes the oldest records beyond those that are kept.
+func (r *recorder) trim() {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
+	defer cancel()
+	_, err := r.db.ExecContext(ctx, "DELETE FROM invocations WHERE seq <= (SELECT max(seq) FROM invocations) - ?", r.keep)
+	if err != nil {
+		r.log.Error("deleting old records", "error", err)
+	}
+}
+
+// InvocationFilter selects records. The zero value selects the last 100 of all.
+type InvocationFilter struct {
+	Function string    // "": of all functions
+	Since    time.Time // of arrival; zero: from the beginning
+	Limit    int       // at most so many, the last ones; 0: 100; negative: all
+}
+
+// Invocations returns the records that the filter selects, oldest first. The
+// last ones may be missing for as long as a batch is collected.
+func (n *Node) Invocations(ctx context.Context, f InvocationFilter) ([]api.Invocation, error) {
+	limit := orDefault(f.Limit, 100)
+	since := int64(0)
+	if !f.Since.IsZero() {
+		since = f.Since.UnixNano()
+	}
+	where, args := "time_ns >= ?", []any{since}
+	if f.Function != "" {
+		where, args = where+" AND function = ?", append(args, f.Function)
+	}
+	rows, err := n.db.main.QueryContext(ctx, "SELECT * FROM (SELECT seq, "+recordColumns+", "+phaseColumns+
+		", memory FROM invocations WHERE "+where+" ORDER BY time_ns DESC, seq DESC LIMIT ?) ORDER BY time_ns, seq", append(args, limit)...)
+	if err != nil {
+		return nil, fmt.Errorf("reading records: %w", err)
+	}
+	defer rows.Close()
+	var out []api.Invocation
+	for rows.Next() {
+		rec, err := scanRecord(rows)
+		if err != nil {
+			return nil, fmt.Errorf("reading records: %w", err)
+		}
+		out = append(out, rec)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("reading records: %w", err)
+	}
+	return out, nil
+}
+
+func scanRecord(rows *sql.Rows) (api.Invocation, error) {
+	var rec api.Invocation
+	var seq, at int64
+	var memory []byte
+	us := make([]int64, len(api.PhaseNames))
+	dest := []any{&seq, &rec.ID, &rec.Function, &rec.Instance, &rec.Snapshot, &rec.Start, &at, &rec.Status, &rec.Error, &rec.BytesIn, &rec.BytesOut}
+	for i := range us {
+		dest = append(dest, &us[i])
+	}
+	if err := rows.Scan(append(dest, &memory)...); err != nil {
+		return rec, err
+	}
+	rec.Time = time.Unix(0, at).UTC()
+	p := &rec.Phases
+	for i, d := range []*time.Duration{&p.Queue, &p.Slot, &p.Spawn, &p.Load, &p.Install, &p.Resume, &p.Boot,
+		&p.Clone, &p.Init, &p.Connect, &p.Process, &p.Stream, &p.Total} {
+		*d = time.Duration(us[i]) * time.Microsecond
+	}
+	if memory != nil {
+		return rec, json.Unmarshal(memory, &rec.Memory)
+	}
+	return rec, nil
+}

@@ -1,0 +1,263 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/snapshot"
+)
+
+// Reasons for which snapshots are made, in their manifests.
+const (
+	reasonReady = "ready"
+	reasonAsked = "asked for"
+)
+
+// snapshotRetry is how long after a failure no snapshot is tried by itself.
+const snapshotRetry = time.Minute
+
+// capture turns a ready instance without requests into a published snapshot.
+// The machine does not survive it; the caller releases what is left.
+func (n *Node) capture(ctx context.Context, inst *instance, stage *snapshot.Staging, reason string) (api.Snapshot, error) {
+	defer stage.Abort()
+	fail := func(err error) (api.Snapshot, error) {
+		return api.Snapshot{}, fmt.Errorf("taking a snapshot of %s: %w", inst.pool.name, err)
+	}
+	info, err := n.deps.VMM.Info(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	guarded, stop := inst.guard(ctx)
+	defer stop()
+	// Connections that are open now would be open, to nobody, in every clone.
+	inst.transports.close()
+	if err := inst.agent.Prepare(guarded); err != nil {
+		return fail(because(guarded, err))
+	}
+	if err := inst.machine.Pause(guarded); err != nil {
+		return fail(because(guarded, err))
+	}
+	if err := inst.machine.Snapshot(guarded, stage.State(), stage.Memory()); err != nil {
+		return fail(because(guarded, err))
+	}
+	stop()
+	if err := inst.machine.Kill(); err != nil { // it writes to the memory file until then
+		return fail(err)
+	}
+	d := inst.dep
+	snap, err := stage.Publish(ctx, snapshot.Manifest{
+		Reason: reason, VMM: info, CPU: n.cpu, HostKernel: hostKernel(),
+		GuestKernel: n.kernel.Digest, Initramfs: n.kernel.InitramfsDigest, Agent: n.kernel.Agent,
+		ImageDigest: d.image.Digest, DiskDigest: d.image.DiskDigest, Spec: d.spec,
+		VCPUs: d.fn.VCPUs, MemoryMiB: d.fn.MemoryMiB,
+	})
+	if err != nil {
+		return api.Snapshot{}, err
+	}
+	n.log.Info("snapshot published", "function", d.fn.Name, "snapshot", snap.ID, "reason", reason, "bytes", snap.DiskBytes)
+	return snap, nil
+}
+
+func hostKernel() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+// bootFor boots an instance of a deployment outside its pool, for a snapshot or
+// to see whether it works. The caller must call done with it.
+func (n *Node) bootFor(ctx context.Context, p *pool, d *deployment) (inst *instance, done func(), err error) {
+	if err := n.reserve(ctx, d.fn.MemoryMiB); err != nil {
+		return nil, nil, err
+	}
+	inst = p.newInstance(d)
+	inst.wanted = api.StartBoot
+	// It ends with the caller's context as well as with the node's.
+	unlink := context.AfterFunc(ctx, func() { inst.cancel(context.Cause(ctx)) })
+	give := func() {
+		unlink()
+		inst.cancel(nil)
+		n.giveBack(d.fn.MemoryMiB)
+	}
+	if err := n.start(inst.ctx, inst); err != nil {
+		give()
+		return nil, nil, err
+	}
+	return inst, func() {
+		close(inst.gone)
+		inst.release()
+		give()
+	}, nil
+}
+
+// make boots an instance for the sake of its snapshot.
+func (n *Node) makeSnapshot(ctx context.Context, p *pool, d *deployment, reason string, tell func(api.DeployEvent)) (api.Snapshot, error) {
+	end := begin(tell, api.StageBooting, "")
+	inst, done, err := n.bootFor(ctx, p, d)
+	if err != nil {
+		return api.Snapshot{}, err
+	}
+	defer done()
+	end()
+	end = begin(tell, api.StageSnapshotting, "")
+	stage, err := n.snaps.Stage(d.fn.Name)
+	if err != nil {
+		return api.Snapshot{}, err
+	}
+	snap, err := n.capture(inst.ctx, inst, stage, reason)
+	if err != nil {
+		return api.Snapshot{}, err
+	}
+	end()
+	return snap, nil
+}
+
+// snapshotIfMissing makes a snapshot in the background when an instance had to
+// be booted for want of one and the function's rule says that it should have
+// one since it was ready. The pool's mutex is held.
+func (p *pool) snapshotIfMissing(inst *instance) {
+	if !inst.noSnapshot {
+		return
+	}
+	if !p.snapshotting && p.published == inst.dep {
+		p.published = nil // it was there once, and is not usable any more
+	}
+	rule := inst.dep.fn.Snapshot
+	if rule.Off || rule.AfterInvocations > 0 || p.snapshotting || time.Now().Before(p.snapshotAt) {
+		return
+	}
+	p.snapshotting = true
+	d := inst.dep
+	if !p.n.spawn(func() { p.snapshotInBackground(d) }) {
+		p.snapshotting = false
+	}
+}
+
+func (p *pool) snapshotInBackground(d *deployment) {
+	unlock, err := p.n.names.lock(p.n.ctx, p.name)
+	if err != nil {
+		return
+	}
+	defer unlock()
+	if p.current.Load() == d {
+		_, err = p.n.makeSnapshot(p.n.ctx, p, d, reasonReady, nil)
+	}
+	p.snapshotEnded(d, err)
+}
+
+// snapshotEnded notes how making a snapshot went.
+func (p *pool) snapshotEnded(d *deployment, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.snapshotting = false
+	if err == nil {
+		p.published = d
+		return
+	}
+	p.snapshotAt = time.Now().Add(snapshotRetry)
+	if !errors.Is(err, ErrDraining) {
+		p.n.log.Warn("snapshot failed", "function", p.name, "error", err)
+	}
+}
+
+// snapshotDue says whether a booted instance has answered as many invocations
+// as its function wants before the snapshot, and reserves the right to make it.
+// The mutex is held.
+func (p *pool) snapshotDue(inst *instance) bool {
+	rule := inst.dep.fn.Snapshot
+	if rule.Off || rule.AfterInvocations == 0 || inst.requests < int64(rule.AfterInvocations) || !inst.noSnapshot {
+		return false
+	}
+	if p.snapshotting || p.published == inst.dep || inst.dep != p.current.Load() || time.Now().Before(p.snapshotAt) {
+		return false
+	}
+	p.snapshotting = true
+	return true
+}
+
+// snapshotServed makes the snapshot for which snapshotDue ended an instance.
+func (p *pool) snapshotServed(inst *instance) {
+	ctx, cancel := context.WithTimeout(p.n.ctx, inst.dep.fn.ReadyTimeout.D())
+	defer cancel()
+	stage, err := p.n.snaps.Stage(p.name)
+	if err == nil {
+		reason := fmt.Sprintf("after %d invocations", inst.requests)
+		_, err = p.n.capture(ctx, inst, stage, reason)
+	}
+	p.snapshotEnded(inst.dep, err)
+}
+
+// CreateSnapshot makes a snapshot of a function now, from an instance that is
+// booted for it.
+func (n *Node) CreateSnapshot(ctx context.Context, function string, progress func(api.DeployEvent)) (api.Snapshot, error) {
+	ctx, stop := n.until(ctx)
+	defer stop()
+	unlock, err := n.names.lock(ctx, function)
+	if err != nil {
+		return api.Snapshot{}, err
+	}
+	defer unlock()
+	p := n.pool(function)
+	if p == nil {
+		return api.Snapshot{}, fmt.Errorf("%q: %w", function, ErrNoFunction)
+	}
+	d := p.current.Load()
+	if d == nil {
+		return api.Snapshot{}, fmt.Errorf("%q: %w", function, ErrNoFunction)
+	}
+	snap, err := n.makeSnapshot(ctx, p, d, reasonAsked, progress)
+	if err != nil {
+		return api.Snapshot{}, err
+	}
+	p.snapshotEnded(d, nil)
+	tell(progress, api.DeployEvent{Stage: api.StageDone, Snapshot: &snap})
+	return snap, nil
+}
+
+// Snapshots lists the snapshots of a function, or all for "", newest first, and
+// says of each whether a start here could use it.
+func (n *Node) Snapshots(ctx context.Context, function string) ([]api.Snapshot, error) {
+	info, err := n.deps.VMM.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return n.snaps.List(function, func(name string) (snapshot.Want, bool) {
+		p := n.pool(name)
+		if p == nil {
+			return snapshot.Want{}, false
+		}
+		d := p.current.Load()
+		if d == nil {
+			return snapshot.Want{}, false
+		}
+		return n.want(d, info), true
+	}), nil
+}
+
+// InspectSnapshot returns a snapshot's manifest, SnapshotDir its directory.
+func (n *Node) InspectSnapshot(id string) (snapshot.Manifest, error) { return n.snaps.Manifest(id) }
+func (n *Node) SnapshotDir(id string) (string, error)                { return n.snaps.Dir(id) }
+
+// VerifySnapshot checks every byte of a snapshot.
+func (n *Node) VerifySnapshot(ctx context.Context, id string) error { return n.snaps.Verify(ctx, id) }
+
+// RemoveSnapshot takes a snapshot away; instances that run from it go on.
+func (n *Node) RemoveSnapshot(id string) error {
+	m, err := n.snaps.Manifest(id)
+	if errors.Is(err, snapshot.ErrNotFound) {
+		return err
+	}
+	if p := n.pool(m.Function); err == nil && p != nil {
+		p.mu.Lock()
+		p.published = nil
+		p.mu.Unlock()
+	}
+	return n.snaps.Remove(id)
+}

@@ -1,0 +1,322 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/guest"
+	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/snapshot"
+	"github.com/skep-dev/skep/vmm"
+)
+
+// StartError says why an instance did not become ready.
+type StartError struct {
+	Function string
+	Instance string
+	Err      error
+	Logs     []string // the last lines that the function wrote
+}
+
+func (e *StartError) Error() string {
+	s := fmt.Sprintf("starting an instance of %s: %v", e.Function, e.Err)
+	if len(e.Logs) > 0 {
+		s += "; its last lines:\n  " + strings.Join(e.Logs, "\n  ")
+	}
+	return s
+}
+
+func (e *StartError) Unwrap() error { return e.Err }
+
+// start makes the instance ready: from the newest usable snapshot, or else, if
+// nothing else was asked for, by booting it. When it fails nothing is held.
+func (n *Node) start(ctx context.Context, inst *instance) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, inst.dep.fn.ReadyTimeout.D(),
+		fmt.Errorf("not ready after %v (ready_timeout)", inst.dep.fn.ReadyTimeout))
+	defer cancel()
+	err := n.startEither(ctx, inst)
+	if err == nil {
+		return nil
+	}
+	inst.release()
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		err = fmt.Errorf("%w: %w", cause, err)
+	}
+	return &StartError{Function: inst.dep.fn.Name, Instance: inst.id, Err: err, Logs: inst.tail.lines()}
+}
+
+func (n *Node) startEither(ctx context.Context, inst *instance) error {
+	if inst.wanted == api.StartBoot {
+		return n.boot(ctx, inst)
+	}
+	snap, reason := n.usable(ctx, inst.dep)
+	if snap == nil {
+		if inst.wanted == api.StartRestore {
+			return fmt.Errorf("%w: %w", ErrNoSnapshot, reason)
+		}
+		inst.noSnapshot = true
+		n.log.Info("booting for want of a usable snapshot", "function", inst.pool.name, "instance", inst.id, "reason", reason)
+		return n.boot(ctx, inst)
+	}
+	id := snap.Manifest.ID
+	err := n.restore(ctx, inst, snap)
+	if err == nil {
+		n.snaps.Restored(id, nil)
+		return nil
+	}
+	inst.release()
+	if ctx.Err() != nil {
+		return err
+	}
+	// The snapshot may be to blame: every byte is looked at before its next use.
+	n.snaps.Restored(id, err)
+	err = fmt.Errorf("restoring snapshot %s: %w", id, err)
+	if inst.wanted == api.StartRestore {
+		return err
+	}
+	n.log.Warn("booting since the restore failed", "function", inst.pool.name, "instance", inst.id, "snapshot", id, "error", err)
+	if err2 := n.boot(ctx, inst); err2 != nil {
+		return fmt.Errorf("%w (after %w)", err2, err)
+	}
+	return nil
+}
+
+// usable returns the newest snapshot that the deployment can start from.
+func (n *Node) usable(ctx context.Context, d *deployment) (*snapshot.Snapshot, error) {
+	info, err := n.deps.VMM.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	snap, reasons := n.snaps.Newest(ctx, n.want(d, info))
+	if snap != nil {
+		return snap, nil
+	}
+	if len(reasons) == 0 {
+		return nil, errors.New("it has none")
+	}
+	return nil, errors.Join(reasons...)
+}
+
+// prepare takes the slot and makes the directories of a machine.
+func (n *Node) prepare(ctx context.Context, inst *instance) (vmm.Config, error) {
+	img, err := n.images.Get(inst.dep.image.Digest)
+	if err != nil {
+		return vmm.Config{}, fmt.Errorf("its root disk: %w", err)
+	}
+	began := time.Now()
+	slot, err := n.net.Take(ctx, inst.dep.fn.Egress)
+	if err != nil {
+		return vmm.Config{}, fmt.Errorf("taking a network slot: %w", err)
+	}
+	inst.phases.Slot = time.Since(began)
+	inst.slot = slot
+	inst.onRelease(func() { n.net.Give(slot) })
+	if err := n.makeDir(inst, inst.runDir()); err != nil {
+		return vmm.Config{}, err
+	}
+	return n.machine(inst.dep, img.Disk), nil
+}
+
+// makeDir makes a private directory for the instance's process, removed with it.
+func (n *Node) makeDir(inst *instance, dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return fmt.Errorf("making the instance's directory: %w", err)
+	}
+	inst.onRelease(func() { os.RemoveAll(dir) })
+	if n.cfg.UIDBase < 0 {
+		return nil
+	}
+	if err := os.Chown(dir, n.cfg.UIDBase+inst.slot.Index, n.cfg.GID); err != nil {
+		return fmt.Errorf("making the instance's directory: %w", err)
+	}
+	return nil
+}
+
+// boot starts the instance from its kernel.
+func (n *Node) boot(ctx context.Context, inst *instance) error {
+	inst.phases, inst.kind = api.Phases{}, api.StartBoot
+	inst.snapshot = ""
+	shape, err := n.prepare(ctx, inst)
+	if err != nil {
+		return err
+	}
+	if err := n.makeDir(inst, inst.memDir()); err != nil {
+		return err
+	}
+	inst.memoryFile = filepath.Join(inst.memDir(), snapshot.PartMemory)
+	m, err := n.deps.VMM.Boot(ctx, vmm.BootSpec{Config: shape, Host: n.host(inst), MemoryFile: inst.memoryFile})
+	if err != nil {
+		return fmt.Errorf("booting: %w", err)
+	}
+	n.own(inst, m)
+	inst.phases.Spawn = m.Timings().Spawn
+	ctx, stop := inst.guard(ctx)
+	defer stop()
+	began := time.Now()
+	conn, err := n.dialUntil(ctx, inst, guest.AgentPort)
+	if err != nil {
+		return fmt.Errorf("waiting for the guest's agent: %w", err)
+	}
+	if err := n.greet(ctx, inst, conn); err != nil {
+		return err
+	}
+	inst.phases.Boot = m.Timings().Load + time.Since(began)
+	began = time.Now()
+	s := inst.dep.start
+	s.Instance, s.UnixNano, s.Entropy = inst.id, time.Now().UnixNano(), entropy()
+	if err := inst.agent.Start(ctx, s); err != nil {
+		return fmt.Errorf("starting the function's server: %w", because(ctx, err))
+	}
+	if err := inst.agent.Ready(ctx); err != nil {
+		return fmt.Errorf("waiting for the function to be ready: %w", because(ctx, err))
+	}
+	inst.phases.Init = time.Since(began)
+	inst.transports = n.newTransports(inst, nil)
+	n.ready(inst)
+	return nil
+}
+
+// restore starts the instance from a snapshot, which it takes over.
+func (n *Node) restore(ctx context.Context, inst *instance, snap *snapshot.Snapshot) error {
+	inst.phases, inst.kind = api.Phases{}, api.StartRestore
+	inst.snapshot = snap.Manifest.ID
+	inst.onRelease(func() { snap.Release() })
+	// The working set is fetched while all else is got ready.
+	session, err := n.openMemory(ctx, inst, snap)
+	if err != nil {
+		return err
+	}
+	inst.setSession(session)
+	inst.onRelease(func() { inst.setSession(nil); session.Close() })
+	shape, err := n.prepare(ctx, inst)
+	if err != nil {
+		return err
+	}
+	spec := vmm.RestoreSpec{Config: shape, Host: n.host(inst), State: snap.StatePath(), Memory: vmm.Memory{File: snap.MemoryPath()}}
+	if !session.Mapped() {
+		spec.Memory.Attach = session.Attach
+	}
+	m, err := n.deps.VMM.Restore(ctx, spec)
+	if err != nil {
+		return err
+	}
+	n.own(inst, m)
+	inst.phases.Spawn, inst.phases.Load = m.Timings().Spawn, m.Timings().Load
+	return n.resume(ctx, inst)
+}
+
+func (n *Node) openMemory(ctx context.Context, inst *instance, snap *snapshot.Snapshot) (memory.Session, error) {
+	name := orDefault(inst.policy, orDefault(inst.dep.fn.MemoryPolicy, n.cfg.DefaultPolicy))
+	policy, err := n.deps.Policy(name)
+	if err != nil {
+		return nil, fmt.Errorf("memory policy %q: %w", name, err)
+	}
+	// The session outlives the start: only the instance's end cancels it.
+	session, err := policy.Open(inst.ctx, memory.Source{
+		SnapshotID: snap.Manifest.ID, Path: snap.MemoryPath(), Size: snap.MemorySize(), Dir: snap.TraceDir(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("memory policy %q: %w", name, err)
+	}
+	return session, ctx.Err()
+}
+
+// resume takes a restored, paused machine to the first request. The connections
+// to the agent and to the function are dialled before the vCPUs run: the SYNs
+// wait in the tap's queue, and are the first thing that the guest sees.
+func (n *Node) resume(ctx context.Context, inst *instance) error {
+	ctx, stop := inst.guard(ctx)
+	defer stop()
+	toAgent := n.dialAhead(inst.ctx, inst, guest.AgentPort)
+	toFunction := n.dialAhead(inst.ctx, inst, inst.dep.fn.Port)
+	inst.onRelease(func() { toAgent.abandon(); toFunction.abandon() })
+	began := time.Now()
+	if err := inst.session.Install(ctx); err != nil {
+		return fmt.Errorf("installing guest memory: %w", because(ctx, err))
+	}
+	inst.phases.Install = time.Since(began)
+	began = time.Now()
+	if err := inst.machine.Resume(ctx); err != nil {
+		return fmt.Errorf("resuming: %w", because(ctx, err))
+	}
+	inst.phases.Resume = time.Since(began)
+	began = time.Now()
+	conn, err := toAgent.take(ctx)
+	if err != nil {
+		if conn, err = n.dialUntil(ctx, inst, guest.AgentPort); err != nil {
+			return fmt.Errorf("waiting for the guest's agent: %w", err)
+		}
+	}
+	if err := n.greet(ctx, inst, conn); err != nil {
+		return err
+	}
+	c := guest.Clone{Instance: inst.id, UnixNano: time.Now().UnixNano(), Entropy: entropy(), Hook: inst.dep.fn.CloneHook}
+	if err := inst.agent.Clone(ctx, c); err != nil {
+		return fmt.Errorf("telling the guest that it is a clone: %w", because(ctx, err))
+	}
+	inst.phases.Clone = time.Since(began)
+	inst.transports = n.newTransports(inst, toFunction)
+	n.ready(inst)
+	return nil
+}
+
+// own makes the machine the instance's.
+func (n *Node) own(inst *instance, m vmm.Machine) {
+	inst.machine = m
+	inst.onRelease(func() {
+		inst.machine = nil
+		if err := m.Kill(); err != nil {
+			n.log.Error("ending a VMM", "function", inst.pool.name, "instance", inst.id, "error", err)
+		}
+	})
+}
+
+// greet makes the agent at the other end of conn the instance's.
+func (n *Node) greet(ctx context.Context, inst *instance, conn net.Conn) error {
+	out := n.logs.writer(inst.pool.name, inst.id)
+	agent, err := n.deps.Connect(ctx, conn, func(stream string, line []byte) {
+		inst.tail.add(line)
+		out.write(stream, line)
+	})
+	if err != nil {
+		out.close()
+		return fmt.Errorf("greeting the guest's agent: %w", because(ctx, err))
+	}
+	inst.agent = agent
+	inst.onRelease(func() { inst.agent = nil; agent.Close(); out.close() })
+	return nil
+}
+
+// ready notes for describe what the start found out, and is its last step.
+func (n *Node) ready(inst *instance) {
+	inst.onRelease(inst.transports.close)
+	info := api.Instance{Start: inst.kind, Snapshot: inst.snapshot, PID: inst.machine.PID(), Slot: inst.slot.Name}
+	if v, err := n.deps.VMM.Info(inst.ctx); err == nil {
+		info.VMM = v.Name
+	}
+	inst.pool.mu.Lock()
+	inst.info = info
+	inst.pool.mu.Unlock()
+}
+
+func entropy() []byte {
+	b := make([]byte, 64)
+	_, _ = rand.Read(b) // never fails
+	return b
+}
+
+// because puts the reason for which ctx ended before an error that it caused.
+func because(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		return fmt.Errorf("%w (%w)", cause, err)
+	}
+	return err
+}

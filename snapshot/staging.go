@@ -1,0 +1,172 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/api"
+)
+
+// Staging is a snapshot in the making: a directory that a crash leaves to the
+// next Open to remove.
+type Staging struct {
+	ID       string // that the snapshot will have
+	Function string
+	Dir      string
+
+	store *Store
+	once  sync.Once // Publish or Abort, whichever comes first
+}
+
+// Stage makes a place for a new snapshot of the function. The caller puts the
+// parts at State and Memory, then calls Publish, or else Abort.
+func (s *Store) Stage(function string) (*Staging, error) {
+	var r [4]byte
+	if _, err := rand.Read(r[:]); err != nil {
+		return nil, fmt.Errorf("staging a snapshot of %s: %w", function, err)
+	}
+	id := function + "-" + time.Now().UTC().Format("20060102-150405") + "-" + hex.EncodeToString(r[:])
+	if !ValidID(id) {
+		return nil, fmt.Errorf("staging a snapshot: function name %q cannot be part of a snapshot's id", function)
+	}
+	dir := filepath.Join(s.dir, stagingPrefix+id)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("staging a snapshot of %s: %w", function, err)
+	}
+	return &Staging{ID: id, Function: function, Dir: dir, store: s}, nil
+}
+
+// State and Memory are the paths of the two parts.
+func (g *Staging) State() string  { return filepath.Join(g.Dir, PartState) }
+func (g *Staging) Memory() string { return filepath.Join(g.Dir, PartMemory) }
+
+// Abort removes what was staged. After Publish it does nothing.
+func (g *Staging) Abort() {
+	g.once.Do(func() { os.RemoveAll(g.Dir) })
+}
+
+// Publish makes the staged parts a snapshot: zero pages of memory become holes,
+// sizes and digests are computed, everything is on disk before the one rename
+// that makes it seen. The caller fills in what m says of the machine; format,
+// id, function, time and parts are set here. When it fails nothing is left.
+func (g *Staging) Publish(ctx context.Context, m Manifest) (api.Snapshot, error) {
+	var out api.Snapshot
+	err := fmt.Errorf("publishing snapshot %s: it is published or aborted already", g.ID)
+	g.once.Do(func() {
+		out, err = g.publish(ctx, m)
+		if err != nil {
+			os.RemoveAll(g.Dir)
+			err = fmt.Errorf("publishing snapshot %s: %w", g.ID, explainFull(err))
+		}
+	})
+	return out, err
+}
+
+func (g *Staging) publish(ctx context.Context, m Manifest) (api.Snapshot, error) {
+	m.Format, m.ID, m.Function = FormatVersion, g.ID, g.Function
+	m.Created = time.Now().UTC().Round(time.Millisecond)
+	m.Parts = map[string]Part{}
+	for _, name := range []string{PartState, PartMemory} {
+		p, err := g.seal(ctx, name)
+		if err != nil {
+			return api.Snapshot{}, err
+		}
+		m.Parts[name] = p
+	}
+	if err := m.validate(); err != nil {
+		return api.Snapshot{}, err
+	}
+	b, err := m.Encode()
+	if err != nil {
+		return api.Snapshot{}, err
+	}
+	if err := writeSynced(filepath.Join(g.Dir, manifestName), b); err != nil {
+		return api.Snapshot{}, err
+	}
+	if err := os.Mkdir(filepath.Join(g.Dir, traceName), 0o700); err != nil {
+		return api.Snapshot{}, err
+	}
+	seen, err := statParts(g.Dir)
+	if err != nil {
+		return api.Snapshot{}, err
+	}
+	if err := writeStamps(g.Dir, seen); err != nil {
+		return api.Snapshot{}, err
+	}
+	if err := syncDir(g.Dir); err != nil {
+		return api.Snapshot{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return api.Snapshot{}, err
+	}
+	return g.store.publish(g.Dir, m, seen)
+}
+
+// seal makes a part the daemon's own and read-only (VMMs get it as an open file), makes its zeros holes, computes
+// its digest and syncs it: from here on it is only read.
+func (g *Staging) seal(ctx context.Context, name string) (Part, error) {
+	path := filepath.Join(g.Dir, name)
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return Part{}, err
+	}
+	defer f.Close()
+	if err := f.Chown(os.Getuid(), os.Getgid()); err != nil {
+		return Part{}, err
+	}
+	if err := f.Chmod(0o400); err != nil {
+		return Part{}, err
+	}
+	digest, size, err := digestFile(ctx, f, name == PartMemory)
+	if err != nil {
+		return Part{}, err
+	}
+	if err := f.Sync(); err != nil {
+		return Part{}, fmt.Errorf("syncing %s: %w", path, err)
+	}
+	return Part{Size: size, Digest: digest}, nil
+}
+
+func writeSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("syncing %s: %w", dir, err)
+	}
+	return nil
+}
+
+// explainFull says what to do about a full disk.
+func explainFull(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w: the disk of the snapshot store is full: make room there (`skep snapshot rm`) and try again", err)
+	}
+	return err
+}
