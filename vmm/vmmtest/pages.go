@@ -71,6 +71,9 @@ func (p *pages) serve() error {
 		if errors.Is(err, os.ErrClosed) {
 			return nil
 		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			continue // none was set: the FD is being closed
+		}
 		if err != nil {
 			return err
 		}

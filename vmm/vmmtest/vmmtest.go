@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/guest"
+	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/vmm"
 )
 
@@ -64,7 +65,7 @@ type suite struct {
 
 func newSuite(t testing.TB, open func(testing.TB) vmm.VMM) *suite {
 	t.Helper()
-	need(t)
+	testenv.Need(t, "root", "uffd", "tap")
 	s := &suite{vmm: open(t)}
 	k := debianKernel(t)
 	disk := filepath.Join(t.TempDir(), "disk, with a comma")
