@@ -1,4 +1,4 @@
-package control
+package control_test
 
 import (
 	"bytes"
@@ -18,14 +18,16 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/control"
+	"github.com/skep-dev/skep/control/controltest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestRoundTrips(t *testing.T) {
-	n := newFake()
-	n.records = []api.Invocation{{ID: "r1", Function: "hello", Start: api.StartWarm, Status: 200, Phases: api.Phases{Total: 3 * time.Millisecond}}}
-	c, _ := clientOf(t, Options{Node: n, Version: api.Version{Version: "v1"}, URL: func(f string) string { return "http://" + f }})
+	n := controltest.New()
+	n.Records = []api.Invocation{{ID: "r1", Function: "hello", Start: api.StartWarm, Status: 200, Phases: api.Phases{Total: 3 * time.Millisecond}}}
+	c, _ := clientOf(t, control.Options{Node: n, Version: api.Version{Version: "v1"}, URL: func(f string) string { return "http://" + f }})
 	ctx := t.Context()
 
 	if v, err := c.Version(ctx); err != nil || v.Version != "v1" {
@@ -83,9 +85,8 @@ func TestRoundTrips(t *testing.T) {
 }
 
 func TestErrorsReachTheClient(t *testing.T) {
-	n := newFake()
-	n.functions["hello"] = api.Function{Name: "hello"}
-	c, _ := clientOf(t, Options{Node: n})
+	n := controltest.New("hello")
+	c, _ := clientOf(t, control.Options{Node: n})
 	ctx := t.Context()
 	for name, e := range map[string]struct {
 		err    error
@@ -109,7 +110,7 @@ func TestErrorsReachTheClient(t *testing.T) {
 			t.Errorf("%s: got %#v", name, e.err)
 		}
 	}
-	n.deployErr = &api.Error{Status: 422, Message: "layer 2 is truncated", Hint: "push it again"}
+	n.DeployErr = &api.Error{Status: 422, Message: "layer 2 is truncated", Hint: "push it again"}
 	_, err := c.Deploy(ctx, api.Function{Name: "ab", Image: "x"}, nil)
 	var ae *api.Error
 	if !errors.As(err, &ae) || ae.Status != 422 || ae.Hint != "push it again" {
@@ -120,7 +121,7 @@ func TestErrorsReachTheClient(t *testing.T) {
 func second[T any](_ T, err error) error { return err }
 
 func TestStrictness(t *testing.T) {
-	h := New(Options{Node: newFake()}).Handler()
+	h := control.New(control.Options{Node: controltest.New()}).Handler()
 	for name, c := range map[string]struct {
 		method, path, body string
 		status             int
@@ -131,7 +132,7 @@ func TestStrictness(t *testing.T) {
 		"two values":       {"PUT", "/v1/functions/a", `{"name":"a","image":"x"}{}`, 400, "goes on"},
 		"not JSON":         {"PUT", "/v1/functions/a", `name=a`, 400, "body"},
 		"empty":            {"POST", "/v1/snapshots", ``, 400, "body"},
-		"too large":        {"POST", "/v1/snapshots", `{"function":"` + strings.Repeat("x", maxBody) + `"}`, 413, "larger"},
+		"too large":        {"POST", "/v1/snapshots", `{"function":"` + strings.Repeat("x", 1<<20) + `"}`, 413, "larger"},
 		"unknown query":    {"GET", "/v1/invocations?functoin=a", "", 400, "functoin"},
 		"repeated query":   {"GET", "/v1/invocations?limit=1&limit=2", "", 400, "2 times"},
 		"bad query":        {"GET", "/v1/invocations?limit=ten", "", 400, "ten"},
@@ -154,9 +155,9 @@ func TestStrictness(t *testing.T) {
 }
 
 func TestManyProgressEventsAreThinned(t *testing.T) {
-	n := newFake()
-	n.bytes = 100_000
-	c, _ := clientOf(t, Options{Node: n})
+	n := controltest.New()
+	n.Bytes = 100_000
+	c, _ := clientOf(t, control.Options{Node: n})
 	events := 0
 	if _, err := c.Deploy(t.Context(), api.Function{Name: "a", Image: "x"}, func(api.DeployEvent) { events++ }); err != nil {
 		t.Fatal(err)
@@ -168,9 +169,8 @@ func TestManyProgressEventsAreThinned(t *testing.T) {
 
 func TestFollowedLogsEnd(t *testing.T) {
 	t.Run("with the client", func(t *testing.T) {
-		n := newFake()
-		n.functions["hello"] = api.Function{Name: "hello"}
-		c, _ := clientOf(t, Options{Node: n})
+		n := controltest.New("hello")
+		c, _ := clientOf(t, control.Options{Node: n})
 		ctx, cancel := context.WithCancel(t.Context())
 		r, w := io.Pipe()
 		done := make(chan error, 1)
@@ -180,13 +180,12 @@ func TestFollowedLogsEnd(t *testing.T) {
 		}
 		cancel()
 		<-done
-		<-n.followed
+		<-n.Followed
 	})
 	t.Run("with the daemon", func(t *testing.T) {
-		n := newFake()
-		n.functions["hello"] = api.Function{Name: "hello"}
+		n := controltest.New("hello")
 		closing := make(chan struct{})
-		c, _ := clientOf(t, Options{Node: n, Closing: closing})
+		c, _ := clientOf(t, control.Options{Node: n, Closing: closing})
 		r, w := io.Pipe()
 		done := make(chan error, 1)
 		go func() { done <- c.Logs(t.Context(), api.LogQuery{Function: "hello", Follow: true}, w) }()
@@ -194,7 +193,7 @@ func TestFollowedLogsEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		close(closing)
-		<-n.followed
+		<-n.Followed
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
@@ -208,7 +207,7 @@ func TestInvokePassesThrough(t *testing.T) {
 		w.WriteHeader(http.StatusTeapot)
 		_, _ = w.Write([]byte(r.Method + " " + r.URL.RequestURI() + " " + r.Header.Get(api.HeaderStart) + " " + string(b)))
 	})
-	c, _ := clientOf(t, Options{Node: newFake(), Invoke: echo})
+	c, _ := clientOf(t, control.Options{Node: controltest.New(), Invoke: echo})
 	resp, err := c.Invoke(t.Context(), api.InvokeRequest{Function: "hello", Path: "/a?b=c", Body: strings.NewReader("data"), Start: api.StartBoot})
 	if err != nil {
 		t.Fatal(err)
@@ -222,7 +221,7 @@ func TestInvokePassesThrough(t *testing.T) {
 
 func TestToken(t *testing.T) {
 	token := strings.Repeat("k", 32)
-	h, err := RequireToken(token, New(Options{Node: newFake()}).Handler())
+	h, err := control.RequireToken(token, control.New(control.Options{Node: controltest.New()}).Handler())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +244,7 @@ func TestToken(t *testing.T) {
 	if _, err := c.Version(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if _, err := RequireToken("", http.NotFoundHandler()); err == nil {
+	if _, err := control.RequireToken("", http.NotFoundHandler()); err == nil {
 		t.Error("an empty token was accepted")
 	}
 }
@@ -267,33 +266,37 @@ func TestReadToken(t *testing.T) {
 		if err := os.WriteFile(path, []byte(c.text), c.mode); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ReadToken(path); (err == nil) != c.ok {
+		if _, err := control.ReadToken(path); (err == nil) != c.ok {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := ReadToken(""); err == nil {
+	if _, err := control.ReadToken(""); err == nil {
 		t.Error("no file was accepted")
 	}
 }
 
 func TestSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.sock")
-	l, err := ListenUnix(t.Context(), path)
+	l, err := control.ListenUnix(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
 		t.Fatalf("mode is %v, %v", st.Mode(), err)
 	}
-	if _, err := ListenUnix(t.Context(), path); err == nil || !strings.Contains(err.Error(), "another daemon") {
+	if _, err := control.ListenUnix(t.Context(), path); err == nil || !strings.Contains(err.Error(), "another daemon") {
 		t.Fatalf("a living socket was replaced: %v", err)
 	}
 	// As after a crash: the file stays, nobody listens.
-	ul := l.(*unixListener)
-	if err := ul.UnixListener.Close(); err != nil {
+	ul, err := net.ListenUnix("unix", &net.UnixAddr{Name: path + "2", Net: "unix"})
+	if err != nil {
 		t.Fatal(err)
 	}
-	l, err = ListenUnix(t.Context(), path)
+	ul.SetUnlinkOnClose(false)
+	if err := errors.Join(l.Close(), ul.Close(), os.Rename(path+"2", path)); err != nil {
+		t.Fatal(err)
+	}
+	l, err = control.ListenUnix(t.Context(), path)
 	if err != nil {
 		t.Fatalf("a dead socket is in the way: %v", err)
 	}
@@ -306,7 +309,7 @@ func TestSocket(t *testing.T) {
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ListenUnix(t.Context(), path); err == nil {
+	if _, err := control.ListenUnix(t.Context(), path); err == nil {
 		t.Error("a file that is no socket was replaced")
 	}
 }

@@ -1,4 +1,4 @@
-package control
+package control_test
 
 import (
 	"fmt"
@@ -8,9 +8,11 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/control"
+	"github.com/skep-dev/skep/control/controltest"
 )
 
-func scrape(t *testing.T, m *Metrics) string {
+func scrape(t *testing.T, m *control.Metrics) string {
 	t.Helper()
 	w := httptest.NewRecorder()
 	m.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
@@ -21,10 +23,9 @@ func scrape(t *testing.T, m *Metrics) string {
 }
 
 func TestMetrics(t *testing.T) {
-	n := newFake()
-	n.functions["hello"] = api.Function{Name: "hello"}
-	n.snapshots = []api.Snapshot{{ID: "a", Usable: true, DiskBytes: 4096}, {ID: "b"}}
-	m := NewMetrics(n, api.Version{Version: "v1", Go: "go"}, func() int { return 3 })
+	n := controltest.New("hello")
+	n.SnapshotList = []api.Snapshot{{ID: "a", Usable: true, DiskBytes: 4096}, {ID: "b"}}
+	m := control.NewMetrics(n, api.Version{Version: "v1", Go: "go"}, func() int { return 3 })
 	rec := api.Invocation{
 		Function: "hello", Start: api.StartRestore, Status: 200, BytesOut: 10,
 		Phases: api.Phases{Spawn: 50 * time.Millisecond, Total: 300 * time.Millisecond},
@@ -60,18 +61,19 @@ func TestMetrics(t *testing.T) {
 }
 
 func TestLabelsAreBounded(t *testing.T) {
-	n := newFake()
-	for i := range maxFunctionLabels + 100 {
-		name := fmt.Sprintf("f%d", i)
-		n.functions[name] = api.Function{Name: name}
+	const bound = 2000
+	var names []string
+	for i := range bound + 100 {
+		names = append(names, fmt.Sprintf("f%d", i))
 	}
-	m := NewMetrics(n, api.Version{}, nil)
-	for i := range maxFunctionLabels + 100 {
+	n := controltest.New(names...)
+	m := control.NewMetrics(n, api.Version{}, nil)
+	for i := range bound + 100 {
 		m.Observe(api.Invocation{Function: fmt.Sprintf("f%d", i), Status: 200})
 		m.Observe(api.Invocation{Function: fmt.Sprintf("none%d", i), Status: 1000 + i})
 	}
 	text := scrape(t, m)
-	if got := strings.Count(text, "\nskep_invocations_total{"); got != maxFunctionLabels+2 {
+	if got := strings.Count(text, "\nskep_invocations_total{"); got != bound+2 {
 		t.Errorf("%d series", got)
 	}
 	if !strings.Contains(text, `function="_other",start="none"} 100`) {
@@ -81,12 +83,12 @@ func TestLabelsAreBounded(t *testing.T) {
 
 // BenchmarkList is `skep ls` of 1,000 functions, end to end but for the process.
 func BenchmarkList(b *testing.B) {
-	n := newFake()
+	var names []string
 	for i := range 1000 {
-		name := fmt.Sprintf("function-%d", i)
-		n.functions[name] = api.Function{Name: name, Image: "localhost:5000/x:latest", Env: map[string]string{"A": "b"}}.WithDefaults()
+		names = append(names, fmt.Sprintf("function-%d", i))
 	}
-	c, _ := clientOf(b, Options{Node: n})
+	n := controltest.New(names...)
+	c, _ := clientOf(b, control.Options{Node: n})
 	for b.Loop() {
 		if fs, err := c.Functions(b.Context()); err != nil || len(fs) != 1000 {
 			b.Fatal(len(fs), err)

@@ -1,0 +1,151 @@
+// Package controltest has a node without machines, for tests of the control API
+// and of what speaks to it.
+package controltest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/control"
+)
+
+// Node keeps functions in memory. Its fields are set before it is used.
+type Node struct {
+	SnapshotList []api.Snapshot
+	Records      []api.Invocation
+	Followed     chan struct{} // closed when a follow has ended
+	DeployErr    error         // what Deploy returns
+	Bytes        int           // progress events that Deploy sends
+
+	mu        sync.Mutex // guards what follows
+	functions map[string]api.Function
+}
+
+var _ control.Node = (*Node)(nil)
+
+// New returns a node with the named functions.
+func New(functions ...string) *Node {
+	n := &Node{functions: map[string]api.Function{}, Followed: make(chan struct{})}
+	for _, name := range functions {
+		n.functions[name] = api.Function{Name: name, Image: "dir:/" + name}.WithDefaults()
+	}
+	return n
+}
+
+func (n *Node) Deploy(_ context.Context, f api.Function, progress func(api.DeployEvent)) (api.Function, error) {
+	progress(api.DeployEvent{Stage: api.StagePulling, Total: int64(n.Bytes)})
+	for i := range n.Bytes {
+		progress(api.DeployEvent{Stage: api.StagePulling, Done: int64(i), Total: int64(n.Bytes)})
+	}
+	progress(api.DeployEvent{Stage: api.StageDone, Took: time.Second})
+	if n.DeployErr != nil {
+		return api.Function{}, n.DeployErr
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f = f.WithDefaults()
+	f.ImageDigest = "sha256:1234"
+	n.functions[f.Name] = f
+	return f, nil
+}
+
+func (n *Node) Functions() []api.Function {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []api.Function
+	for _, f := range n.functions {
+		out = append(out, f)
+	}
+	slices.SortFunc(out, func(a, b api.Function) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+func (n *Node) Function(name string) (api.Function, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f, ok := n.functions[name]
+	return f, ok
+}
+
+func (n *Node) Remove(_ context.Context, name string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.functions, name)
+	return nil
+}
+
+func (n *Node) Instances(function string) []api.Instance {
+	if function == "none" {
+		return nil
+	}
+	return []api.Instance{{ID: "i1", Function: "hello", State: api.InstanceIdle}, {ID: "i2", Function: "hello", State: api.InstanceBusy}}
+}
+
+func (n *Node) Snapshots(string) []api.Snapshot { return n.SnapshotList }
+
+func (n *Node) SnapshotManifest(_ context.Context, id string) (any, error) {
+	for _, s := range n.SnapshotList {
+		if s.ID == id {
+			return map[string]string{"id": id}, nil
+		}
+	}
+	return nil, fmt.Errorf("snapshot %q: %w", id, control.ErrNotFound)
+}
+
+func (n *Node) CreateSnapshot(_ context.Context, function string) (api.Snapshot, error) {
+	s := api.Snapshot{ID: "s1", Function: function, Usable: true, DiskBytes: 4096}
+	n.SnapshotList = append(n.SnapshotList, s)
+	return s, nil
+}
+
+func (n *Node) VerifySnapshot(_ context.Context, id string) error {
+	if id == "bad" {
+		return &api.Error{Status: http.StatusConflict, Message: "memory: digest differs", Hint: "remove it"}
+	}
+	return nil
+}
+
+func (n *Node) RemoveSnapshot(_ context.Context, id string) error {
+	return fmt.Errorf("snapshot %q: %w", id, control.ErrNotFound)
+}
+
+func (n *Node) Invocations(_ context.Context, q api.InvocationQuery) ([]api.Invocation, error) {
+	if q.Function == "broken" {
+		return nil, errors.New("disk I/O error")
+	}
+	return n.Records, nil
+}
+
+func (n *Node) Invocation(_ context.Context, id string) (api.Invocation, error) {
+	for _, r := range n.Records {
+		if r.ID == id {
+			return r, nil
+		}
+	}
+	return api.Invocation{}, fmt.Errorf("invocation %q: %w", id, control.ErrNotFound)
+}
+
+func (n *Node) Logs(ctx context.Context, q api.LogQuery, w io.Writer) error {
+	for i := range 3 {
+		if q.Tail > 0 && i < 3-q.Tail {
+			continue
+		}
+		if _, err := fmt.Fprintf(w, "line %d\n", i); err != nil {
+			return err
+		}
+	}
+	if q.Follow {
+		<-ctx.Done()
+		close(n.Followed)
+		return ctx.Err()
+	}
+	return nil
+}
