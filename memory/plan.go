@@ -29,13 +29,21 @@ type planned struct {
 // costs next to nothing: a call's own cost is less than that of one page.
 const pieceLimit = 64
 
+// newPlan also cuts runs where their contents, laid one after the other, cross
+// a multiple of bufferSize, so that each lies in one buffer.
 func newPlan(runs []workingset.Run) *plan {
 	p := &plan{runs: make([]planned, 0, len(runs))}
+	const bufferPages = bufferSize / pageSize
+	filled := uint32(0) // pages in the current buffer
 	for _, r := range runs {
 		p.pages += int64(r.Pages)
 		for r.Pages > 0 {
 			piece := r
 			piece.Pages = min(r.Pages, pieceLimit)
+			if !r.Zero {
+				piece.Pages = min(piece.Pages, bufferPages-filled)
+				filled = (filled + piece.Pages) % bufferPages
+			}
 			p.runs = append(p.runs, planned{Run: piece})
 			r.First, r.Pages = piece.End(), r.Pages-piece.Pages
 		}

@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // Options of New. The zero value is right for a daemon.
@@ -25,10 +26,13 @@ type Policies struct {
 	slots    chan struct{}
 	holes    holeMaps
 	spin     spinners
+
+	mu        sync.Mutex
+	recording map[string]bool // guarded by mu: directories of snapshots that a session is recording
 }
 
 // Default is the policy for whoever does not choose.
-const Default = "resident"
+const Default = "stream"
 
 // New makes the table. Close it after the last session.
 func New(o Options) *Policies {
@@ -38,12 +42,16 @@ func New(o Options) *Policies {
 	if o.Reads <= 0 {
 		o.Reads = 64
 	}
-	t := &Policies{pool: newPool(o.BufferBytes), slots: make(chan struct{}, o.Reads)}
+	t := &Policies{pool: newPool(o.BufferBytes), slots: make(chan struct{}, o.Reads), recording: make(map[string]bool)}
 	t.spin.max.Store(int32(max(runtime.GOMAXPROCS(0)/2, 1)))
 	t.policies = []Policy{
 		mmapPolicy{},
 		residentPolicy{t},
 		lazyPolicy{t},
+		parallelPolicy{t},
+		wsfilePolicy{t},
+		reapPolicy{t},
+		streamPolicy{t},
 	}
 	return t
 }

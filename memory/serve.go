@@ -35,7 +35,7 @@ func (s *server) serveFault(ev userfaultfd.Event) (again bool, err error) {
 	if !ok {
 		return false, fmt.Errorf("guest memory: a fault at %#x is outside the guest's regions", ev.Address)
 	}
-	if s.rec != nil {
+	if s.rec != nil && !s.removed.has(page) {
 		s.rec.touch(page, ev.Flags&userfaultfd.FaultWrite != 0)
 	}
 	addr := ev.Address &^ (pageSize - 1)

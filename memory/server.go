@@ -142,8 +142,7 @@ func (s *server) tell(change func()) bool {
 		return false
 	}
 	change()
-	s.work.Store(true)
-	if s.started {
+	if !s.work.Swap(true) && s.started {
 		_ = s.guest.FD.SetReadDeadline(time.Unix(1, 0))
 	}
 	return true

@@ -25,6 +25,10 @@ type session struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup // fetchers and watchers
 
+	files []*setFile // closed by Close
+
+	// prefetch, when set, is what Install does before it waits.
+	prefetch func(ctx context.Context) error
 	// early lets the vCPUs run before the plan is installed.
 	early bool
 
@@ -94,6 +98,11 @@ func (s *session) attach(ctx context.Context, g userfaultfd.Guest) error {
 }
 
 func (s *session) Install(ctx context.Context) error {
+	if s.prefetch != nil {
+		if err := s.prefetch(ctx); err != nil {
+			return err
+		}
+	}
 	if !s.early {
 		select {
 		case <-s.server.installed:
@@ -113,8 +122,6 @@ func (s *session) Install(ctx context.Context) error {
 	}
 	return nil
 }
-
-func (s *session) Responded() {}
 
 func (s *session) Failed() <-chan struct{} { return s.server.failed }
 
@@ -169,6 +176,10 @@ func (s *session) Close() error {
 		err = s.server.guest.FD.Close()
 	}
 	s.work.Wait()
+	s.discardRecording()
+	for _, f := range s.files {
+		f.close()
+	}
 	s.back.close()
 	return err
 }

@@ -1,0 +1,124 @@
+package memory
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/skep-dev/skep/memory/workingset"
+)
+
+func (src Source) of() workingset.Of {
+	return workingset.Of{SnapshotID: src.SnapshotID, MemorySize: src.Size}
+}
+
+// openRecording begins a session without prefetch that records what a later one
+// prefetches; why is the reason that there is nothing yet.
+func (o *Policies) openRecording(s *session, why error) {
+	switch {
+	case errors.Is(why, os.ErrNotExist):
+		s.say("no working set yet")
+	default:
+		s.say("working set refused: %v", why)
+	}
+	if !o.claim(s.src.Dir) {
+		s.say("another instance is recording it")
+		return
+	}
+	s.say("recording it")
+	s.server.rec = newRecorder(s.back.pages)
+}
+
+// claim makes the caller the one who records a snapshot.
+func (o *Policies) claim(dir string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.recording[dir] {
+		return false
+	}
+	o.recording[dir] = true
+	return true
+}
+
+func (o *Policies) release(dir string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.recording, dir)
+}
+
+// Responded freezes a recording and saves it, beside the instance's further life.
+func (s *session) Responded() {
+	rec := s.server.rec
+	if rec == nil {
+		return
+	}
+	touches := rec.freeze()
+	if touches == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		s.owner.release(s.src.Dir)
+		return
+	}
+	s.recorded = true
+	s.work.Go(func() {
+		defer s.owner.release(s.src.Dir)
+		if err := s.save(touches); err != nil {
+			s.say("%v", err)
+		}
+	})
+}
+
+// discardRecording ends one whose invocation never got its response: what it
+// holds is not what an invocation needs.
+func (s *session) discardRecording() {
+	if rec := s.server.rec; rec != nil && rec.freeze() != nil {
+		s.owner.release(s.src.Dir)
+	}
+}
+
+// save writes trace and working set. The working set comes last: a trace alone
+// does no harm.
+func (s *session) save(touches []workingset.Touch) error {
+	t := &workingset.Trace{Of: s.src.of(), Touches: touches}
+	if err := workingset.SaveTrace(s.src.Dir, t); err != nil {
+		return err
+	}
+	pages := t.Pages()
+	zeros, err := s.back.zeroPages(pages)
+	if err != nil {
+		return fmt.Errorf("recording the working set: %w", err)
+	}
+	runs := workingset.Runs(pages, func(p uint32) bool { return zeros.has(p) }, 0)
+	return workingset.SaveSet(s.src.Dir, t.Of, runs, s.back.read)
+}
+
+// zeroPages finds the pages among those given that hold zeros, holes or not.
+func (b *backing) zeroPages(pages []uint32) (bitmap, error) {
+	zeros := newBitmap(int(b.pages))
+	buf := make([]byte, pageSize)
+	for _, p := range pages {
+		if b.data.has(p) {
+			if err := b.read(buf, p); err != nil {
+				return nil, err
+			}
+			if !allZero(buf) {
+				continue
+			}
+		}
+		zeros.set(p)
+	}
+	return zeros, nil
+}
+
+func allZero(p []byte) bool {
+	for len(p) >= 8 {
+		if p[0]|p[1]|p[2]|p[3]|p[4]|p[5]|p[6]|p[7] != 0 {
+			return false
+		}
+		p = p[8:]
+	}
+	return true
+}

@@ -1,0 +1,74 @@
+package memory
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+)
+
+// streamPolicy is the default. Reading the working set starts with the request
+// and overlaps the VMM's start; several reads are under way at once; what has
+// arrived is verified and installed while the rest is read, in the order of
+// first use; the vCPUs run as soon as the beginning is installed; real faults
+// go first and bring their neighbours along.
+type streamPolicy struct{ *Policies }
+
+func (streamPolicy) Name() string { return "stream" }
+
+// streamReaders is how many reads of 1 MiB are under way at once.
+const streamReaders = 4
+
+func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
+	s, f, err := p.openSet(ctx, p.Name(), src, true)
+	if err != nil || f == nil {
+		return s, err
+	}
+	s.early = true
+	f.fetchStream(s, streamReaders)
+	return s, nil
+}
+
+// fetchStream begins to read the contents buffer by buffer, in order.
+func (f *setFile) fetchStream(s *session, n int) {
+	start := time.Now()
+	spans := s.server.plan.spans(bufferSize)
+	var next, left atomic.Int64
+	left.Store(int64(len(spans)))
+	for range min(n, len(spans)) {
+		s.work.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(spans) && s.ctx.Err() == nil; i = int(next.Add(1)) - 1 {
+				if err := f.fetchPart(s, spans[i], int64(i)*bufferSize); err != nil {
+					s.notUsed(f, err)
+					next.Store(int64(len(spans)))
+					return
+				}
+				if left.Add(-1) == 0 {
+					s.count.fetch.Store(int64(time.Since(start)))
+				}
+			}
+		})
+	}
+}
+
+// fetchPart reads and verifies one buffer of contents.
+func (f *setFile) fetchPart(s *session, sp span, from int64) error {
+	c := chunk{span: sp}
+	if n := min(bufferSize, f.ContentBytes-from); n > 0 {
+		bufs, err := s.owner.pool.get(s.ctx, 1)
+		if err != nil {
+			return err
+		}
+		c.buf, c.data = bufs[0], bufs[0].mem[:n]
+		err = f.readVector([][]byte{c.data}, f.ContentOffset+from)
+		if err == nil {
+			err = f.Verify(c.data, from)
+		}
+		if err != nil {
+			c.buf.unref()
+			return err
+		}
+		s.count.bytesRead.Add(n)
+	}
+	s.server.push(c)
+	return nil
+}

@@ -1,0 +1,50 @@
+// Package workingset is what skep remembers of how a restored guest uses its
+// memory: the trace, which pages were touched first and in which order, and the
+// working set, those pages' contents laid out for reading. Package memory
+// records them on a first restore and prefetches from them on later ones. Both
+// are files that belong to a snapshot: they lie in its directory, name it, and
+// die with it.
+//
+// All numbers are little-endian. A page is 4096 bytes and is numbered by its
+// place in the snapshot's memory file. Files are published by rename, and read
+// with every length checked before it is used; a file that is wrong in any way
+// gives an error that wraps ErrFormat, and no byte of it is to reach a guest.
+//
+// # Trace, version 1
+//
+//	offset  size  what
+//	0       8     magic "skeptrac"
+//	8       4     version, 1
+//	12      4     page size, 4096
+//	16      8     size of the guest's memory in bytes
+//	24      4     N, number of touches, at most one for each page
+//	28      4     L, length of the snapshot's id, 1 to 255
+//	32      L     the snapshot's id, then zeros up to a multiple of 8
+//	…       16·N  touches in order: page (4), flags (4; bit 0: a write), nanoseconds since the vCPUs ran (8)
+//	…       4     CRC-32C of everything before
+//
+// # Working set, version 1
+//
+//	offset  size  what
+//	0       8     magic "skepwset"
+//	8       4     version, 1
+//	12      4     page size, 4096
+//	16      8     size of the guest's memory in bytes
+//	24      4     R, number of runs
+//	28      4     B, number of blocks of contents
+//	32      4     block size in bytes, 262144
+//	36      4     L, length of the snapshot's id, 1 to 255
+//	40      8     offset of the contents, a multiple of 4096
+//	48      8     length of the contents in bytes, a multiple of 4096
+//	56      4     CRC-32C of everything up to the contents, with this field as zero
+//	60      4     zero
+//	64      L     the snapshot's id, then zeros up to a multiple of 8
+//	…       8·R   runs: first page (4), pages (4; bit 31: zeros, without contents)
+//	…       4·B   CRC-32C of each block; the last may be short
+//	…             zeros up to the offset of the contents
+//	…             contents of the runs that have any, one after the other
+//
+// Runs are maximal and stand in the order in which the first of their pages was
+// used, so that one sequential read brings first what is needed first, and one
+// call installs as much as the kernel allows. Runs do not overlap.
+package workingset
