@@ -86,13 +86,18 @@ func (s *session) save(touches []workingset.Touch) error {
 	if err := workingset.SaveTrace(s.src.Dir, t); err != nil {
 		return err
 	}
+	return saveSet(s.src, s.back, t)
+}
+
+// saveSet makes the working set of a trace's pages.
+func saveSet(src Source, back *backing, t *workingset.Trace) error {
 	pages := t.Pages()
-	zeros, err := s.back.zeroPages(pages)
+	zeros, err := back.zeroPages(pages)
 	if err != nil {
 		return fmt.Errorf("recording the working set: %w", err)
 	}
-	runs := workingset.Runs(pages, func(p uint32) bool { return zeros.has(p) }, 0)
-	return workingset.SaveSet(s.src.Dir, t.Of, runs, s.back.read)
+	runs := workingset.Runs(pages, zeros.has, 0)
+	return workingset.SaveSet(src.Dir, t.Of, runs, back.read)
 }
 
 // zeroPages finds the pages among those given that hold zeros, holes or not.
@@ -121,4 +126,18 @@ func allZero(p []byte) bool {
 		p = p[8:]
 	}
 	return true
+}
+
+// EnsureSet makes the working set of a snapshot from its trace when there is
+// none that can be used.
+func EnsureSet(src Source, t *workingset.Trace) error {
+	if _, f, err := workingset.LoadSet(src.Dir, src.of()); err == nil {
+		return f.Close()
+	}
+	back, err := openBacking(src, &holeMaps{}, make(chan struct{}, 1))
+	if err != nil {
+		return err
+	}
+	defer back.close()
+	return saveSet(src, back, t)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -177,4 +178,18 @@ func peerPID(conn *net.UnixConn) (int, error) {
 		return 0, fmt.Errorf("asking who the VMM is: %w", credErr)
 	}
 	return int(cred.Pid), nil
+}
+
+// Send hands the FD over as a VMM does: msg, the JSON list of regions, and a
+// duplicate of the descriptor. The other end is Receive.
+func (f *FD) Send(conn *net.UnixConn, msg []byte) error {
+	if !f.enter() {
+		return os.ErrClosed
+	}
+	defer f.leave()
+	_, _, err := conn.WriteMsgUnix(msg, unix.UnixRights(int(f.n)), nil)
+	if err != nil {
+		return fmt.Errorf("handing the userfaultfd over: %w", err)
+	}
+	return nil
 }

@@ -1,0 +1,179 @@
+package replay
+
+import (
+	"encoding/gob"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/memory/userfaultfd"
+)
+
+// childEnv marks the re-executed program; its value is not used.
+const childEnv = "SKEP_REPLAY_CHILD"
+
+const pageSize = 4096
+
+// order is what the child is told to do.
+type order struct {
+	MemorySize int64
+	Socket     string
+	MemoryFile string // to compare with
+	Pages      []uint32
+	Writes     []bool
+	At         []time.Duration // when each page is touched; nil: one after the other
+	Touchers   int
+}
+
+// touched is what it reports.
+type touched struct {
+	Took    time.Duration
+	Touches []time.Duration // how long each touch took, in the order of Pages
+	Wrong   int             // pages with other contents than the memory file's
+	Err     string
+}
+
+// ChildMain is the child's whole life, when this process is one; it does not
+// return then. Call it first in main.
+func ChildMain() {
+	if os.Getenv(childEnv) == "" {
+		return
+	}
+	if err := child(os.Stdin, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "skep replay: child:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func child(in io.Reader, out io.Writer) error {
+	dec, enc := gob.NewDecoder(in), gob.NewEncoder(out)
+	var o order
+	if err := dec.Decode(&o); err != nil {
+		return err
+	}
+	// A thread that waits for a page cannot stop for a collection.
+	debug.SetGCPercent(-1)
+	runtime.GOMAXPROCS(o.Touchers + 2)
+	mem, err := unix.Mmap(-1, 0, int(o.MemorySize), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return fmt.Errorf("mapping memory of the guest's size: %w", err)
+	}
+	_ = unix.Madvise(mem, unix.MADV_NOHUGEPAGE) // pages are installed singly anyway
+	conn, err := handOver(o.Socket, mem)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	var start bool
+	if err := dec.Decode(&start); err != nil {
+		return err
+	}
+	res := touch(&o, mem)
+	if res.Wrong, err = compare(&o, mem); err != nil {
+		res.Err = err.Error()
+	}
+	return enc.Encode(res)
+}
+
+// handOver does what Firecracker does when it restores a snapshot.
+func handOver(socket string, mem []byte) (*net.UnixConn, error) {
+	fd, err := userfaultfd.New()
+	if err != nil {
+		return nil, err
+	}
+	region := userfaultfd.Region{HostAddr: uint64(uintptr(unsafe.Pointer(&mem[0]))), Size: uint64(len(mem)), PageSize: pageSize}
+	if _, err := userfaultfd.Adopt(fd, os.Getpid(), []userfaultfd.Region{region}); err != nil {
+		return nil, err
+	}
+	msg, err := json.Marshal([]map[string]uint64{{"base_host_virt_addr": region.HostAddr, "size": region.Size, "offset": 0, "page_size": pageSize, "page_size_kib": pageSize}})
+	if err != nil {
+		return nil, err
+	}
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	if err := fd.Send(conn, msg); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// touch touches the pages from all threads, each taking the next in order.
+func touch(o *order, mem []byte) touched {
+	res := touched{Touches: make([]time.Duration, len(o.Pages))}
+	var next atomic.Int64
+	var wg, ready sync.WaitGroup
+	ready.Add(o.Touchers + 1)
+	var start time.Time
+	for range o.Touchers {
+		wg.Go(func() {
+			runtime.LockOSThread()
+			ready.Done()
+			ready.Wait()
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(o.Pages) {
+					return
+				}
+				if o.At != nil {
+					waitUntil(start.Add(o.At[i]))
+				}
+				p := (*uint64)(unsafe.Pointer(&mem[int64(o.Pages[i])*pageSize]))
+				before := time.Now()
+				v := atomic.LoadUint64(p)
+				if o.Writes != nil && o.Writes[i] {
+					atomic.StoreUint64(p, v)
+				}
+				res.Touches[i] = time.Since(before)
+			}
+		})
+	}
+	start = time.Now()
+	ready.Done()
+	wg.Wait()
+	res.Took = time.Since(start)
+	return res
+}
+
+// waitUntil sleeps as far as sleeping is exact enough, and spins the rest.
+func waitUntil(t time.Time) {
+	const spin = 200 * time.Microsecond
+	if d := time.Until(t); d > spin {
+		time.Sleep(d - spin)
+	}
+	for time.Now().Before(t) {
+	}
+}
+
+// compare counts pages that do not hold what the memory file holds.
+func compare(o *order, mem []byte) (wrong int, err error) {
+	f, err := os.Open(o.MemoryFile)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	buf := make([]byte, pageSize)
+	for _, p := range o.Pages {
+		off := int64(p) * pageSize
+		if _, err := f.ReadAt(buf, off); err != nil {
+			return wrong, err
+		}
+		if string(buf) != string(mem[off:off+pageSize]) {
+			wrong++
+		}
+	}
+	return wrong, nil
+}

@@ -1,0 +1,203 @@
+package replay
+
+import (
+	"context"
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/memory/userfaultfd"
+	"github.com/skep-dev/skep/memory/workingset"
+)
+
+// guest is a child process that stands in for a VMM.
+type guest struct {
+	userfaultfd.Guest
+	src  memory.Source
+	cmd  *exec.Cmd
+	enc  *gob.Encoder
+	dec  *gob.Decoder
+	held bool // the userfaultfd is still ours
+}
+
+// spawn starts a child and takes over its memory.
+func spawn(ctx context.Context, o Options, src memory.Source, t *workingset.Trace) (*guest, error) {
+	dir, err := os.MkdirTemp("", "skep-replay-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	socket := filepath.Join(dir, "uffd.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	g := &guest{src: src}
+	if err := g.start(); err != nil {
+		return nil, fmt.Errorf("starting a child: %w", err)
+	}
+	if err := g.connect(ctx, l, newOrder(o, src, t, socket)); err != nil {
+		g.end()
+		return nil, err
+	}
+	return g, nil
+}
+
+func newOrder(o Options, src memory.Source, t *workingset.Trace, socket string) order {
+	ord := order{MemorySize: src.Size, Socket: socket, MemoryFile: src.Path, Pages: t.Pages(), Touchers: o.Touchers}
+	for _, touch := range t.Touches {
+		ord.Writes = append(ord.Writes, touch.Write)
+		if o.Pauses {
+			ord.At = append(ord.At, touch.After)
+		}
+	}
+	return ord
+}
+
+func (g *guest) start() error {
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	g.cmd = exec.Command(exe)
+	g.cmd.Env = append(os.Environ(), childEnv+"=1", "GODEBUG=asyncpreemptoff=1")
+	g.cmd.Stderr = os.Stderr
+	in, err := g.cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	out, err := g.cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	g.enc, g.dec = gob.NewEncoder(in), gob.NewDecoder(out)
+	return g.cmd.Start()
+}
+
+func (g *guest) connect(ctx context.Context, l *net.UnixListener, o order) error {
+	if err := g.enc.Encode(o); err != nil {
+		return fmt.Errorf("telling the child what to do: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = l.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	conn, err := l.AcceptUnix()
+	if err != nil {
+		return fmt.Errorf("waiting for the child: %w", err)
+	}
+	defer conn.Close()
+	if g.Guest, err = userfaultfd.Receive(ctx, conn); err != nil {
+		return err
+	}
+	g.held = true
+	return nil
+}
+
+// end kills the child; idempotent.
+func (g *guest) end() {
+	if g.cmd.ProcessState == nil {
+		_ = g.cmd.Process.Kill()
+		_ = g.cmd.Wait()
+	}
+	if g.held {
+		g.held = false
+		g.FD.Close()
+		g.Gone.Close()
+	}
+}
+
+// restore serves the child's memory under a policy, as node does a VMM's.
+func (g *guest) restore(ctx context.Context, p memory.Policy, o Options) (Sample, error) {
+	begin := time.Now()
+	s, err := p.Open(ctx, g.src)
+	if err != nil {
+		return Sample{}, err
+	}
+	defer s.Close()
+	defer g.end() // the memory's user ends before its server
+	waitUntil(begin.Add(o.Start))
+	attach := time.Now()
+	g.held = false
+	if err := s.Attach(ctx, g.Guest); err != nil {
+		return Sample{}, err
+	}
+	if err := s.Install(ctx); err != nil {
+		return Sample{}, err
+	}
+	run := time.Now()
+	res, err := g.touchAll(s)
+	if err != nil {
+		return Sample{}, err
+	}
+	return sample(o, s, res, run.Sub(begin), run.Sub(attach)), nil
+}
+
+// touchAll lets the child run and waits for its report, or for its server's failure.
+func (g *guest) touchAll(s memory.Session) (touched, error) {
+	done := make(chan struct{})
+	defer close(done)
+	if s != nil {
+		go func() {
+			select {
+			case <-s.Failed():
+				_ = g.cmd.Process.Kill()
+			case <-done:
+			}
+		}()
+	}
+	var res touched
+	err := g.enc.Encode(true)
+	if err == nil {
+		err = g.dec.Decode(&res)
+	}
+	switch {
+	case s != nil && s.Err() != nil:
+		return res, s.Err()
+	case err != nil:
+		return res, fmt.Errorf("the child ended: %w", err)
+	case res.Err != "":
+		return res, errors.New(res.Err)
+	case res.Wrong > 0:
+		return res, fmt.Errorf("%d pages of %d had wrong contents", res.Wrong, len(res.Touches))
+	}
+	return res, nil
+}
+
+func sample(o Options, s memory.Session, res touched, untilRun, install time.Duration) Sample {
+	st := s.Stats()
+	out := Sample{
+		Fetch: st.FetchTime, Install: install, Copying: st.InstallTime, Serve: res.Took, Total: untilRun + res.Took,
+		Faults: st.Faults, Pages: st.Prefetched, Bytes: st.BytesRead, Touch: median(res.Touches), Note: st.Note,
+	}
+	per := out.Fetch
+	if per == 0 {
+		per = out.Serve
+	}
+	if per > 0 {
+		out.MBps = float64(out.Bytes) / 1e6 / per.Seconds()
+	}
+	if o.Raw {
+		for _, d := range res.Touches {
+			out.Touches = append(out.Touches, d.Nanoseconds())
+		}
+	}
+	return out
+}
+
+func median(d []time.Duration) time.Duration {
+	if len(d) == 0 {
+		return 0
+	}
+	d = slices.Clone(d)
+	slices.Sort(d)
+	return d[len(d)/2]
+}

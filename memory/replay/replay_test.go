@@ -1,0 +1,29 @@
+package replay_test
+
+import (
+	"context"
+	"os"
+	"testing"
+
+	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/memory/replay"
+)
+
+func TestMain(m *testing.M) {
+	replay.ChildMain()
+	os.Exit(m.Run())
+}
+
+func TestRun(t *testing.T) {
+	src, err := replay.Synthetic{MemorySize: 32 << 20, Pages: 1000, Runs: 300}.Make(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	rep, err := replay.Run(context.Background(), replay.Options{Sources: []memory.Source{src}, Runs: 2, Touchers: 2, Instances: 2, Cold: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rep.Table(os.Stderr); err != nil {
+		t.Fatal(err)
+	}
+}
