@@ -29,14 +29,15 @@ func (e *UnreachableError) Unwrap() error { return e.Err }
 
 // Version says what a daemon is.
 type Version struct {
-	Version string    `json:"version"`
-	Commit  string    `json:"commit,omitempty"`
-	Go      string    `json:"go"`
-	VMM     string    `json:"vmm,omitempty"`     // "qemu 7.2.22 tcg"
-	Gateway string    `json:"gateway,omitempty"` // address, host:port
-	Domain  string    `json:"domain,omitempty"`
-	PID     int       `json:"pid,omitempty"`
-	Started time.Time `json:"started,omitzero"`
+	Version  string    `json:"version"`
+	Commit   string    `json:"commit,omitempty"`
+	Go       string    `json:"go"`
+	VMM      string    `json:"vmm,omitempty"`     // "qemu 7.2.22 tcg"
+	Gateway  string    `json:"gateway,omitempty"` // address, host:port
+	Domain   string    `json:"domain,omitempty"`
+	Policies []string  `json:"policies,omitempty"` // memory policies that can be chosen
+	PID      int       `json:"pid,omitempty"`
+	Started  time.Time `json:"started,omitzero"`
 }
 
 // FunctionStatus is a line of `skep ls`.

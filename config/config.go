@@ -32,8 +32,9 @@ type Config struct {
 	VMM          string // auto, qemu, firecracker
 	Accel        string // auto, kvm, tcg
 	QEMU         string // path or name of the QEMU binary; empty: the distribution's
-	MemoryPolicy string // default of functions that name none
-	Kernel       string // directory or file of a guest kernel; empty: the one that `skep setup` fetched
+	MemoryPolicy string // of functions that name none; empty: the best there is
+	KernelDir    string // where `skep setup` puts guest kernels; empty: below the user's cache directory
+	Kernel       string // path of a guest kernel; empty: the one in KernelDir
 	Modules      string // modules directory of Kernel; empty: none
 	CgroupRoot   string // cgroup v2 directory for machines; "auto" looks for one, "none" does without
 	ConfineUser  bool   // run each VMM as an unprivileged user of its own
@@ -44,7 +45,6 @@ type Config struct {
 	NATPool      string   // IPv4 prefix from which slots with egress get addresses
 	Nameservers  []string // that functions with egress get; empty: the host's
 
-	KeepSnapshots   int          // usable snapshots kept per function
 	KeepRecords     int          // invocation records kept in all
 	KeepLogMiB      int          // of output kept per function
 	DrainTimeout    api.Duration // that running invocations get at shutdown
@@ -66,14 +66,12 @@ func Default() Config {
 		CgroupRoot:      "auto",
 		ConfineUser:     true,
 		Slots:           4,
-		NATPool:         "10.201.0.0/16",
-		KeepSnapshots:   2,
+		NATPool:         "10.211.0.0/16",
 		KeepRecords:     100_000,
 		KeepLogMiB:      16,
 		DrainTimeout:    api.Duration(30 * time.Second),
 		LogLevel:        "info",
 		LogFormat:       "text",
-		MemoryPolicy:    "mmap",
 		FirecrackerPath: "firecracker",
 	}
 }
@@ -103,8 +101,9 @@ var Keys = []Key{
 	{"accel", "how guest code runs: auto, kvm or tcg", func(c *Config) any { return &c.Accel }},
 	{"qemu", "QEMU binary (default: the distribution's)", func(c *Config) any { return &c.QEMU }},
 	{"firecracker", "Firecracker binary", func(c *Config) any { return &c.FirecrackerPath }},
-	{"memory_policy", "how restored memory is filled, for functions that name no policy", func(c *Config) any { return &c.MemoryPolicy }},
-	{"kernel", "guest kernel, a bzImage or vmlinux (default: the one that `skep setup` fetched)", func(c *Config) any { return &c.Kernel }},
+	{"memory_policy", "how restored memory is filled, for functions that name no policy (default: the best there is)", func(c *Config) any { return &c.MemoryPolicy }},
+	{"kernel_dir", "where `skep setup` puts guest kernels", func(c *Config) any { return &c.KernelDir }},
+	{"kernel", "guest kernel, a bzImage or vmlinux (default: the newest in kernel_dir)", func(c *Config) any { return &c.Kernel }},
 	{"kernel_modules", "modules directory of that kernel", func(c *Config) any { return &c.Modules }},
 	{"cgroup_root", "cgroup v2 directory for machines: auto, none or a path", func(c *Config) any { return &c.CgroupRoot }},
 	{"confine_user", "run each machine as an unprivileged user of its own", func(c *Config) any { return &c.ConfineUser }},
@@ -113,7 +112,6 @@ var Keys = []Key{
 	{"memory_budget_mib", "MiB of guest memory at once (0: what the host can spare)", func(c *Config) any { return &c.MemoryBudget }},
 	{"nat_pool", "IPv4 prefix for functions with egress nat", func(c *Config) any { return &c.NATPool }},
 	{"nameservers", "name servers of functions with egress nat (default: the host's)", func(c *Config) any { return &c.Nameservers }},
-	{"keep_snapshots", "usable snapshots kept per function", func(c *Config) any { return &c.KeepSnapshots }},
 	{"keep_records", "invocation records kept in all", func(c *Config) any { return &c.KeepRecords }},
 	{"keep_log_mib", "MiB of output kept per function", func(c *Config) any { return &c.KeepLogMiB }},
 	{"drain_timeout", "time that running invocations get at shutdown", func(c *Config) any { return &c.DrainTimeout }},

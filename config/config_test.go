@@ -37,7 +37,7 @@ nameservers = ["9.9.9.9"]
 `)
 	r, err := Load(Input{
 		File:    file,
-		Environ: []string{"SKEP_LISTEN=127.0.0.1:2", "SKEP_DOMAIN=env.example", "SKEP_NOSUCH=1", "SKEP_REQUIRE=all", "PATH=/bin"},
+		Environ: []string{"SKEP_LISTEN=127.0.0.1:2", "SKEP_DOMAIN=env.example", "SKEP_NOSUCH=1", "SKEP_REQUIRE=all", "SKEP_TEST_X=1", "PATH=/bin", "HOME=/home/bee"},
 		Flags:   map[string]string{"domain": "flag.example"},
 	})
 	if err != nil {
@@ -52,6 +52,9 @@ nameservers = ["9.9.9.9"]
 	}
 	if c.Socket != "/run/skep/skep.sock" {
 		t.Errorf("socket is %q", c.Socket)
+	}
+	if r.CacheDir != "/home/bee/.cache/skep" || c.KernelDir != "/home/bee/.cache/skep/kernels" {
+		t.Errorf("cache is %q, kernels in %q", r.CacheDir, c.KernelDir)
 	}
 	for key, want := range map[string]string{
 		"slots": "file " + file, "listen": "environment SKEP_LISTEN", "domain": "flag --domain", "vmm": "default",

@@ -38,6 +38,9 @@ type Result struct {
 	From map[string]string
 	// File is the file that was read; empty if there was none.
 	File string
+	// CacheDir is where skep keeps what can be had again: below the user's cache
+	// directory, or that of the system for who has no home.
+	CacheDir string
 	// Ignored are variables of the environment that begin with EnvPrefix and
 	// name no key. They are not errors: other programs set some.
 	Ignored []string
@@ -53,10 +56,7 @@ func Load(in Input) (Result, error) {
 	for _, k := range Keys {
 		r.From[k.Name] = "default"
 	}
-	env, err := r.environ(in.Environ)
-	if err != nil {
-		return r, err
-	}
+	env := r.environ(in.Environ)
 	if err := r.readFile(in.File, env["SKEP_CONFIG"]); err != nil {
 		return r, err
 	}
@@ -82,27 +82,39 @@ func Load(in Input) (Result, error) {
 	if r.Config.Socket == "" {
 		r.Config.Socket = filepath.Join(r.Config.RunDir, "skep.sock")
 	}
+	if r.Config.KernelDir == "" {
+		r.Config.KernelDir = filepath.Join(r.CacheDir, "kernels")
+	}
 	if err := r.Config.Validate(); err != nil {
 		return r, fmt.Errorf("configuration: %w", err)
 	}
 	return r, nil
 }
 
-func (r *Result) environ(list []string) (map[string]string, error) {
+// environ reads what of the environment concerns skep.
+func (r *Result) environ(list []string) map[string]string {
 	env := map[string]string{}
+	r.CacheDir = "/var/cache/skep"
 	for _, e := range list {
-		name, value, ok := strings.Cut(e, "=")
-		if !ok || !strings.HasPrefix(name, EnvPrefix) {
-			continue
-		}
-		env[name] = value
-		key := strings.ToLower(strings.TrimPrefix(name, EnvPrefix))
-		if _, ok := Find(key); !ok && !slices.Contains(known, name) {
-			r.Ignored = append(r.Ignored, name)
+		name, value, _ := strings.Cut(e, "=")
+		switch {
+		case name == "XDG_CACHE_HOME" && filepath.IsAbs(value):
+			env[name] = value
+		case name == "HOME" && filepath.IsAbs(value):
+			r.CacheDir = filepath.Join(value, ".cache", "skep")
+		case strings.HasPrefix(name, EnvPrefix):
+			env[name] = value
+			key := strings.ToLower(strings.TrimPrefix(name, EnvPrefix))
+			if _, ok := Find(key); !ok && !slices.Contains(known, name) && !strings.HasPrefix(name, "SKEP_TEST_") {
+				r.Ignored = append(r.Ignored, name)
+			}
 		}
 	}
+	if dir := env["XDG_CACHE_HOME"]; dir != "" {
+		r.CacheDir = filepath.Join(dir, "skep")
+	}
 	sort.Strings(r.Ignored)
-	return env, nil
+	return env
 }
 
 // readFile reads the file that was named, or the default one where it exists.

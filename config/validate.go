@@ -16,7 +16,7 @@ import (
 
 var (
 	domainRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,180}[a-z0-9])?$`)
-	policyRE = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
+	policyRE = regexp.MustCompile(`^[a-z0-9-]{0,32}$`)
 )
 
 // maxSocketPath is what sun_path holds with its final NUL.
@@ -29,8 +29,8 @@ func (c Config) Validate() error {
 
 func (c Config) validatePaths() error {
 	var errs []error
-	for _, p := range []struct{ name, path string }{{"data_dir", c.DataDir}, {"run_dir", c.RunDir}, {"socket", c.Socket}} {
-		if p.name == "socket" && p.path == "" {
+	for _, p := range []struct{ name, path string }{{"data_dir", c.DataDir}, {"run_dir", c.RunDir}, {"socket", c.Socket}, {"kernel_dir", c.KernelDir}} {
+		if p.path == "" && (p.name == "socket" || p.name == "kernel_dir") {
 			continue // stands for its default
 		}
 		if !filepath.IsAbs(p.path) {
@@ -66,7 +66,7 @@ func (c Config) validateAddresses() error {
 		errs = append(errs, fmt.Errorf("domain is %q: want a host name in lower case, such as localhost or fn.example.com", c.Domain))
 	}
 	if p, err := netip.ParsePrefix(c.NATPool); err != nil || !p.Addr().Is4() || p.Bits() < 8 || p.Bits() > 24 {
-		errs = append(errs, fmt.Errorf("nat_pool is %q: want an IPv4 prefix of /8 to /24, such as 10.201.0.0/16", c.NATPool))
+		errs = append(errs, fmt.Errorf("nat_pool is %q: want an IPv4 prefix of /8 to /24, such as 10.211.0.0/16", c.NATPool))
 	}
 	for _, s := range c.Nameservers {
 		if _, err := netip.ParseAddr(s); err != nil {
@@ -106,7 +106,6 @@ func (c Config) validateNumbers() error {
 		{"slots", c.Slots, 0, 1024},
 		{"max_instances", c.MaxInstances, 0, 10_000},
 		{"memory_budget_mib", c.MemoryBudget, 0, 64 << 20},
-		{"keep_snapshots", c.KeepSnapshots, 1, 100},
 		{"keep_records", c.KeepRecords, 0, 100_000_000},
 		{"keep_log_mib", c.KeepLogMiB, 1, 10_240},
 	} {

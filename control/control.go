@@ -48,7 +48,7 @@ type Node interface {
 	// Instances lists the instances of a function, of all if function is empty.
 	Instances(function string) []api.Instance
 	// Snapshots lists published snapshots, newest first.
-	Snapshots(function string) []api.Snapshot
+	Snapshots(ctx context.Context, function string) ([]api.Snapshot, error)
 	// SnapshotManifest returns a value that marshals to the manifest.
 	SnapshotManifest(ctx context.Context, id string) (any, error)
 	CreateSnapshot(ctx context.Context, function string) (api.Snapshot, error)

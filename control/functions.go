@@ -35,7 +35,11 @@ func (s *Server) functions(w http.ResponseWriter, r *http.Request) error {
 		instances[i.Function][i.State]++
 	}
 	snapshots := map[string]int{}
-	for _, snap := range s.o.Node.Snapshots("") {
+	all, err := s.o.Node.Snapshots(r.Context(), "")
+	if err != nil {
+		return fmt.Errorf("listing snapshots: %w", err)
+	}
+	for _, snap := range all {
 		snapshots[snap.Function]++
 	}
 	list := s.o.Node.Functions()
@@ -82,10 +86,14 @@ func (s *Server) function(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return fmt.Errorf("reading the invocations of %s: %w", f.Name, err)
 	}
+	snapshots, err := s.o.Node.Snapshots(r.Context(), f.Name)
+	if err != nil {
+		return fmt.Errorf("listing the snapshots of %s: %w", f.Name, err)
+	}
 	d := api.FunctionDetail{
 		FunctionStatus: api.FunctionStatus{Function: f, URL: s.url(f.Name), Instances: map[api.InstanceState]int{}},
 		InstanceList:   list(s.o.Node.Instances(f.Name)),
-		SnapshotList:   list(s.o.Node.Snapshots(f.Name)),
+		SnapshotList:   list(snapshots),
 		Recent:         list(recent),
 	}
 	for _, i := range d.InstanceList {

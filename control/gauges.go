@@ -1,6 +1,9 @@
 package control
 
 import (
+	"context"
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/skep-dev/skep/api"
@@ -14,6 +17,10 @@ var (
 	descSnapshots = prometheus.NewDesc("skep_snapshots", "Published snapshots, by whether they can be used here.", []string{"usable"}, nil)
 	descDisk      = prometheus.NewDesc("skep_snapshot_disk_bytes", "Bytes that published snapshots occupy on disk.", nil, nil)
 )
+
+// scrapeTimeout bounds what a scrape may ask of the node; a collector is given
+// no context of its own.
+const scrapeTimeout = 5 * time.Second
 
 // stateCollector reads gauges from the node when it is scraped, so that they
 // can be neither stale nor leaked.
@@ -46,8 +53,14 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	for k, n := range instances {
 		gauge(descInstances, float64(n), k.function, k.state)
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	snapshots, err := c.state.Snapshots(ctx, "")
+	if err != nil {
+		return // no figure rather than a wrong one
+	}
 	var usable, unusable, disk float64
-	for _, s := range c.state.Snapshots("") {
+	for _, s := range snapshots {
 		disk += float64(s.DiskBytes)
 		if s.Usable {
 			usable++

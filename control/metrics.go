@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"net/http"
 	"strconv"
 	"sync"
@@ -32,7 +33,7 @@ type State interface {
 	Functions() []api.Function
 	Function(name string) (api.Function, bool)
 	Instances(function string) []api.Instance
-	Snapshots(function string) []api.Snapshot
+	Snapshots(ctx context.Context, function string) ([]api.Snapshot, error)
 }
 
 // Metrics counts invocations and answers /metrics. Observe it every record.

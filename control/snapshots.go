@@ -37,7 +37,11 @@ func (s *Server) snapshots(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	return answer(w, list(s.o.Node.Snapshots(q.Get("function"))))
+	all, err := s.o.Node.Snapshots(r.Context(), q.Get("function"))
+	if err != nil {
+		return fmt.Errorf("listing snapshots: %w", err)
+	}
+	return answer(w, list(all))
 }
 
 func (s *Server) createSnapshot(w http.ResponseWriter, r *http.Request) error {

@@ -89,7 +89,9 @@ func (n *Node) Instances(function string) []api.Instance {
 	return []api.Instance{{ID: "i1", Function: "hello", State: api.InstanceIdle}, {ID: "i2", Function: "hello", State: api.InstanceBusy}}
 }
 
-func (n *Node) Snapshots(string) []api.Snapshot { return n.SnapshotList }
+func (n *Node) Snapshots(context.Context, string) ([]api.Snapshot, error) {
+	return n.SnapshotList, nil
+}
 
 func (n *Node) SnapshotManifest(_ context.Context, id string) (any, error) {
 	for _, s := range n.SnapshotList {

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/config"
+	"github.com/skep-dev/skep/control"
+	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/node"
+	"github.com/skep-dev/skep/vmm"
+)
+
+// controlGrace is what control requests under way get when the daemon ends;
+// node has ended what they wait for by then.
+const controlGrace = 2 * time.Second
+
+// daemon is a node with its gateway and control API, listening.
+type daemon struct {
+	cfg     config.Config
+	log     *slog.Logger
+	version api.Version
+	policy  *memory.Policies
+	vmm     vmm.VMM
+	node    *node.Node
+	view    *nodeView
+	gateway http.Handler // of functions, on the gateway's port
+	invoke  http.Handler // of functions, on the control API
+	metrics *control.Metrics
+
+	functions server        // the gateway's
+	servers   []server      // control API and metrics
+	closing   chan struct{} // closed when the daemon begins to end
+}
+
+// server is a handler on a listener.
+type server struct {
+	l net.Listener
+	h http.Handler
+}
+
+// openDaemon starts everything and listens; serve answers.
+func openDaemon(ctx context.Context, r config.Result, log *slog.Logger) (_ *daemon, err error) {
+	if err := asRoot("the daemon"); err != nil {
+		return nil, err
+	}
+	d := &daemon{cfg: r.Config, log: log, closing: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	for _, dir := range []string{d.cfg.DataDir, d.cfg.RunDir, filepath.Dir(d.cfg.Socket)} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("making the daemon's directories: %w", err)
+		}
+	}
+	if err := d.openNode(ctx); err != nil {
+		return nil, err
+	}
+	return d, d.listen(ctx)
+}
+
+// openNode opens the node, which refuses a data directory that is in use.
+func (d *daemon) openNode(ctx context.Context) error {
+	d.policy = memory.New(memory.Options{})
+	if _, err := d.policy.Lookup(d.cfg.MemoryPolicy); err != nil {
+		return &usageError{msg: err.Error()}
+	}
+	var err error
+	if d.vmm, err = newVMM(ctx, d.cfg, d.log); err != nil {
+		return err
+	}
+	info, err := d.vmm.Info(ctx)
+	if err != nil {
+		return err
+	}
+	d.version = buildVersion()
+	d.version.VMM = vmmName(info)
+	// The view exists before its node, whose hook for records needs it; there is
+	// no record before the first request.
+	d.view = &nodeView{recent: newRecent()}
+	d.metrics = control.NewMetrics(d.view, d.version, nil)
+	d.view.metrics = d.metrics
+	if d.node, err = node.Open(ctx, nodeConfig(d.cfg), d.deps()); err != nil {
+		if errors.Is(err, node.ErrLocked) {
+			return fmt.Errorf("%w; choose another with --data-dir, or end that daemon", err)
+		}
+		return err
+	}
+	d.view.Node = d.node
+	d.openGateway()
+	return nil
+}
+
+// listen opens every address, and only then is anything answered.
+func (d *daemon) listen(ctx context.Context) error {
+	var err error
+	d.functions.h = d.gateway
+	if d.functions.l, err = net.Listen("tcp", d.cfg.Listen); err != nil {
+		return fmt.Errorf("listening for functions: %w; another address can be set with --listen", err)
+	}
+	api := d.control().Handler()
+	unix, err := control.ListenUnix(ctx, d.cfg.Socket)
+	if err != nil {
+		return err
+	}
+	d.servers = append(d.servers, server{unix, api})
+	if d.cfg.ControlListen != "" {
+		token, err := control.ReadToken(d.cfg.ControlTokenFile)
+		if err != nil {
+			return err
+		}
+		guarded, err := control.RequireToken(token, api)
+		if err != nil {
+			return err
+		}
+		if err := d.listenTCP(d.cfg.ControlListen, guarded); err != nil {
+			return err
+		}
+	}
+	if d.cfg.MetricsListen != "" {
+		mux := http.NewServeMux()
+		mux.Handle("GET /metrics", d.metrics.Handler())
+		return d.listenTCP(d.cfg.MetricsListen, mux)
+	}
+	return nil
+}
+
+func (d *daemon) listenTCP(addr string, h http.Handler) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	d.servers = append(d.servers, server{l, h})
+	return nil
+}
+
+func (d *daemon) control() *control.Server {
+	v := d.version
+	v.Gateway, v.Domain, v.PID, v.Started, v.Policies = d.gatewayAddr(), d.cfg.Domain, os.Getpid(), time.Now().UTC(), d.policy.Names()
+	return control.New(control.Options{
+		Node:    d.view,
+		Invoke:  d.invoke,
+		Metrics: d.metrics.Handler(),
+		Version: v,
+		URL:     func(f string) string { return functionURL(d.cfg, d.gatewayAddr(), f) },
+		Status:  statusOf,
+		Closing: d.closing,
+		Log:     d.log,
+	})
+}
+
+func (d *daemon) gatewayAddr() string { return d.functions.l.Addr().String() }
+
+// serve answers until ctx ends, then drains: the node refuses new requests and
+// answers those under way, then the listeners go, then all else.
+func (d *daemon) serve(ctx context.Context) error {
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var g errgroup.Group
+	failed := make(chan struct{}, len(d.servers)+1)
+	g.Go(func() error {
+		defer func() { failed <- struct{}{} }()
+		return d.serveGateway(running)
+	})
+	for _, s := range d.servers {
+		g.Go(func() error {
+			defer func() { failed <- struct{}{} }()
+			return control.Serve(running, s.l, s.h, controlGrace)
+		})
+	}
+	d.log.Info("ready", "gateway", d.gatewayAddr(), "socket", d.cfg.Socket, "functions", len(d.node.Functions()))
+	select {
+	case <-ctx.Done():
+		d.log.Info("draining", "timeout", d.cfg.DrainTimeout.String())
+	case <-failed:
+	}
+	close(d.closing)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.cfg.DrainTimeout.D())
+	err := d.node.Close(drain)
+	cancel()
+	stop()
+	err = errors.Join(err, g.Wait(), d.close())
+	d.log.Info("ended")
+	return err
+}
+
+// close releases what was opened, in reverse. It is idempotent.
+func (d *daemon) close() error {
+	var errs []error
+	for _, s := range append(d.servers, d.functions) {
+		if s.l != nil {
+			if err := s.l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	if d.node != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), d.cfg.DrainTimeout.D())
+		defer cancel()
+		errs = append(errs, d.node.Close(ctx))
+	}
+	if d.policy != nil {
+		errs = append(errs, d.policy.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"strings"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/config"
+	"github.com/skep-dev/skep/guest"
+	"github.com/skep-dev/skep/internal/cgroup"
+	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/network"
+	"github.com/skep-dev/skep/node"
+	"github.com/skep-dev/skep/vmm"
+	"github.com/skep-dev/skep/vmm/qemu"
+)
+
+// nodeConfig turns settings into the node's.
+func nodeConfig(cfg config.Config) node.Config {
+	c := node.Config{
+		DataDir:       cfg.DataDir,
+		RunDir:        cfg.RunDir,
+		DefaultPolicy: cfg.MemoryPolicy,
+		MaxInstances:  cfg.MaxInstances,
+		MemoryMiB:     cfg.MemoryBudget,
+		LogBytes:      int64(cfg.KeepLogMiB) << 20,
+		KeepRecords:   int64(cfg.KeepRecords),
+		DrainTimeout:  cfg.DrainTimeout.D(),
+		Nameservers:   cfg.Nameservers,
+	}
+	if c.DefaultPolicy == "" {
+		c.DefaultPolicy = memory.Default
+	}
+	if !cfg.ConfineUser {
+		c.UIDBase = -1
+	}
+	switch cfg.CgroupRoot {
+	case "auto":
+		c.Limits.CgroupRoot = cgroup.Root()
+	case "none":
+	default:
+		c.Limits.CgroupRoot = cfg.CgroupRoot
+	}
+	return c
+}
+
+// newVMM chooses the virtual machine monitor.
+func newVMM(_ context.Context, cfg config.Config, log *slog.Logger) (vmm.VMM, error) {
+	if cfg.VMM == "firecracker" {
+		return nil, &usageError{msg: "vmm is firecracker, which this skep was built without: set vmm to qemu or auto"}
+	}
+	accel := cfg.Accel
+	if accel == "auto" {
+		accel = ""
+	}
+	return qemu.New(qemu.Options{Binary: cfg.QEMU, Accel: accel, Logger: log}), nil
+}
+
+// deps hands the node every other package.
+func (d *daemon) deps() node.Deps {
+	return node.Deps{
+		VMM:         d.vmm,
+		Policy:      d.policy.Lookup,
+		OpenNetwork: d.openNetwork,
+		OpenImages:  d.openImages,
+		OpenKernel:  d.openKernel,
+		Connect:     connect,
+		Log:         d.log,
+		OnRecord: func(rec api.Invocation) {
+			d.view.recent.put(rec)
+			d.metrics.Observe(rec)
+		},
+	}
+}
+
+// openNetwork opens the slots. Their names carry a digest of the data
+// directory, by which a daemon knows after a crash which ones are its own.
+func (d *daemon) openNetwork(ctx context.Context) (network.Pool, error) {
+	dir, err := filepath.Abs(d.cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256([]byte(dir))
+	pool, err := netip.ParsePrefix(d.cfg.NATPool)
+	if err != nil {
+		return nil, fmt.Errorf("nat_pool: %w", err)
+	}
+	var servers []netip.Addr
+	for _, s := range d.cfg.Nameservers {
+		a, err := netip.ParseAddr(s)
+		if err != nil {
+			return nil, fmt.Errorf("nameservers: %w", err)
+		}
+		servers = append(servers, a)
+	}
+	return network.Open(ctx, network.Options{
+		Prefix:   "skep-" + hex.EncodeToString(sum[:4]),
+		Ahead:    d.cfg.Slots,
+		GuestMAC: guest.MAC, HostMAC: guest.HostMAC,
+		Guest: guest.Address, Gateway: guest.Gateway, PrefixLen: guest.PrefixLen,
+		NATPool: pool, Nameservers: servers, Logger: d.log,
+	})
+}
+
+// vmmName is what people call a VMM: "qemu 7.2.22 tcg".
+func vmmName(i vmm.Info) string {
+	return strings.Join([]string{i.Name, i.Version, i.Accel}, " ")
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"sync"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/control"
+	"github.com/skep-dev/skep/node"
+	"github.com/skep-dev/skep/snapshot"
+)
+
+// nodeView is the node as the control API and the metrics see it.
+type nodeView struct {
+	*node.Node
+	metrics *control.Metrics
+	recent  *recent
+}
+
+var (
+	_ control.Node  = (*nodeView)(nil)
+	_ control.State = (*nodeView)(nil)
+)
+
+// Remove also drops the function's series.
+func (v *nodeView) Remove(ctx context.Context, name string) error {
+	if err := v.Node.Remove(ctx, name); err != nil {
+		return err
+	}
+	v.metrics.Forget(name)
+	return nil
+}
+
+func (v *nodeView) SnapshotManifest(_ context.Context, id string) (any, error) {
+	return v.InspectSnapshot(id)
+}
+
+func (v *nodeView) CreateSnapshot(ctx context.Context, function string) (api.Snapshot, error) {
+	return v.Node.CreateSnapshot(ctx, function, nil)
+}
+
+func (v *nodeView) RemoveSnapshot(_ context.Context, id string) error {
+	return v.Node.RemoveSnapshot(id)
+}
+
+// Invocations turns the node's order around: people want the newest first.
+func (v *nodeView) Invocations(ctx context.Context, q api.InvocationQuery) ([]api.Invocation, error) {
+	recs, err := v.Node.Invocations(ctx, node.InvocationFilter{Function: q.Function, Since: q.Since, Limit: q.Limit})
+	slices.Reverse(recs)
+	return recs, err
+}
+
+// Invocation finds a record that was stored not long ago.
+func (v *nodeView) Invocation(_ context.Context, id string) (api.Invocation, error) {
+	if rec, ok := v.recent.get(id); ok {
+		return rec, nil
+	}
+	return api.Invocation{}, fmt.Errorf("invocation %q: %w among the last %d", id, control.ErrNotFound, recentRecords)
+}
+
+func (v *nodeView) Logs(ctx context.Context, q api.LogQuery, w io.Writer) error {
+	tail := q.Tail
+	if tail == 0 {
+		tail = -1
+	}
+	if q.Instance != "" {
+		w = &instanceFilter{w: w, instance: []byte(q.Instance)}
+	}
+	return v.Node.Logs(ctx, q.Function, q.Follow, tail, w)
+}
+
+// instanceFilter passes on the lines of one instance. A line of the log is a
+// time, an instance, a stream and text.
+type instanceFilter struct {
+	w        io.Writer
+	instance []byte
+	rest     []byte // the beginning of a line whose end has not come
+}
+
+func (f *instanceFilter) Write(b []byte) (int, error) {
+	f.rest = append(f.rest, b...)
+	var out []byte
+	for {
+		line, rest, ok := bytes.Cut(f.rest, []byte{'\n'})
+		if !ok {
+			break
+		}
+		if fields := bytes.SplitN(line, []byte{' '}, 3); len(fields) == 3 && bytes.Equal(fields[1], f.instance) {
+			out = append(append(out, line...), '\n')
+		}
+		f.rest = rest
+	}
+	if len(out) > 0 {
+		if _, err := f.w.Write(out); err != nil {
+			return 0, err
+		}
+	}
+	return len(b), nil
+}
+
+// recentRecords is how many records are found by their id.
+const recentRecords = 4096
+
+// recent holds the last records, so that a client that was told an id can ask
+// for what it stands for.
+type recent struct {
+	mu   sync.Mutex // guards what follows
+	byID map[string]api.Invocation
+	ring []string // ids in the order in which they came, from next on
+	next int
+}
+
+func newRecent() *recent {
+	return &recent{byID: map[string]api.Invocation{}, ring: make([]string, recentRecords)}
+}
+
+func (r *recent) put(rec api.Invocation) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.byID, r.ring[r.next])
+	r.ring[r.next], r.byID[rec.ID] = rec.ID, rec
+	r.next = (r.next + 1) % len(r.ring)
+}
+
+func (r *recent) get(id string) (api.Invocation, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rec, ok := r.byID[id]
+	return rec, ok
+}
+
+// statusOf says what the node's errors mean in HTTP, and what to do about them.
+func statusOf(err error) (status int, hint string) {
+	var start *node.StartError
+	switch {
+	case errors.Is(err, node.ErrNoFunction):
+		return http.StatusNotFound, "`skep ls` lists the functions that exist"
+	case errors.Is(err, snapshot.ErrNotFound):
+		return http.StatusNotFound, "`skep snapshot ls` lists the snapshots that exist"
+	case errors.Is(err, node.ErrDraining):
+		return http.StatusServiceUnavailable, "the daemon is ending: try again when it is back"
+	case errors.Is(err, node.ErrNoSnapshot):
+		return http.StatusConflict, "`skep snapshot create` makes one"
+	case errors.As(err, &start):
+		return http.StatusUnprocessableEntity, "what it wrote before may say why: see `skep logs` and the daemon's log"
+	}
+	return 0, ""
+}
