@@ -40,8 +40,8 @@ type Config struct {
 	ConfineUser  bool   // run each VMM as an unprivileged user of its own
 
 	Slots        int      // network slots made ahead
-	MaxInstances int      // microVMs at once, all functions together; 0: as memory allows
-	MemoryBudget int      // MiB of guest memory at once; 0: what the host has free when the daemon starts
+	MaxInstances int      // microVMs at once, all functions together; 0: 256
+	MemoryBudget int      // MiB of guest memory at once; 0: nine tenths of what the host has free when the daemon starts
 	NATPool      string   // IPv4 prefix from which slots with egress get addresses
 	Nameservers  []string // that functions with egress get; empty: the host's
 
@@ -108,8 +108,8 @@ var Keys = []Key{
 	{"cgroup_root", "cgroup v2 directory for machines: auto, none or a path", func(c *Config) any { return &c.CgroupRoot }},
 	{"confine_user", "run each machine as an unprivileged user of its own", func(c *Config) any { return &c.ConfineUser }},
 	{"slots", "network slots made ahead", func(c *Config) any { return &c.Slots }},
-	{"max_instances", "machines at once, all functions together (0: as memory allows)", func(c *Config) any { return &c.MaxInstances }},
-	{"memory_budget_mib", "MiB of guest memory at once (0: what the host can spare)", func(c *Config) any { return &c.MemoryBudget }},
+	{"max_instances", "machines at once, all functions together (0: 256)", func(c *Config) any { return &c.MaxInstances }},
+	{"memory_budget_mib", "MiB of guest memory at once (0: nine tenths of what is free at the start)", func(c *Config) any { return &c.MemoryBudget }},
 	{"nat_pool", "IPv4 prefix for functions with egress nat", func(c *Config) any { return &c.NATPool }},
 	{"nameservers", "name servers of functions with egress nat (default: the host's)", func(c *Config) any { return &c.Nameservers }},
 	{"keep_records", "invocation records kept in all", func(c *Config) any { return &c.KeepRecords }},

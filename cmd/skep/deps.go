@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -36,6 +37,9 @@ func nodeConfig(cfg config.Config) node.Config {
 	}
 	if c.DefaultPolicy == "" {
 		c.DefaultPolicy = memory.Default
+	}
+	if c.MemoryMiB == 0 {
+		c.MemoryMiB = availableMiB() * 9 / 10
 	}
 	if !cfg.ConfineUser {
 		c.UIDBase = -1
@@ -111,4 +115,20 @@ func (d *daemon) openNetwork(ctx context.Context) (network.Pool, error) {
 // vmmName is what people call a VMM: "qemu 7.2.22 tcg".
 func vmmName(i vmm.Info) string {
 	return strings.Join([]string{i.Name, i.Version, i.Accel}, " ")
+}
+
+// availableMiB is how much memory the host can give without swapping; 0 when
+// it does not say.
+func availableMiB() int {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		var kib int
+		if _, err := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); err == nil {
+			return kib >> 10
+		}
+	}
+	return 0
 }
