@@ -1,8 +1,24 @@
 // Package network makes slots ahead of time: a network namespace with a tap
 // device in it, so that a cold start pays for neither. Every guest has the same
-// address and MAC; what keeps them apart is the namespace. Package node takes a
-// slot before it starts a VMM and gives it back when the instance has ended;
-// the gateway reaches the function by dialling inside the namespace.
+// address and MAC; what keeps them apart is the namespace. It is the third
+// station of a cold invocation: package node takes a slot before it starts a
+// VMM and gives it back when the instance has ended; guest and gateway reach
+// the function by dialling inside the namespace.
+//
+// What a slot looks like, and what of it exists only with egress "nat":
+//
+//	 namespace PREFIX-N                              the host's namespace
+//	┌─────────────────────────────────────────────┐
+//	│ VMM ── tap0  Gateway/30, HostMAC            │
+//	│        guest Guest,      GuestMAC (static)  │
+//	│        │ forward, masquerade     (nat only) │   route ADDR/32, table PREFIX
+//	│        up0   ADDR/32 of NATPool ────────────┼── skvXXXXXXN ── forward, masquerade ── out
+//	└─────────────────────────────────────────────┘
+//
+// A slot without egress is used again: its tap is replaced and every connection
+// of the last instance reset in between, so that no packet of one instance can
+// reach the next. A slot with egress has its own connection tracking and is
+// thrown away.
 package network
 
 import (
@@ -22,7 +38,13 @@ type Slot struct {
 }
 
 // Dial opens a TCP connection to the guest's port from inside the slot's
-// namespace. A SYN sent before the vCPUs run waits in the tap's queue.
+// namespace. A SYN sent before the vCPUs run waits in the tap's queue; but only
+// once the VMM has attached to the tap: before that the kernel drops what is
+// sent, and TCP tries again after a whole second. So dial after the VMM has
+// opened its tap.
+//
+// The connection is a *net.TCPConn with TCP_NODELAY. It does not outlive the
+// lending of the slot: Give resets it.
 func (s *Slot) Dial(ctx context.Context, port int) (net.Conn, error) { return s.dial(ctx, port) }
 
 // Pool lends slots. It is implemented by *Slots.
@@ -32,6 +54,7 @@ type Pool interface {
 	// Give takes a slot back when no process is left in it. A slot that cannot
 	// be made clean is destroyed rather than lent again.
 	Give(s *Slot)
-	// Close destroys all slots that are not lent.
+	// Close destroys all slots that are not lent; those that are, when they are
+	// given back.
 	Close() error
 }

@@ -1,0 +1,112 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// impl is what a Slot keeps to itself.
+type impl struct{ lease *lease }
+
+// lease is one lending of a space. The Slot of an earlier lending cannot reach
+// the guest of a later one.
+type lease struct {
+	slots *Slots
+	space *space
+	given atomic.Bool
+}
+
+func (i impl) dial(ctx context.Context, port int) (net.Conn, error) {
+	l := i.lease
+	if l == nil {
+		return nil, errors.New("dialling a guest: the slot was not taken from a pool")
+	}
+	to := &net.TCPAddr{IP: l.slots.opts.Guest, Port: port}
+	conn, err := l.connect(ctx, to)
+	if err != nil {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: to, Err: fmt.Errorf("in namespace %s: %w", l.space.name, err)}
+	}
+	return conn, nil
+}
+
+// connect does what net.Dialer would, but that only the making of the socket
+// happens on a thread in the namespace, and no thread is held while waiting.
+func (l *lease) connect(ctx context.Context, to *net.TCPAddr) (net.Conn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if l.given.Load() {
+		return nil, fmt.Errorf("the slot has been given back: %w", net.ErrClosed)
+	}
+	fd := -1
+	err := l.slots.in(l.space.ns, func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		return os.NewSyscallError("socket", err)
+	})
+	if err != nil {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+		return nil, err
+	}
+	address := &unix.SockaddrInet4{Port: to.Port, Addr: [4]byte(to.IP.To4())}
+	err = unix.Connect(fd, address)
+	if err != nil && err != unix.EINPROGRESS && err != unix.EINTR {
+		_ = unix.Close(fd)
+		return nil, os.NewSyscallError("connect", err)
+	}
+	f := os.NewFile(uintptr(fd), "tcp")
+	defer f.Close()
+	if err != nil {
+		if err := connected(ctx, f); err != nil {
+			return nil, err
+		}
+	}
+	return net.FileConn(f) // which sets TCP_NODELAY, as for every TCPConn
+}
+
+// connected waits until a connection that is being made is there.
+func connected(ctx context.Context, f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var result error
+	err = raw.Write(func(fd uintptr) bool {
+		var done bool
+		done, result = progress(int(fd))
+		return done
+	})
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		return err
+	}
+	return os.NewSyscallError("connect", result)
+}
+
+// progress reports whether the connection attempt on fd is over, and how it ended.
+func progress(fd int) (done bool, err error) {
+	errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		return true, err
+	}
+	if errno != 0 {
+		return true, unix.Errno(errno)
+	}
+	// No error yet can also mean no answer yet.
+	if _, err := unix.Getpeername(fd); err != nil {
+		return false, nil
+	}
+	return true, nil
+}
