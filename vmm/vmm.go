@@ -79,8 +79,11 @@ type Config struct {
 
 // Host is where and as whom one machine runs.
 type Host struct {
-	ID    string           // instance id: letters, digits and '-'
-	Dir   string           // private directory of this machine; exists; sockets, console.log and stderr go here
+	ID string // instance id: letters, digits and '-'
+	// Dir is a private directory of this machine, and exists. In it are
+	// console.log, what the guest prints, and stderr.log, what the VMM does; both
+	// are bounded: when one is full it becomes NAME.1, in place of the one before.
+	Dir   string
 	NetNS string           // path of the network namespace that the process runs in; "" for the caller's
 	Tap   string           // name of the tap device in NetNS
 	MAC   net.HardwareAddr // of the guest

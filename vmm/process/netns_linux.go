@@ -1,8 +1,10 @@
 package process
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -50,6 +52,26 @@ func enter(path string) error {
 		return fmt.Errorf("entering network namespace %s: %w", path, err)
 	}
 	return nil
+}
+
+var errMainThread = errors.New("on the main thread")
+
+// startIn has start fork on a thread in the network namespace at path. That
+// thread must not be the process's main one: it is the one thread that does not
+// end when a goroutine abandons it, so it would hold on to the namespace for
+// good, and /proc/self would show the wrong one. Then start is called again:
+// the main thread, left as it was, runs no more goroutines.
+func startIn(path string, cmd *exec.Cmd, start func(*exec.Cmd, func() error) error) error {
+	err := start(cmd, func() error {
+		if unix.Gettid() == unix.Getpid() {
+			return errMainThread
+		}
+		return enter(path)
+	})
+	if errors.Is(err, errMainThread) {
+		err = start(cmd, func() error { return enter(path) })
+	}
+	return err
 }
 
 // OpenTap attaches to the tap device of that name in the host's namespace,

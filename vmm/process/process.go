@@ -85,7 +85,7 @@ func (p *Process) start(spec Spec) (err error) {
 	if spec.Start == nil {
 		err = inNetNS(spec.Host.NetNS, p.cmd.Start)
 	} else {
-		err = spec.Start(p.cmd, func() error { return enter(spec.Host.NetNS) })
+		err = startIn(spec.Host.NetNS, p.cmd, spec.Start)
 	}
 	if err != nil {
 		return fmt.Errorf("starting %s: %w", spec.Path, err)

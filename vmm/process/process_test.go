@@ -134,3 +134,17 @@ func TestNoCoreDumps(t *testing.T) {
 		t.Errorf("limits: %s, %v", limits, err)
 	}
 }
+
+// A start on the main thread is done again on another.
+func TestStartAvoidsTheMainThread(t *testing.T) {
+	calls := 0
+	start := func(_ *exec.Cmd, enter func() error) error {
+		if calls++; calls == 1 {
+			return fmt.Errorf("forking: %w", errMainThread)
+		}
+		return enter()
+	}
+	if err := startIn("", nil, start); err != nil || calls != 2 {
+		t.Errorf("%d calls, %v; want two", calls, err)
+	}
+}

@@ -125,13 +125,18 @@ func (m *machine) run(ctx context.Context, name string, paused bool) error {
 // awaited, so that the error can say how QEMU ended.
 const patience = 2 * time.Second
 
-// explain adds what QEMU said.
+// explain says more about a failed call: how QEMU ended, if that is why, or
+// else what it wrote to stderr.
 func (m *machine) explain(err error) error {
-	if errors.Is(err, errClosed) {
-		select {
-		case <-m.proc.Done():
-		case <-time.After(patience):
+	if !errors.Is(err, errClosed) {
+		return m.proc.Explain(err)
+	}
+	select {
+	case <-m.proc.Done():
+		if ended := m.Err(); ended != nil {
+			return ended
 		}
+	case <-time.After(patience):
 	}
 	return m.proc.Explain(err)
 }

@@ -13,3 +13,8 @@ func TestConformance(t *testing.T) {
 	testenv.Need(t, "qemu")
 	vmmtest.Run(t, func(testing.TB) vmm.VMM { return qemu.New(qemu.Options{}) })
 }
+
+func BenchmarkStart(b *testing.B) {
+	testenv.Need(b, "qemu")
+	vmmtest.Bench(b, func(testing.TB) vmm.VMM { return qemu.New(qemu.Options{}) })
+}

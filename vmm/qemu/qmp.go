@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"sync"
@@ -112,10 +111,8 @@ func readMessage(in *bufio.Reader) (message, error) {
 	switch {
 	case errors.Is(err, bufio.ErrBufferFull):
 		return m, fmt.Errorf("a message is longer than %d bytes", in.Size())
-	case errors.Is(err, io.EOF) && len(line) == 0:
+	case err != nil: // EOF or a reset: either is the far end's close
 		return m, errClosed
-	case err != nil:
-		return m, fmt.Errorf("%w: %w", errClosed, err)
 	}
 	if err := json.Unmarshal(bytes.TrimSpace(line), &m); err != nil {
 		return m, fmt.Errorf("reading a message: %w", err)
@@ -242,7 +239,7 @@ func (c *client) write(b []byte, f *os.File) error {
 		err = c.writeFile(b, f)
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", errClosed, err)
+		return errClosed
 	}
 	return nil
 }

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skep-dev/skep/memory/userfaultfd"
 	"github.com/skep-dev/skep/vmm"
 )
@@ -31,6 +33,42 @@ func (s *suite) testGuestEnds(t *testing.T) {
 				t.Errorf("Err is %v; want that the guest ended", err)
 			}
 		})
+	}
+}
+
+// testConsoleIsBounded: a guest that prints for ever fills no disk, and can
+// still be paused and killed.
+func (s *suite) testConsoleIsBounded(t *testing.T) {
+	const bound = 1 << 20
+	c := s.config
+	c.Cmdline += " vmmtest=flood"
+	i := s.boot(t, s.host(t), c)
+	ctx := s.context(t)
+	log := filepath.Join(i.host.Dir, "console.log")
+	for {
+		if _, err := os.Stat(log + ".1"); err == nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatal("the console's file was never replaced")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	if err := i.Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	i.end(t)
+	var size int64
+	for _, name := range []string{log, log + ".1"} {
+		st, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size += st.Size()
+	}
+	if size > bound {
+		t.Errorf("the console takes %d bytes; want at most %d", size, bound)
 	}
 }
 
@@ -181,6 +219,36 @@ func (s *suite) testSnapshotErrors(t *testing.T) {
 	i.end(t)
 	if _, err := os.Stat(memory); err != nil {
 		t.Errorf("Kill removed the snapshot's memory: %v", err)
+	}
+}
+
+// testSnapshotDiskFull: the failed snapshot leaves no file, and the error says why.
+func (s *suite) testSnapshotDiskFull(t *testing.T) {
+	ctx := s.context(t)
+	full := t.TempDir()
+	if err := unix.Mount("tmpfs", full, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(full, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	i := s.boot(t, s.host(t), s.config)
+	if err := i.Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	state := filepath.Join(full, "state")
+	err := i.Snapshot(ctx, state, filepath.Join(i.host.Dir, "taken"))
+	if err == nil || !strings.Contains(err.Error(), "No space left") {
+		t.Errorf("Snapshot to a full disk: %v; want that there is no space", err)
+	}
+	if _, err := os.Stat(state); !os.IsNotExist(err) {
+		t.Errorf("half of the state is left: %v", err)
+	}
+	i.end(t)
+	if _, err := os.Stat(i.memory); !os.IsNotExist(err) {
+		t.Errorf("the memory file is left: %v", err)
 	}
 }
 

@@ -32,6 +32,9 @@ func (s *suite) testBoot(t *testing.T) {
 		t.Errorf("memory file: %v, %v; want %d MiB", st, err, s.config.MemoryMiB)
 	}
 	checkConfined(t, i.PID())
+	if found := marked(t); len(found) != 1 {
+		t.Errorf("processes with the mark in their environment: %q; want one", found)
+	}
 	i.end(t)
 	if _, err := os.Stat(i.memory); !os.IsNotExist(err) {
 		t.Errorf("the memory file is still there after Kill: %v", err)
@@ -224,7 +227,7 @@ func (s *suite) restoreAttached(t testing.TB, c vmm.Config, state, memory string
 // below, and the snapshot's file has none.
 func (s *suite) testRestoreLarge(t *testing.T) {
 	c := s.config
-	c.MemoryMiB = 5 << 10
+	c.MemoryMiB, c.VCPUs = 5<<10, 2
 	state, memory, last := s.snapshot(t, c)
 	large := &suite{vmm: s.vmm, config: c, last: last}
 	ctx := s.context(t)

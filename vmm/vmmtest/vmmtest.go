@@ -26,6 +26,7 @@ const limit = 3 * time.Minute
 // Run runs the suite. It needs root, taps and a guest kernel.
 func Run(t *testing.T, open func(t testing.TB) vmm.VMM) {
 	s := newSuite(t, open)
+	s.state, s.memory, s.last = s.snapshot(t, s.config)
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T)
@@ -38,11 +39,13 @@ func Run(t *testing.T, open func(t testing.TB) vmm.VMM) {
 		{"RestoreAttachAbove4GiB", s.testRestoreLarge},
 		{"Clones", s.testClones},
 		{"GuestEnds", s.testGuestEnds},
+		{"ConsoleIsBounded", s.testConsoleIsBounded},
 		{"ProcessDies", s.testProcessDies},
 		{"BootErrors", s.testBootErrors},
 		{"RestoreErrors", s.testRestoreErrors},
 		{"AttachErrors", s.testAttachErrors},
 		{"SnapshotErrors", s.testSnapshotErrors},
+		{"SnapshotDiskFull", s.testSnapshotDiskFull},
 		{"CancelBoot", s.testCancelBoot},
 		{"CancelRestore", s.testCancelRestore},
 		{"KillDuringCalls", s.testKillDuringCalls},
@@ -75,7 +78,6 @@ func newSuite(t testing.TB, open func(testing.TB) vmm.VMM) *suite {
 	s.config = vmm.Config{
 		VCPUs: 1, MemoryMiB: 128, Kernel: k.image, Initramfs: initramfs(t, k.modules), Cmdline: "quiet", RootDisk: disk,
 	}
-	s.state, s.memory, s.last = s.snapshot(t, s.config)
 	return s
 }
 
