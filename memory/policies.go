@@ -81,6 +81,6 @@ func (t *Policies) Names() []string {
 
 // Close gives the shared buffers back. Every session must have been closed.
 func (t *Policies) Close() error {
-	t.pool.close()
+	t.pool.shut()
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skep-dev/skep/internal/sys"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/memory/userfaultfd"
 	"github.com/skep-dev/skep/memory/workingset"
@@ -33,17 +34,18 @@ type Floor struct {
 // Names of the floors.
 const (
 	FloorInstall = "install" // the runs of the trace, sorted, from memory, one call each, nothing else
-	FloorFault   = "fault"   // each page by its fault: poll, read the event, copy from memory, and nothing else
+	FloorFault   = "fault"   // each page by its fault: read the event (without ever sleeping), copy from memory, and nothing else
 	FloorDisk    = "disk"    // the bytes of the working set by large reads past the page cache
 )
 
 // measureFloors measures all three.
 func measureFloors(ctx context.Context, o Options, t *workingset.Trace, run int) ([]Floor, error) {
 	src := o.Sources[0]
-	content, err := os.ReadFile(src.Path)
+	content, err := loadPages(src, t)
 	if err != nil {
 		return nil, err
 	}
+	defer content.free()
 	var out []Floor
 	for _, f := range []struct {
 		name    string
@@ -63,21 +65,23 @@ func measureFloors(ctx context.Context, o Options, t *workingset.Trace, run int)
 	return out, nil
 }
 
-func floorInstall(ctx context.Context, o Options, src memory.Source, t *workingset.Trace, content []byte) (Floor, error) {
+func floorInstall(ctx context.Context, o Options, src memory.Source, t *workingset.Trace, content *pages) (Floor, error) {
 	o.Touchers = 1
 	g, err := spawn(ctx, o, src, t)
 	if err != nil {
 		return Floor{}, err
 	}
 	defer g.end()
-	runs := workingset.Runs(slices.Sorted(slices.Values(t.Pages())), func(uint32) bool { return false }, 0)
+	runs := workingset.Runs(content.sorted, func(uint32) bool { return false }, 0)
 	base := g.Regions[0].HostAddr
+	data := content.mem
 	start := time.Now()
 	for _, r := range runs {
-		off := uint64(r.First) * pageSize
-		if _, err := g.FD.Copy(base+off, content[off:off+uint64(r.Bytes())], 0); err != nil {
+		n := r.Bytes()
+		if _, err := g.FD.Copy(base+uint64(r.First)*pageSize, data[:n], 0); err != nil {
 			return Floor{}, err
 		}
+		data = data[n:]
 	}
 	took := time.Since(start)
 	bytes := float64(len(t.Touches)) * pageSize
@@ -86,7 +90,7 @@ func floorInstall(ctx context.Context, o Options, src memory.Source, t *workings
 	return f, err
 }
 
-func floorFault(ctx context.Context, o Options, src memory.Source, t *workingset.Trace, content []byte) (Floor, error) {
+func floorFault(ctx context.Context, o Options, src memory.Source, t *workingset.Trace, content *pages) (Floor, error) {
 	o.Touchers, o.Pauses = 1, false
 	g, err := spawn(ctx, o, src, t)
 	if err != nil {
@@ -105,18 +109,11 @@ func floorFault(ctx context.Context, o Options, src memory.Source, t *workingset
 }
 
 // bareFaults is the loop that every handler is at least: on a thread of its own.
-func bareFaults(fd *userfaultfd.FD, base uint64, content []byte, stop *atomic.Bool) error {
+func bareFaults(fd *userfaultfd.FD, base uint64, content *pages, stop *atomic.Bool) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var evs [1]userfaultfd.Event
 	for !stop.Load() {
-		ok, err := fd.Poll(20 * time.Millisecond)
-		if err != nil {
-			return err
-		}
-		if !ok {
-			continue
-		}
 		n, err := fd.TryReadEvents(evs[:])
 		if err != nil {
 			return err
@@ -125,12 +122,45 @@ func bareFaults(fd *userfaultfd.FD, base uint64, content []byte, stop *atomic.Bo
 			continue
 		}
 		addr := evs[0].Address &^ (pageSize - 1)
-		if _, err := fd.Copy(addr, content[addr-base:][:pageSize], 0); err != nil && !errors.Is(err, syscall.EEXIST) {
+		if _, err := fd.Copy(addr, content.page(uint32((addr-base)/pageSize)), 0); err != nil && !errors.Is(err, syscall.EEXIST) {
 			return err
 		}
 	}
 	return nil
 }
+
+// pages are the contents of the trace's pages, sorted, in memory that has been
+// touched, as a policy's buffers are.
+type pages struct {
+	sorted []uint32
+	mem    []byte
+	at     map[uint32]int
+}
+
+func loadPages(src memory.Source, t *workingset.Trace) (*pages, error) {
+	p := &pages{sorted: slices.Sorted(slices.Values(t.Pages())), at: make(map[uint32]int, len(t.Touches))}
+	f, err := os.Open(src.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	p.mem, err = sys.AllocHuge(len(p.sorted)*pageSize/sys.HugePageSize + 1)
+	if err != nil {
+		return nil, err
+	}
+	for i, page := range p.sorted {
+		p.at[page] = i
+		if _, err := f.ReadAt(p.mem[i*pageSize:(i+1)*pageSize], int64(page)*pageSize); err != nil {
+			p.free()
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+func (p *pages) page(n uint32) []byte { i := p.at[n] * pageSize; return p.mem[i : i+pageSize] }
+
+func (p *pages) free() { sys.FreeHuge(p.mem) }
 
 // floorDisk reads the file once, as fast as the disk goes: pieces of 1 MiB,
 // some at once, past the page cache.
@@ -141,11 +171,11 @@ func floorDisk(path string) (Floor, error) {
 	}
 	defer unix.Close(fd)
 	const piece, depth = 1 << 20, 8
-	mem, err := unix.Mmap(-1, 0, piece*depth, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	mem, err := sys.AllocHuge(piece * depth / sys.HugePageSize)
 	if err != nil {
 		return Floor{}, err
 	}
-	defer unix.Munmap(mem)
+	defer sys.FreeHuge(mem)
 	var next, bytes atomic.Int64
 	var wg sync.WaitGroup
 	errs := make(chan error, depth)

@@ -5,7 +5,7 @@
 // are files that belong to a snapshot: they lie in its directory, name it, and
 // die with it.
 //
-// All numbers are little-endian. A page is 4096 bytes and is numbered by its
+// All numbers are little-endian; CRC-32 is the one of IEEE 802.3 (zlib). A page is 4096 bytes and is numbered by its
 // place in the snapshot's memory file. Files are published by rename, and read
 // with every length checked before it is used; a file that is wrong in any way
 // gives an error that wraps ErrFormat, and no byte of it is to reach a guest.
@@ -21,7 +21,7 @@
 //	28      4     L, length of the snapshot's id, 1 to 255
 //	32      L     the snapshot's id, then zeros up to a multiple of 8
 //	…       16·N  touches in order: page (4), flags (4; bit 0: a write), nanoseconds since the vCPUs ran (8)
-//	…       4     CRC-32C of everything before
+//	…       4     CRC-32 of everything before
 //
 // # Working set, version 1
 //
@@ -36,11 +36,11 @@
 //	36      4     L, length of the snapshot's id, 1 to 255
 //	40      8     offset of the contents, a multiple of 4096
 //	48      8     length of the contents in bytes, a multiple of 4096
-//	56      4     CRC-32C of everything up to the contents, with this field as zero
+//	56      4     CRC-32 of everything up to the contents, with this field as zero
 //	60      4     zero
 //	64      L     the snapshot's id, then zeros up to a multiple of 8
 //	…       8·R   runs: first page (4), pages (4; bit 31: zeros, without contents)
-//	…       4·B   CRC-32C of each block; the last may be short
+//	…       4·B   CRC-32 of each block; the last may be short
 //	…             zeros up to the offset of the contents
 //	…             contents of the runs that have any, one after the other
 //

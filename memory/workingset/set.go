@@ -12,7 +12,7 @@ type Set struct {
 	Runs          []Run
 	ContentOffset int64    // bytes
 	ContentBytes  int64    // bytes
-	Sums          []uint32 // CRC-32C of each block of BlockSize bytes of contents
+	Sums          []uint32 // CRC-32 of each block of BlockSize bytes of contents
 }
 
 // Pages is the number of pages, zero pages included.
