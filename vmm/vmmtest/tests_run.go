@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -255,4 +256,39 @@ func (s *suite) testClones(t *testing.T) {
 	for _, i := range []*instance{a, b, c, d} {
 		s.checkGoesOn(t, i.await(ctx, t, 20))
 	}
+}
+
+// testManyAtOnce starts more machines at a time than the host has processors.
+func (s *suite) testManyAtOnce(t *testing.T) {
+	const many = 12
+	var wg sync.WaitGroup
+	for n := range many {
+		h, p := s.host(t), servePages(t, s.memory)
+		h.ID = fmt.Sprintf("test-%d", n)
+		wg.Go(func() {
+			defer p.close()
+			memory := vmm.Memory{File: s.memory}
+			if n%2 == 0 {
+				memory = vmm.Memory{Attach: p.attach}
+			}
+			m, err := s.vmm.Restore(s.context(t), vmm.RestoreSpec{Config: s.config, Host: h, State: s.state, Memory: memory})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			i := &instance{Machine: m, host: h}
+			defer i.end(t)
+			if err := i.Resume(s.context(t)); err != nil {
+				t.Error(err)
+				return
+			}
+			for len(i.counts(t)) < 10 && i.Err() == nil && !t.Failed() {
+				time.Sleep(5 * time.Millisecond)
+			}
+			if err := i.Err(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
 }
