@@ -1,0 +1,181 @@
+// Command hello is skep's built-in function: a small HTTP server on $PORT that
+// says hello, and, below other paths, does what functions do to their host, so
+// that tests can watch.
+package main
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+func main() {
+	if code := os.Getenv("HELLO_EXIT"); code != "" {
+		n, _ := strconv.Atoi(code)
+		fmt.Fprintln(os.Stderr, "hello: told by HELLO_EXIT to end")
+		os.Exit(n)
+	}
+	port := os.Getenv("PORT")
+	if port == "" {
+		port = "8080"
+	}
+	srv := &http.Server{Addr: ":" + port, Handler: routes(), Protocols: new(http.Protocols)}
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	fmt.Println("hello: listening on port", port)
+	log.Fatal(srv.ListenAndServe())
+}
+
+// clones counts calls of the clone hook.
+var clones atomic.Int64
+
+func routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) {
+		name := r.FormValue("name")
+		if name == "" {
+			name = "world"
+		}
+		fmt.Fprintf(w, "Hello, %s!\n", name)
+	})
+	mux.HandleFunc("/env", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, strings.Join(os.Environ(), "\n")) })
+	mux.HandleFunc("/hostname", func(w http.ResponseWriter, _ *http.Request) { answer(w)(os.Hostname()) })
+	mux.HandleFunc("/time", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, time.Now().UnixNano()) })
+	mux.HandleFunc("/uuid", func(w http.ResponseWriter, _ *http.Request) {
+		b, err := os.ReadFile("/proc/sys/kernel/random/uuid")
+		answer(w)(string(b), err)
+	})
+	mux.HandleFunc("/urandom", func(w http.ResponseWriter, _ *http.Request) {
+		b := make([]byte, 32)
+		_, err := io.ReadFull(rand.Reader, b)
+		answer(w)(hex.EncodeToString(b), err)
+	})
+	mux.HandleFunc("/write", func(w http.ResponseWriter, r *http.Request) {
+		answer(w)("written", os.WriteFile(r.FormValue("path"), []byte(r.FormValue("data")), 0o644))
+	})
+	mux.HandleFunc("/read", func(w http.ResponseWriter, r *http.Request) {
+		b, err := os.ReadFile(r.FormValue("path"))
+		answer(w)(string(b), err)
+	})
+	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
+		http.NewResponseController(w).EnableFullDuplex()
+		io.Copy(flusher{w}, r.Body)
+	})
+	mux.HandleFunc("/sse", serveEvents)
+	mux.HandleFunc("/ws", serveWebSocket)
+	mux.HandleFunc("/sleep", func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-time.After(time.Duration(number(r, "ms")) * time.Millisecond):
+			fmt.Fprintln(w, "slept")
+		case <-r.Context().Done():
+		}
+	})
+	mux.HandleFunc("POST /clone", func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, io.LimitReader(r.Body, 1<<20))
+		fmt.Fprintln(w, clones.Add(1))
+	})
+	mux.HandleFunc("GET /clone", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, clones.Load()) })
+	misdeeds(mux)
+	return mux
+}
+
+// misdeeds are what a host must survive.
+func misdeeds(mux *http.ServeMux) {
+	mux.HandleFunc("/exit", func(_ http.ResponseWriter, r *http.Request) { os.Exit(number(r, "code")) })
+	mux.HandleFunc("/log", func(w http.ResponseWriter, r *http.Request) {
+		line := strings.Repeat("x", 1023) + "\n"
+		for n := number(r, "bytes"); n > 0; n -= len(line) {
+			os.Stdout.WriteString(line)
+		}
+		fmt.Fprintln(w, "logged")
+	})
+	mux.HandleFunc("/alloc", func(w http.ResponseWriter, r *http.Request) {
+		held := make([][]byte, 0, 1024)
+		for range number(r, "mib") {
+			b := make([]byte, 1<<20)
+			for i := 0; i < len(b); i += 4096 {
+				b[i] = 1
+			}
+			held = append(held, b)
+		}
+		fmt.Fprintln(w, len(held), "MiB")
+	})
+	mux.HandleFunc("/fork", func(w http.ResponseWriter, r *http.Request) {
+		started, want := 0, number(r, "n")
+		for range want {
+			cmd := exec.Command("/proc/self/exe")
+			cmd.Env = []string{"PORT=0"} // each listens on a port of its own until the machine ends
+			if err := cmd.Start(); err != nil {
+				fmt.Fprintf(w, "started %d of %d: %v\n", started, want, err)
+				return
+			}
+			started++
+		}
+		fmt.Fprintf(w, "started %d\n", started)
+	})
+}
+
+func serveEvents(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/event-stream")
+	for i := range max(1, number(r, "n")) {
+		if _, err := fmt.Fprintf(flusher{w}, "data: %d\n\n", i); err != nil {
+			return
+		}
+		time.Sleep(time.Duration(number(r, "ms")) * time.Millisecond)
+	}
+}
+
+// serveWebSocket sends back what it gets.
+func serveWebSocket(w http.ResponseWriter, r *http.Request) {
+	c, err := websocket.Accept(w, r, nil)
+	if err != nil {
+		return
+	}
+	defer c.CloseNow()
+	for {
+		kind, b, err := c.Read(r.Context())
+		if err != nil {
+			return
+		}
+		if err := c.Write(r.Context(), kind, b); err != nil {
+			return
+		}
+	}
+}
+
+// flusher sends each piece at once.
+type flusher struct{ w http.ResponseWriter }
+
+func (f flusher) Write(p []byte) (int, error) {
+	n, err := f.w.Write(p)
+	if err == nil {
+		err = http.NewResponseController(f.w).Flush()
+	}
+	return n, err
+}
+
+func answer(w http.ResponseWriter) func(string, error) {
+	return func(s string, err error) {
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprint(w, s)
+	}
+}
+
+func number(r *http.Request, name string) int {
+	n, _ := strconv.Atoi(r.FormValue(name))
+	return n
+}

@@ -1,0 +1,99 @@
+// Package agent is the logic of PID 1 in the guest: it makes the machine a
+// place to run in, starts the function's server, passes on what it writes, and,
+// in a clone, renews what clones must not share. It is not on the way of a
+// request's bytes, and it touches as little memory as it can after a restore.
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"github.com/skep-dev/skep/guest"
+)
+
+// Version is the agent's. It is in the manifest of every snapshot.
+const Version = "1"
+
+// Agent is the state of PID 1 after the machine has been set up.
+type Agent struct {
+	out    *output
+	fn     *function
+	links  chan net.Conn
+	closed chan *link // links whose reader has ended
+}
+
+// Run sets the machine up and serves the host. It only returns on a fatal error.
+func Run() error {
+	if err := setUp(); err != nil {
+		return err
+	}
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: guest.Address, Port: guest.AgentPort})
+	if err != nil {
+		return fmt.Errorf("listening for the host: %w", err)
+	}
+	a := &Agent{out: newOutput(), links: make(chan net.Conn)}
+	a.fn = newFunction(a.out)
+	go a.fn.reap()
+	go a.accept(l)
+	return a.serve()
+}
+
+// accept hands on connections from the host, and nobody else's.
+func (a *Agent) accept(l *net.TCPListener) {
+	for {
+		c, err := l.AcceptTCP()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "skep-agent: accepting:", err)
+			time.Sleep(100 * time.Millisecond) // out of descriptors, perhaps: do not spin
+			continue
+		}
+		if p, ok := c.RemoteAddr().(*net.TCPAddr); !ok || !p.IP.Equal(guest.Gateway) {
+			c.Close()
+			continue
+		}
+		a.links <- c
+	}
+}
+
+// serve keeps one link at a time: the newest. A restored guest still holds the
+// link of the machine that was snapshotted.
+func (a *Agent) serve() error {
+	var now *link
+	for c := range a.links {
+		if now != nil {
+			now.close()
+		}
+		now = newLink(c, a)
+	}
+	return errors.New("no more links")
+}
+
+// handle does what a frame of the host asks for.
+func (a *Agent) handle(l *link, k guest.Kind, p []byte) error {
+	switch k {
+	case guest.KindStart:
+		var s guest.Start
+		if err := guest.Decode(p, &s); err != nil {
+			return err
+		}
+		return a.fn.start(s)
+	case guest.KindClone:
+		var c guest.Clone
+		if err := guest.Decode(p, &c); err != nil {
+			return err
+		}
+		return a.fn.clone(c)
+	case guest.KindPrepare:
+		return a.prepare(l)
+	case guest.KindStop:
+		var s guest.Stop
+		if err := guest.Decode(p, &s); err != nil {
+			return err
+		}
+		return a.fn.stop(time.Duration(s.GraceMillis) * time.Millisecond)
+	}
+	return fmt.Errorf("unknown frame of kind %d", k)
+}

@@ -1,0 +1,138 @@
+package agent
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/skep-dev/skep/guest"
+)
+
+// identity is who the function runs as.
+type identity struct {
+	uid, gid uint32
+	groups   []uint32
+	home     string
+}
+
+// maxAccounts bounds what is read of the image's passwd and group files.
+const maxAccounts = 1 << 20
+
+// lookUpUser resolves an image's user ("", "name", "uid", "name:group",
+// "uid:gid") against the passwd and group files in root.
+func lookUpUser(root, spec string) (identity, error) {
+	id := identity{home: "/"}
+	user, group, hasGroup := strings.Cut(spec, ":")
+	if user == "" {
+		user = "0"
+	}
+	uid, numeric := parseID(user)
+	name := ""
+	err := eachLine(root, "/etc/passwd", func(f []string) bool {
+		if len(f) < 6 || f[0] != user && (!numeric || f[2] != user) {
+			return false
+		}
+		u, okU := parseID(f[2])
+		g, okG := parseID(f[3])
+		if !okU || !okG {
+			return false
+		}
+		name, uid, id.gid, id.home = f[0], u, g, f[5]
+		return true
+	})
+	if err != nil {
+		return id, err
+	}
+	if name == "" && !numeric {
+		return id, fmt.Errorf("the image's user %q is not in its /etc/passwd", user)
+	}
+	id.uid = uid
+	if hasGroup {
+		return id, id.setGroup(root, group)
+	}
+	err = eachLine(root, "/etc/group", func(f []string) bool {
+		if g, ok := field(f, 2); ok && len(f) > 3 && name != "" {
+			for _, m := range strings.Split(f[3], ",") {
+				if m == name {
+					id.groups = append(id.groups, g)
+				}
+			}
+		}
+		return false
+	})
+	return id, err
+}
+
+func (id *identity) setGroup(root, group string) error {
+	if g, ok := parseID(group); ok {
+		id.gid = g
+		return nil
+	}
+	found := false
+	err := eachLine(root, "/etc/group", func(f []string) bool {
+		g, ok := field(f, 2)
+		if ok && f[0] == group {
+			id.gid, found = g, true
+		}
+		return found
+	})
+	if err == nil && !found {
+		err = fmt.Errorf("the image's group %q is not in its /etc/group", group)
+	}
+	return err
+}
+
+func field(f []string, i int) (uint32, bool) {
+	if len(f) <= i {
+		return 0, false
+	}
+	return parseID(f[i])
+}
+
+func parseID(s string) (uint32, bool) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	return uint32(n), err == nil && n != 1<<32-1
+}
+
+// eachLine calls f with the fields of each line until it returns true. A file
+// that is not there has no lines.
+func eachLine(root, path string, f func(fields []string) bool) error {
+	file, err := openInRoot(root, path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	lines := bufio.NewScanner(io.LimitReader(file, maxAccounts))
+	for lines.Scan() {
+		if f(strings.Split(lines.Text(), ":")) {
+			return nil
+		}
+	}
+	return lines.Err()
+}
+
+// environment is the image's and the function's, with what every server expects.
+func environment(s guest.Start, who identity) []string {
+	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + who.home, "HOSTNAME=" + s.Instance}
+	at := map[string]int{"PATH": 0, "HOME": 1, "HOSTNAME": 2}
+	for _, e := range append(s.Env, "PORT="+strconv.Itoa(s.Port)) {
+		k, _, ok := strings.Cut(e, "=")
+		if !ok || k == "" {
+			continue
+		}
+		if i, dup := at[k]; dup {
+			env[i] = e
+			continue
+		}
+		at[k] = len(env)
+		env = append(env, e)
+	}
+	return env
+}
