@@ -56,6 +56,10 @@ func (l *lease) connect(ctx context.Context, to *net.TCPAddr) (net.Conn, error) 
 		}
 		return nil, err
 	}
+	if err := attached(ctx, fd); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
 	address := &unix.SockaddrInet4{Port: to.Port, Addr: [4]byte(to.IP.To4())}
 	err = unix.Connect(fd, address)
 	if err != nil && err != unix.EINPROGRESS && err != unix.EINTR {
@@ -70,6 +74,35 @@ func (l *lease) connect(ctx context.Context, to *net.TCPAddr) (net.Conn, error) 
 		}
 	}
 	return net.FileConn(f) // which sets TCP_NODELAY, as for every TCPConn
+}
+
+// attached waits until a VMM has attached to the tap and the kernel has noticed:
+// it does that behind the VMM's back, drops what is sent before, and a SYN that
+// is dropped is sent again only after a second. fd is a socket in the namespace.
+func attached(ctx context.Context, fd int) error {
+	for tries := 0; ; tries++ {
+		ifr, err := unix.NewIfreq(tapName)
+		if err == nil {
+			err = unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, ifr)
+		}
+		if err != nil {
+			return fmt.Errorf("looking at %s: %w", tapName, err)
+		}
+		running := ifr.Uint16()&unix.IFF_RUNNING != 0
+		if running && tries == 0 {
+			return nil
+		}
+		// Also once more when it has just begun to run: the queue opens right
+		// after that.
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(500 * time.Microsecond):
+		}
+		if running {
+			return nil
+		}
+	}
 }
 
 // connected waits until a connection that is being made is there.

@@ -117,7 +117,7 @@ func (n *nat) turnForwardingOn() error {
 // addVeth makes the pair, one end here and one in ns, and brings this one up.
 func (n *nat) addVeth(name string, ns *os.File) (netlink.Link, error) {
 	pair := &netlink.Veth{
-		LinkAttrs:        netlink.LinkAttrs{Name: name, HardwareAddr: hostEndMAC, Alias: n.alias, TxQLen: -1},
+		LinkAttrs:        netlink.LinkAttrs{Name: name, HardwareAddr: hostEndMAC, TxQLen: -1},
 		PeerName:         upName,
 		PeerHardwareAddr: slotEndMAC,
 		PeerNamespace:    netlink.NsFd(int(ns.Fd())),
@@ -136,6 +136,9 @@ func (n *nat) addVeth(name string, ns *os.File) (netlink.Link, error) {
 		return nil, err
 	}
 	link, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkSetAlias(link, n.alias) // the kernel takes none at the making
+	}
 	if err == nil {
 		err = netlink.LinkSetUp(link)
 	}
@@ -242,7 +245,8 @@ func (n *nat) reclaim() error {
 	}
 	for _, l := range links {
 		a := l.Attrs()
-		if l.Type() == "veth" && strings.HasPrefix(a.Name, n.veths) && a.Alias == n.alias {
+		// Without an alias, a crash came right after its making.
+		if l.Type() == "veth" && strings.HasPrefix(a.Name, n.veths) && (a.Alias == n.alias || a.Alias == "") {
 			if err := deleteLink(a.Name); err != nil {
 				return err
 			}

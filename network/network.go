@@ -38,13 +38,13 @@ type Slot struct {
 }
 
 // Dial opens a TCP connection to the guest's port from inside the slot's
-// namespace. A SYN sent before the vCPUs run waits in the tap's queue; but only
-// once the VMM has attached to the tap: before that the kernel drops what is
-// sent, and TCP tries again after a whole second. So dial after the VMM has
-// opened its tap.
+// namespace. It first waits until a VMM has attached to the tap, since the
+// kernel drops what is sent before. From then on a SYN waits in the tap's queue
+// until the vCPUs run, which is what makes it worthwhile to dial before that.
 //
 // The connection is a *net.TCPConn with TCP_NODELAY. It does not outlive the
-// lending of the slot: Give resets it.
+// lending of the slot: Give resets it. ctx bounds the wait, and should have a
+// deadline or end with the VMM.
 func (s *Slot) Dial(ctx context.Context, port int) (net.Conn, error) { return s.dial(ctx, port) }
 
 // Pool lends slots. It is implemented by *Slots.

@@ -180,6 +180,7 @@ func newGuest(t testing.TB, s *Slots) *fakeGuest {
 		if err != nil {
 			return err
 		}
+		defer waitRunning(t, "eth0")
 		return errors.Join(
 			netlink.LinkSetHardwareAddr(link, testGuestMAC), netlink.LinkSetUp(link),
 			netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: testGuest, Mask: net.CIDRMask(30, 32)}}),
@@ -192,11 +193,27 @@ func newGuest(t testing.TB, s *Slots) *fakeGuest {
 	return g
 }
 
+// waitRunning waits until a device of the calling thread's namespace sends.
+func waitRunning(t testing.TB, name string) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		link, err := netlink.LinkByName(name)
+		if err == nil && link.Attrs().RawFlags&unix.IFF_RUNNING != 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Errorf("%s does not run: %v", name, err)
+			return
+		}
+	}
+}
+
 // bootGuest makes a guest that runs on the slot.
 func bootGuest(t testing.TB, s *Slots, slot *Slot) *fakeGuest {
 	t.Helper()
 	g := newGuest(t, s)
 	g.run(attach(t, s, slot))
+	_ = s.in(slot.lease.space.ns, func() error { waitRunning(t, slot.Tap); return nil })
 	return g
 }
 

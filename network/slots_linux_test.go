@@ -8,6 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -99,6 +102,63 @@ func TestDialHonoursContext(t *testing.T) {
 	if _, err := (&Slot{}).Dial(t.Context(), 80); err == nil {
 		t.Error("a slot of no pool dialled")
 	}
+}
+
+func TestDialWaitsForTheVMM(t *testing.T) {
+	s := open(t, testOptions(t, "skept-early"))
+	slot := take(t, s, egressNone)
+	defer s.Give(slot)
+	g := newGuest(t, s)
+	defer g.end()
+	listen(t, s, g.ns, ":8080", "hello")
+	dialled := make(chan error, 1)
+	go func() {
+		c, err := slot.Dial(t.Context(), 8080)
+		if err == nil {
+			c.Close()
+		}
+		dialled <- err
+	}()
+	time.Sleep(5 * time.Millisecond) // any time: before or after the dial has begun
+	g.run(attach(t, s, slot))
+	if err := <-dialled; err != nil {
+		t.Fatal(err)
+	}
+	// A SYN was dropped if it had to be sent twice.
+	if n := retransmitted(t, s, slot); n != 0 {
+		t.Errorf("%d segments were sent again", n)
+	}
+}
+
+// retransmitted is the namespace's counter of TCP segments sent again.
+func retransmitted(t testing.TB, s *Slots, slot *Slot) int {
+	t.Helper()
+	var table []byte
+	err := s.in(slot.lease.space.ns, func() (err error) {
+		table, err = os.ReadFile("/proc/thread-self/net/snmp")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 || fields[0] != "Tcp:" {
+			continue
+		}
+		if names == nil {
+			names = fields
+			continue
+		}
+		n, err := strconv.Atoi(fields[slices.Index(names, "RetransSegs")])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	t.Fatal("no TCP counters")
+	return 0
 }
 
 // A SYN that is sent while the vCPUs do not run yet waits in the tap.
