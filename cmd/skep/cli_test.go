@@ -144,6 +144,8 @@ func TestVerbs(t *testing.T) {
 		{"version", []string{"version"}, []string{"daemon v9"}, nil},
 		{"config", []string{"config", "--slots", "9"}, []string{"flag --slots", "environment SKEP_SOCKET", "/home/bee/.cache/skep/kernels"}, nil},
 		{"deploy", []string{"deploy", "localhost:5000/team/my_app:v3", "--memory-mib", "128", "-e", "A=b", "--keep-alive", "2s", "--", "--fast"}, []string{"deployed my-app\n"}, nil},
+		{"complete function", []string{"__complete", "inspect", "e"}, []string{"echo\n"}, nil},
+		{"complete snapshot", []string{"__complete", "snapshot", "rm", ""}, []string{"s1\n"}, nil},
 		{"rm", []string{"rm", "fails"}, []string{"removed fails\n"}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {

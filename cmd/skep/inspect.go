@@ -19,7 +19,8 @@ func (c *cli) inspectCmd() *cobra.Command {
 		Short: "show a function: settings, instances, snapshots, last invocations",
 		Example: `  skep inspect hello
   skep inspect hello --json | jq '.recent[0].phases'`,
-		Args: nArgs(1, 1),
+		Args:              nArgs(1, 1),
+		ValidArgsFunction: c.complete(1, functionNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := c.client()
 			if err != nil {

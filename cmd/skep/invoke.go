@@ -43,7 +43,8 @@ many times and shows medians by start kind instead of the answers.`,
   skep invoke hello -v --start restore --policy mmap
   skep invoke hello -n 100 -c 8
   skep invoke hello -n 20 --start restore --json | jq .phases.total_us`,
-		Args: nArgs(1, 1),
+		Args:              nArgs(1, 1),
+		ValidArgsFunction: c.complete(1, functionNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.check(cmd); err != nil {
 				return err

@@ -13,7 +13,8 @@ func (c *cli) logsCmd() *cobra.Command {
 		Short: "show what a function wrote to stdout and stderr",
 		Example: `  skep logs hello
   skep logs hello -f --tail 10`,
-		Args: nArgs(1, 1),
+		Args:              nArgs(1, 1),
+		ValidArgsFunction: c.complete(1, functionNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if q.Tail < 0 {
 				return usagef(cmd, "--tail is %d: want 0 or more", q.Tail)

@@ -9,11 +9,12 @@ import (
 
 func (c *cli) rmCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:     "rm NAME...",
-		Aliases: []string{"remove"},
-		Short:   "drain and delete functions, their snapshots and logs",
-		Example: `  skep rm hello`,
-		Args:    nArgs(1, 1000),
+		Use:               "rm NAME...",
+		Aliases:           []string{"remove"},
+		Short:             "drain and delete functions, their snapshots and logs",
+		Example:           `  skep rm hello`,
+		Args:              nArgs(1, 1000),
+		ValidArgsFunction: c.complete(1000, functionNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := c.client()
 			if err != nil {

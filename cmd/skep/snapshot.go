@@ -27,10 +27,11 @@ func (c *cli) snapshotCmd() *cobra.Command {
 
 func (c *cli) snapshotCreateCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:     "create NAME",
-		Short:   "boot an instance of a function and snapshot it, now",
-		Example: `  skep snapshot create hello`,
-		Args:    nArgs(1, 1),
+		Use:               "create NAME",
+		Short:             "boot an instance of a function and snapshot it, now",
+		Example:           `  skep snapshot create hello`,
+		Args:              nArgs(1, 1),
+		ValidArgsFunction: c.complete(1, functionNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := c.client()
 			if err != nil {
@@ -57,7 +58,8 @@ func (c *cli) snapshotLsCmd() *cobra.Command {
 		Short:   "list snapshots, newest first",
 		Example: `  skep snapshot ls
   skep snapshot ls hello --json`,
-		Args: nArgs(0, 1),
+		Args:              nArgs(0, 1),
+		ValidArgsFunction: c.complete(1, functionNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := c.client()
 			if err != nil {
@@ -100,10 +102,11 @@ func snapshotRows(list []api.Snapshot) [][]string {
 
 func (c *cli) snapshotInspectCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:     "inspect ID",
-		Short:   "show a snapshot's manifest",
-		Example: `  skep snapshot inspect ID | jq .vmm`,
-		Args:    nArgs(1, 1),
+		Use:               "inspect ID",
+		Short:             "show a snapshot's manifest",
+		Example:           `  skep snapshot inspect ID | jq .vmm`,
+		Args:              nArgs(1, 1),
+		ValidArgsFunction: c.complete(1, snapshotIDs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := c.client()
 			if err != nil {
@@ -121,10 +124,11 @@ func (c *cli) snapshotInspectCmd() *cobra.Command {
 
 func (c *cli) snapshotVerifyCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:     "verify ID...",
-		Short:   "read snapshots whole and compare their digests",
-		Example: `  skep snapshot verify ID`,
-		Args:    nArgs(1, 1000),
+		Use:               "verify ID...",
+		Short:             "read snapshots whole and compare their digests",
+		Example:           `  skep snapshot verify ID`,
+		Args:              nArgs(1, 1000),
+		ValidArgsFunction: c.complete(1000, snapshotIDs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.eachSnapshot(args, "is whole", func(client *api.Client, id string) error {
 				return client.VerifySnapshot(cmd.Context(), id)
@@ -135,11 +139,12 @@ func (c *cli) snapshotVerifyCmd() *cobra.Command {
 
 func (c *cli) snapshotRmCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:     "rm ID...",
-		Aliases: []string{"remove"},
-		Short:   "delete snapshots; the function boots, or uses an older one",
-		Example: `  skep snapshot rm ID`,
-		Args:    nArgs(1, 1000),
+		Use:               "rm ID...",
+		Aliases:           []string{"remove"},
+		Short:             "delete snapshots; the function boots, or uses an older one",
+		Example:           `  skep snapshot rm ID`,
+		Args:              nArgs(1, 1000),
+		ValidArgsFunction: c.complete(1000, snapshotIDs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.eachSnapshot(args, "removed", func(client *api.Client, id string) error {
 				return client.RemoveSnapshot(cmd.Context(), id)
