@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/memory/userfaultfd"
 	"github.com/skep-dev/skep/memory/userfaultfd/uffdtest"
 )
@@ -22,6 +23,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestProbe(t *testing.T) {
+	testenv.Need(t, "uffd")
 	f, err := userfaultfd.Probe()
 	if err != nil {
 		t.Fatal(err)
@@ -62,6 +64,7 @@ func TestStartServesFault(t *testing.T) {
 
 // A child without privileges gets one too, and keeps nothing else of ours open.
 func TestStartUnprivileged(t *testing.T) {
+	testenv.Need(t, "uffd")
 	cmd := exec.Command("/bin/sh", "-c", "id -u; ls -l /proc/self/fd | sed 's/.*-> //'")
 	var out bytes.Buffer
 	cmd.Stdout = &out
@@ -86,6 +89,7 @@ func TestStartUnprivileged(t *testing.T) {
 }
 
 func TestStartErrors(t *testing.T) {
+	testenv.Need(t, "uffd")
 	if _, err := userfaultfd.Start(exec.Command("/nonexistent/vmm")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("missing program: %v", err)
 	}
@@ -101,6 +105,7 @@ func TestStartErrors(t *testing.T) {
 }
 
 func TestStartBefore(t *testing.T) {
+	testenv.Need(t, "uffd")
 	var tid int
 	cmd := exec.Command("/bin/true")
 	fd, err := userfaultfd.Start(cmd, func() error { tid = unix.Gettid(); return unix.Unshare(unix.CLONE_NEWUTS) })

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/memory/userfaultfd"
 )
 
@@ -47,6 +48,7 @@ type Process struct {
 // is the caller's.
 func Spawn(t testing.TB, o Options) *Process {
 	t.Helper()
+	testenv.Need(t, "uffd")
 	if len(o.Sizes) == 0 {
 		o.Sizes = []uint64{16 << 20}
 	}
@@ -69,7 +71,7 @@ func Spawn(t testing.TB, o Options) *Process {
 	s := setup{Sizes: o.Sizes, Apart: o.Apart}
 	var l *net.UnixListener
 	if o.Handover {
-		s.Handover = filepath.Join(t.TempDir(), "uffd.sock")
+		s.Handover = filepath.Join(testenv.Dir(t), "uffd.sock")
 		if l, err = net.ListenUnix("unix", &net.UnixAddr{Name: s.Handover, Net: "unix"}); err != nil {
 			t.Fatal(err)
 		}
