@@ -16,6 +16,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/config"
 	"github.com/skep-dev/skep/control"
+	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/node"
 	"github.com/skep-dev/skep/vmm"
@@ -34,6 +35,7 @@ type daemon struct {
 	vmm     vmm.VMM
 	node    *node.Node
 	view    *nodeView
+	images  image.Fetcher
 	gateway http.Handler // of functions, on the gateway's port
 	invoke  http.Handler // of functions, on the control API
 	metrics *control.Metrics

@@ -33,6 +33,9 @@ func (c *cli) startPrivate(ctx context.Context, name string) (*private, error) {
 		return nil, err
 	}
 	cfg := &r.Config
+	if _, err := c.guestKernel(ctx, *cfg); err != nil {
+		return nil, err
+	}
 	if r.From["data_dir"] == "default" {
 		cfg.DataDir = filepath.Join(r.CacheDir, name)
 	}

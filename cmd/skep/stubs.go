@@ -3,33 +3,24 @@ package main
 import (
 	"context"
 	"errors"
-	"net"
 	"net/http"
 
 	"github.com/spf13/cobra"
 
 	"github.com/skep-dev/skep/image"
-	"github.com/skep-dev/skep/node"
 )
 
 var errNotBuilt = errors.New("not built in yet")
 
 func (d *daemon) openImages(context.Context, string) (image.Fetcher, error) { return nil, errNotBuilt }
-func (d *daemon) openKernel(context.Context, string) (node.Kernel, error) {
-	return node.Kernel{}, errNotBuilt
-}
-func connect(context.Context, net.Conn, node.LogFunc) (node.Agent, error) { return nil, errNotBuilt }
-func (d *daemon) openGateway()                                            {}
-func (d *daemon) serveGateway(ctx context.Context) error                  { return errNotBuilt }
-func (d *daemon) filesOf(context.Context, string) ([]string, error)       { return nil, errNotBuilt }
-func (d *daemon) vmmBinary() string                                       { return "" }
-func (c *cli) localImage(_ context.Context, ref string) (string, error)   { return absolute(ref) }
-func skepError(*http.Response) error                                      { return nil }
+func (d *daemon) openGateway()                                              {}
+func (d *daemon) serveGateway(ctx context.Context) error                    { return errNotBuilt }
+func (d *daemon) filesOf(context.Context, string) ([]string, error)         { return nil, errNotBuilt }
+func (d *daemon) vmmBinary() string                                         { return "" }
+func (c *cli) localImage(_ context.Context, ref string) (string, error)     { return absolute(ref) }
+func skepError(*http.Response) error                                        { return nil }
 func (c *cli) doctorCmd() *cobra.Command {
 	return &cobra.Command{Use: "doctor", Short: "report what this host can do, and how to mend what it can't", RunE: func(*cobra.Command, []string) error { return errNotBuilt }}
-}
-func (c *cli) setupCmd() *cobra.Command {
-	return &cobra.Command{Use: "setup", Short: "fetch the guest kernel", RunE: func(*cobra.Command, []string) error { return errNotBuilt }}
 }
 func (c *cli) benchGatewayCmd() *cobra.Command {
 	return &cobra.Command{Use: "gateway", Short: "measure the gateway alone", RunE: func(*cobra.Command, []string) error { return errNotBuilt }}

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skep-dev/skep/config"
+	"github.com/skep-dev/skep/guest/kernel"
+)
+
+func (c *cli) setupCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "setup",
+		Short: "fetch the guest kernel",
+		Long: `Fetch the guest kernel: the distribution's own for virtual machines, taken from
+its package into kernel_dir and not installed on this host. When one is there,
+nothing is done. With kernel and kernel_modules set, those are checked instead.`,
+		Example: `  skep setup
+  skep setup --kernel-dir /srv/skep/kernels`,
+		Args: nArgs(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := c.settings()
+			if err != nil {
+				return err
+			}
+			k, err := c.guestKernel(cmd.Context(), r.Config)
+			if err != nil {
+				return err
+			}
+			if c.json {
+				return c.writeJSON(map[string]string{"kernel": k.Path, "modules": k.Modules, "release": k.Release, "digest": k.Digest})
+			}
+			_, err = fmt.Fprintf(c.out, "guest kernel %s (%s)\n", k.Path, short(k.Digest))
+			return err
+		},
+	}
+	c.keyFlags(cmd.Flags(), "kernel_dir", "kernel", "kernel_modules")
+	return cmd
+}
+
+// guestKernel returns the kernel that is set, or else the one in kernel_dir,
+// which is fetched if there is none.
+func (c *cli) guestKernel(ctx context.Context, cfg config.Config) (kernel.Kernel, error) {
+	if cfg.Kernel != "" {
+		return kernel.Load(cfg.Kernel, cfg.Modules)
+	}
+	return kernel.Fetch(ctx, cfg.KernelDir, func(step string) { c.say("%s …", step) })
+}
