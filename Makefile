@@ -1,0 +1,69 @@
+# skep. `make help` lists what there is.
+
+# Written by scripts/setup.sh: which Go to use.
+-include .cache/env.mk
+GO ?= go
+
+# The Go that setup chose, also for what the tests run; never another by itself.
+export PATH := $(if $(findstring /,$(GO)),$(patsubst %/,%,$(dir $(GO))):)$(PATH):/usr/sbin:/sbin
+export GOTOOLCHAIN := local
+unexport GOROOT
+
+# What tests must not skip. As root on an ordinary machine all of it is there
+# after setup; `make test SKEP_REQUIRE=` tests what this machine can.
+ifeq ($(shell id -u),0)
+SKEP_REQUIRE ?= root,uffd,tap,netns,nft,qemu,kernel,mkfs,mmdebstrap
+endif
+export SKEP_REQUIRE
+
+TEST_FLAGS ?= -race -timeout 20m
+PKG ?= ./...
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test build lint setup setup-test clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: build ## set up, build, and show one function boot, sleep and start from its snapshot
+	bin/skep setup
+	bin/skep demo
+
+build: setup ## build bin/skep, bin/skep-agent and bin/skep-hello
+	@$(MAKE) --no-print-directory binaries
+
+# In a make of its own, which has read what setup wrote.
+.PHONY: binaries
+binaries:
+	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/skep ./cmd/skep
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-agent ./cmd/skep-agent
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-hello ./functions/hello
+
+test: setup-test ## set up, vet, and run all tests with the race detector, on real microVMs
+	@$(MAKE) --no-print-directory tests
+
+.PHONY: tests
+tests:
+	$(GO) vet $(PKG)
+	$(GO) test $(TEST_FLAGS) $(PKG)
+
+lint: setup ## gofmt, vet, staticcheck
+	@$(MAKE) --no-print-directory linters
+
+.PHONY: linters
+linters:
+	@unformatted=$$(find . -name '*.go' -not -path './.cache/*' -exec gofmt -l {} +) && \
+		if [ -n "$$unformatted" ]; then echo "not formatted, run gofmt -w:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+setup: ## install what building and running needs (as root); quick when all is there
+	@scripts/setup.sh
+
+setup-test:
+	@scripts/setup.sh --test
+
+clean: ## remove what was built
+	rm -rf bin .cache
