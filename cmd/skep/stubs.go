@@ -15,8 +15,6 @@ var errNotBuilt = errors.New("not built in yet")
 func (d *daemon) openImages(context.Context, string) (image.Fetcher, error) { return nil, errNotBuilt }
 func (d *daemon) openGateway()                                              {}
 func (d *daemon) serveGateway(ctx context.Context) error                    { return errNotBuilt }
-func (d *daemon) filesOf(context.Context, string) ([]string, error)         { return nil, errNotBuilt }
-func (d *daemon) vmmBinary() string                                         { return "" }
 func (c *cli) localImage(_ context.Context, ref string) (string, error)     { return absolute(ref) }
 func skepError(*http.Response) error                                        { return nil }
 func (c *cli) doctorCmd() *cobra.Command {
