@@ -84,7 +84,7 @@ fetch_go() {
 	trap 'rm -rf "$PWD"/.cache/go-download.$$' EXIT
 	(
 		cd "$tmp/module"
-		printf 'module toolchain\n' >go.mod
+		printf 'module skep.invalid/bootstrap\n' >go.mod
 		unset GOROOT
 		GOTOOLCHAIN=local GOWORK=off GOFLAGS='-mod=mod -modcacherw' GOMODCACHE=$tmp/cache \
 			"$old" mod download "golang.org/toolchain@v0.0.1-go$want.linux-$arch"
