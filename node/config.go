@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/skep-dev/skep/api"
@@ -37,6 +38,7 @@ type Config struct {
 	MemoryMiB    int           // guest memory of all instances at once; 0: no limit
 	LogBytes     int64         // of each function on disk; default 16 MiB
 	KeepRecords  int64         // rows of invocations kept; default 1,000,000
+	Nameservers  []string      // of guests that have egress; default the host's, but for loopback ones
 	DrainTimeout time.Duration // how long Close and Remove wait for requests in flight; default 30s
 	StopGrace    time.Duration // SIGTERM to SIGKILL of a function that is removed or shut down; default 2s; negative: none
 }
@@ -72,9 +74,31 @@ func (c Config) withDefaults() (Config, error) {
 	c.MaxInstances = orDefault(c.MaxInstances, 256)
 	c.LogBytes = orDefault(c.LogBytes, 16<<20)
 	c.KeepRecords = orDefault(c.KeepRecords, 1_000_000)
+	if c.Nameservers == nil {
+		c.Nameservers = hostNameservers("/etc/resolv.conf")
+	}
 	c.DrainTimeout = orDefault(c.DrainTimeout, 30*time.Second)
 	c.StopGrace = orDefault(c.StopGrace, 2*time.Second)
 	return c, nil
+}
+
+// hostNameservers reads the IPv4 nameservers that a guest could reach, too.
+func hostNameservers(path string) []string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 2 || f[0] != "nameserver" {
+			continue
+		}
+		if ip := net.ParseIP(f[1]); ip != nil && ip.To4() != nil && !ip.IsLoopback() {
+			out = append(out, f[1])
+		}
+	}
+	return out
 }
 
 func orDefault[T comparable](v, def T) T {

@@ -82,6 +82,9 @@ func (n *Node) deploy(ctx context.Context, fn api.Function, progress func(api.De
 	if err := n.validate(fn); err != nil {
 		return api.Function{}, err
 	}
+	if p := n.pool(fn.Name); p != nil {
+		p.overrule(errReplaced)
+	}
 	unlock, err := n.names.lock(ctx, fn.Name)
 	if err != nil {
 		return api.Function{}, err
@@ -148,15 +151,16 @@ func (n *Node) fetch(ctx context.Context, ref string, progress func(api.DeployEv
 // puts it into service.
 func (n *Node) tryOut(ctx context.Context, p *pool, d *deployment, progress func(api.DeployEvent)) (api.Snapshot, error) {
 	end := begin(progress, api.StageBooting, "")
-	inst, done, err := n.bootFor(ctx, p, d)
+	t, err := n.try(ctx, p, d)
 	if err != nil {
 		return api.Snapshot{}, err
 	}
-	defer done()
+	defer t.end()
 	end()
-	tell(progress, api.DeployEvent{Stage: api.StageReady, Took: sum(inst.phases)})
+	tell(progress, api.DeployEvent{Stage: api.StageReady, Took: sum(t.phases)})
 	var snap api.Snapshot
-	if rule := d.fn.Snapshot; !rule.Off && rule.AfterInvocations == 0 {
+	rule := d.fn.Snapshot
+	if !rule.Off && rule.AfterInvocations == 0 {
 		end = begin(progress, api.StageSnapshotting, "")
 		stage, err := n.snaps.Stage(d.fn.Name)
 		if err != nil {
@@ -167,7 +171,7 @@ func (n *Node) tryOut(ctx context.Context, p *pool, d *deployment, progress func
 			stage.Abort()
 			return api.Snapshot{}, err
 		}
-		if snap, err = n.capture(inst.ctx, inst, stage, reasonReady); err != nil {
+		if snap, err = n.capture(t.ctx, t.instance, stage, reasonReady); err != nil {
 			return api.Snapshot{}, errors.Join(err, n.db.spare(stage.ID))
 		}
 		end()
@@ -177,6 +181,11 @@ func (n *Node) tryOut(ctx context.Context, p *pool, d *deployment, progress func
 			err = errors.Join(err, n.snaps.Remove(snap.ID), n.db.spare(snap.ID))
 		}
 		return api.Snapshot{}, err
+	}
+	if snap.ID == "" {
+		// It works, so it may as well serve.
+		t.noSnapshot = len(n.snaps.IDs(d.fn.Name)) == 0
+		t.adopt()
 	}
 	return snap, nil
 }
@@ -243,6 +252,9 @@ func (n *Node) removeSnapshots(ids []string) {
 func (n *Node) Remove(ctx context.Context, function string) error {
 	ctx, stop := n.until(ctx)
 	defer stop()
+	if p := n.pool(function); p != nil {
+		p.overrule(errRemoved)
+	}
 	unlock, err := n.names.lock(ctx, function)
 	if err != nil {
 		return err

@@ -42,6 +42,8 @@ func newDeployment(fn api.Function, img image.Image) (*deployment, error) {
 	if d.start.Dir == "" {
 		d.start.Dir = "/"
 	}
+	// What is not digested may differ between a snapshot and its clones: the
+	// nameservers are the host's, and are added at boot.
 	b, err := json.Marshal(d.start)
 	if err != nil {
 		return nil, fmt.Errorf("function %q: %w", fn.Name, err)

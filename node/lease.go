@@ -94,11 +94,13 @@ func (p *pool) fill(rec *api.Invocation, l *lease) {
 	have, know := &rec.Phases, &l.phases
 	have.Queue, have.Slot, have.Spawn, have.Load, have.Install = know.Queue, know.Slot, know.Spawn, know.Load, know.Install
 	have.Resume, have.Boot, have.Clone, have.Init = know.Resume, know.Boot, know.Clone, know.Init
-	if l.kind == api.StartRestore && l.first {
+	if l.first {
 		l.inst.withSession(func(s memory.Session) {
 			s.Responded()
-			stats := s.Stats()
-			rec.Memory = &stats
+			if l.kind == api.StartRestore {
+				stats := s.Stats()
+				rec.Memory = &stats
+			}
 		})
 	}
 }

@@ -37,10 +37,10 @@ func Open(ctx context.Context, cfg Config, deps Deps) (*Node, error) {
 		budget: newBudget(cfg.MaxInstances, cfg.MemoryMiB),
 		drain:  make(chan struct{}), closed: make(chan struct{}),
 	}
+	n.ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := n.open(ctx); err != nil {
 		return nil, errors.Join(err, n.abandon())
 	}
-	n.ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	n.rec = newRecorder(n.db.records, cfg.KeepRecords, deps.OnRecord, n.log)
 	return n, nil
 }
@@ -103,6 +103,7 @@ func (n *Node) load(ctx context.Context) error {
 
 // abandon gives back what a failed open has got.
 func (n *Node) abandon() error {
+	n.cancel(nil)
 	var err error
 	if n.net != nil {
 		err = n.net.Close()

@@ -32,6 +32,7 @@ type pool struct {
 	janitor *time.Timer // ends what has been idle for too long; nil: not set
 
 	snapshotting bool        // one is being made
+	stopSnapshot func(error) // ends the making in the background
 	snapshotAt   time.Time   // not before, after one failed
 	published    *deployment // that has a snapshot as far as we know
 
@@ -122,7 +123,8 @@ func (p *pool) launch(d *deployment, w *waiter) *instance {
 	p.instances[inst.id] = inst
 	if !p.n.spawn(func() { p.run(inst) }) {
 		delete(p.instances, inst.id)
-		p.n.budget.give(d.fn.MemoryMiB)
+		inst.cancel(ErrDraining)
+		p.n.budget.give(d.fn.MemoryMiB) // the node drains: nobody waits for it
 		return nil
 	}
 	return inst

@@ -71,47 +71,73 @@ func hostKernel() string {
 	return unix.ByteSliceToString(u.Release[:])
 }
 
-// bootFor boots an instance of a deployment outside its pool, for a snapshot or
-// to see whether it works. The caller must call done with it.
-func (n *Node) bootFor(ctx context.Context, p *pool, d *deployment) (inst *instance, done func(), err error) {
-	if err := n.reserve(ctx, d.fn.MemoryMiB); err != nil {
-		return nil, nil, err
-	}
-	inst = p.newInstance(d)
-	inst.wanted = api.StartBoot
-	// It ends with the caller's context as well as with the node's.
-	unlink := context.AfterFunc(ctx, func() { inst.cancel(context.Cause(ctx)) })
-	give := func() {
-		unlink()
-		inst.cancel(nil)
-		n.giveBack(d.fn.MemoryMiB)
-	}
-	if err := n.start(inst.ctx, inst); err != nil {
-		give()
-		return nil, nil, err
-	}
-	return inst, func() {
-		close(inst.gone)
-		inst.release()
-		give()
-	}, nil
+// trial is an instance that is booted outside its pool: for a snapshot, or to
+// see whether it works. It must be ended.
+type trial struct {
+	*instance
+	unlink func() bool // from the caller's context
+	over   bool        // ended, or adopted by the pool
 }
 
-// make boots an instance for the sake of its snapshot.
+func (n *Node) try(ctx context.Context, p *pool, d *deployment) (*trial, error) {
+	if err := n.reserve(ctx, d.fn.MemoryMiB); err != nil {
+		return nil, err
+	}
+	t := &trial{instance: p.newInstance(d)}
+	t.wanted = api.StartBoot
+	// It ends with the caller's context as well as with the node's.
+	t.unlink = context.AfterFunc(ctx, func() { t.cancel(context.Cause(ctx)) })
+	if err := n.start(t.ctx, t.instance); err != nil {
+		t.end()
+		return nil, err
+	}
+	return t, nil
+}
+
+// end ends the instance. It is idempotent.
+func (t *trial) end() {
+	if t.over {
+		return
+	}
+	t.over = true
+	t.unlink()
+	t.cancel(nil)
+	t.release()
+	t.pool.n.giveBack(t.dep.fn.MemoryMiB)
+}
+
+// adopt puts the instance into its pool, idle, rather than end it.
+func (t *trial) adopt() {
+	p, inst := t.pool, t.instance
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed != nil || p.current.Load() != inst.dep || !t.unlink() || !p.n.spawn(func() { p.live(inst) }) {
+		return
+	}
+	t.over = true
+	p.instances[inst.id] = inst
+	inst.to(api.InstanceIdle)
+	inst.idleSince = time.Now()
+	p.setFree(inst)
+	p.armJanitor()
+	p.pump()
+}
+
+// makeSnapshot boots an instance for the sake of its snapshot.
 func (n *Node) makeSnapshot(ctx context.Context, p *pool, d *deployment, reason string, tell func(api.DeployEvent)) (api.Snapshot, error) {
 	end := begin(tell, api.StageBooting, "")
-	inst, done, err := n.bootFor(ctx, p, d)
+	t, err := n.try(ctx, p, d)
 	if err != nil {
 		return api.Snapshot{}, err
 	}
-	defer done()
+	defer t.end()
 	end()
 	end = begin(tell, api.StageSnapshotting, "")
 	stage, err := n.snaps.Stage(d.fn.Name)
 	if err != nil {
 		return api.Snapshot{}, err
 	}
-	snap, err := n.capture(inst.ctx, inst, stage, reason)
+	snap, err := n.capture(t.ctx, t.instance, stage, reason)
 	if err != nil {
 		return api.Snapshot{}, err
 	}
@@ -141,28 +167,48 @@ func (p *pool) snapshotIfMissing(inst *instance) {
 }
 
 func (p *pool) snapshotInBackground(d *deployment) {
-	unlock, err := p.n.names.lock(p.n.ctx, p.name)
+	ctx, cancel := context.WithCancelCause(p.n.ctx)
+	defer cancel(nil)
+	p.mu.Lock()
+	p.stopSnapshot = cancel
+	p.mu.Unlock()
+	p.snapshotEnded(d, p.snapshotNow(ctx, d))
+}
+
+func (p *pool) snapshotNow(ctx context.Context, d *deployment) error {
+	unlock, err := p.n.names.lock(ctx, p.name)
 	if err != nil {
-		return
+		return err
 	}
 	defer unlock()
-	if p.current.Load() == d {
-		_, err = p.n.makeSnapshot(p.n.ctx, p, d, reasonReady, nil)
+	if p.current.Load() != d {
+		return errReplaced
 	}
-	p.snapshotEnded(d, err)
+	_, err = p.n.makeSnapshot(ctx, p, d, reasonReady, nil)
+	return err
+}
+
+// overrule ends the making of a snapshot in the background, since the function
+// is about to be deployed anew or removed.
+func (p *pool) overrule(why error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopSnapshot != nil {
+		p.stopSnapshot(why)
+	}
 }
 
 // snapshotEnded notes how making a snapshot went.
 func (p *pool) snapshotEnded(d *deployment, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.snapshotting = false
+	p.snapshotting, p.stopSnapshot = false, nil
 	if err == nil {
 		p.published = d
 		return
 	}
 	p.snapshotAt = time.Now().Add(snapshotRetry)
-	if !errors.Is(err, ErrDraining) {
+	if !p.isOwnReason(err) {
 		p.n.log.Warn("snapshot failed", "function", p.name, "error", err)
 	}
 }

@@ -1,10 +1,12 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -46,11 +48,15 @@ func (n *Node) start(ctx context.Context, inst *instance) error {
 	if err == nil {
 		return nil
 	}
+	logs := inst.tail.lines()
+	if len(logs) == 0 {
+		logs = lastConsole(inst.runDir())
+	}
 	inst.release()
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
-	return &StartError{Function: inst.dep.fn.Name, Instance: inst.id, Err: err, Logs: inst.tail.lines()}
+	return &StartError{Function: inst.dep.fn.Name, Instance: inst.id, Err: err, Logs: logs}
 }
 
 func (n *Node) startEither(ctx context.Context, inst *instance) error {
@@ -87,6 +93,28 @@ func (n *Node) startEither(ctx context.Context, inst *instance) error {
 		return fmt.Errorf("%w (after %w)", err2, err)
 	}
 	return nil
+}
+
+// lastConsole returns the end of what the guest's kernel said: all there is when
+// the function has not come to write anything.
+func lastConsole(dir string) []string {
+	f, err := os.Open(filepath.Join(dir, "console.log"))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	const most = 2048 // bytes
+	if info, err := f.Stat(); err == nil && info.Size() > most {
+		if _, err := f.Seek(-most, io.SeekEnd); err != nil {
+			return nil
+		}
+	}
+	b, err := io.ReadAll(io.LimitReader(f, most))
+	if err != nil || len(bytes.TrimSpace(b)) == 0 {
+		return nil
+	}
+	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(string(b), "\r", "")), "\n")
+	return lines[max(0, len(lines)-tailLines):]
 }
 
 // usable returns the newest snapshot that the deployment can start from.
@@ -171,6 +199,9 @@ func (n *Node) boot(ctx context.Context, inst *instance) error {
 	inst.phases.Boot = m.Timings().Load + time.Since(began)
 	began = time.Now()
 	s := inst.dep.start
+	if inst.dep.fn.Egress != api.EgressNone {
+		s.Nameservers = n.cfg.Nameservers
+	}
 	s.Instance, s.UnixNano, s.Entropy = inst.id, time.Now().UnixNano(), entropy()
 	if err := inst.agent.Start(ctx, s); err != nil {
 		return fmt.Errorf("starting the function's server: %w", because(ctx, err))

@@ -78,13 +78,38 @@ func (a *ahead) abandon() {
 
 // transports carry requests to one instance's server. Connections stay open
 // between requests; each kind is made when it is first needed.
+//
+// It knows every connection and every dial in progress, so that close leaves
+// none: the slot will be another instance's, and no byte of an old request may
+// reach that.
 type transports struct {
-	dial func(ctx context.Context) (net.Conn, error)
-	idle int
+	dial   func(ctx context.Context) (net.Conn, error)
+	idle   int
+	ctx    context.Context // ends with close
+	cancel context.CancelFunc
 
-	mu     sync.Mutex // guards what follows
-	h1, h2 *http.Transport
+	mu      sync.Mutex // guards what follows
+	h1, h2  *http.Transport
+	closed  bool
+	dialing sync.WaitGroup // not added to once closed
+	conns   map[*conn]struct{}
 }
+
+// conn tells its transports when it is closed.
+type conn struct {
+	net.Conn
+	of *transports
+}
+
+func (c *conn) Close() error {
+	c.of.mu.Lock()
+	delete(c.of.conns, c)
+	c.of.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// errGone is what a request gets that comes after its instance's end.
+var errGone = errors.New("the instance has ended")
 
 func (n *Node) newTransports(inst *instance, first *ahead) *transports {
 	dial := func(ctx context.Context) (net.Conn, error) {
@@ -97,7 +122,37 @@ func (n *Node) newTransports(inst *instance, first *ahead) *transports {
 		}
 		return n.deps.Dial(ctx, inst.slot, inst.dep.fn.Port)
 	}
-	return &transports{dial: dial, idle: inst.dep.fn.Concurrency}
+	t := &transports{dial: dial, idle: inst.dep.fn.Concurrency, conns: map[*conn]struct{}{}}
+	t.ctx, t.cancel = context.WithCancel(context.WithoutCancel(inst.ctx))
+	return t
+}
+
+// connect dials the function's server.
+func (t *transports) connect(ctx context.Context) (net.Conn, error) {
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return nil, errGone
+	}
+	t.dialing.Add(1)
+	t.mu.Unlock()
+	defer t.dialing.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(t.ctx, cancel)()
+	raw, err := t.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{Conn: raw, of: t}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		raw.Close()
+		return nil, errGone
+	}
+	t.conns[c] = struct{}{}
+	return c, nil
 }
 
 func (t *transports) get(h2 bool) http.RoundTripper {
@@ -118,7 +173,7 @@ func (t *transports) make(h2 bool) *http.Transport {
 	protocols.SetHTTP1(!h2)
 	protocols.SetUnencryptedHTTP2(h2)
 	return &http.Transport{
-		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return t.dial(ctx) },
+		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return t.connect(ctx) },
 		DisableCompression:  true,
 		MaxIdleConns:        t.idle,
 		MaxIdleConnsPerHost: t.idle,
@@ -128,14 +183,25 @@ func (t *transports) make(h2 bool) *http.Transport {
 	}
 }
 
-// close closes the connections that carry no request; those that do end with
-// the guest.
+// close closes every connection and returns when no dial is in progress. It is
+// idempotent.
 func (t *transports) close() {
+	t.cancel()
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, h := range []*http.Transport{t.h1, t.h2} {
+	t.closed = true
+	var open []*conn
+	for c := range t.conns {
+		open = append(open, c)
+	}
+	pools := []*http.Transport{t.h1, t.h2}
+	t.mu.Unlock()
+	for _, h := range pools {
 		if h != nil {
 			h.CloseIdleConnections()
 		}
 	}
+	for _, c := range open {
+		c.Close()
+	}
+	t.dialing.Wait()
 }
