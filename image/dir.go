@@ -1,0 +1,182 @@
+package image
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ConfigFile is the file in a directory image that holds its Config. It does
+// not get into the disk.
+const ConfigFile = "skep-image.json"
+
+// fetchDir makes an image of a root directory on this host.
+func (s *Store) fetchDir(ctx context.Context, ref, dir string, p Progress) (Image, error) {
+	conf, err := readConfig(dir)
+	if err != nil {
+		return Image{}, err
+	}
+	rawConf, err := json.Marshal(conf)
+	if err != nil {
+		return Image{}, err
+	}
+	// The digest is of the tar stream that the directory gives, and the Config.
+	h := sha256.New()
+	h.Write(rawConf)
+	digesting := &counter{p: p, stage: "pull"}
+	tw := tar.NewWriter(h)
+	if err := s.writeDir(ctx, tw, dir, digesting); err != nil {
+		return Image{}, err
+	}
+	if err := tw.Close(); err != nil {
+		return Image{}, err
+	}
+	digest := "sha256:" + hex.EncodeToString(h.Sum(nil))
+	return s.once(ctx, digest, ref, func(staged string) (Config, error) {
+		build := &counter{p: p, stage: "build", total: digesting.done.Load()}
+		return conf, s.writeDisk(filepath.Join(staged, diskFile), func(w *tar.Writer) error { return s.writeDir(ctx, w, dir, build) })
+	})
+}
+
+func readConfig(dir string) (c Config, err error) {
+	f, err := os.Open(filepath.Join(dir, ConfigFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return c, fmt.Errorf(`%s has no %s: write one with at least {"entrypoint": ["/path/to/server"]}`, dir, ConfigFile)
+	}
+	if err != nil {
+		return c, err
+	}
+	defer f.Close()
+	d := json.NewDecoder(io.LimitReader(f, metaLimit))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&c); err != nil {
+		return c, fmt.Errorf("reading %s: %w", f.Name(), err)
+	}
+	return c, nil
+}
+
+// writeDir writes a directory as a tar stream, in the order of the names.
+func (s *Store) writeDir(ctx context.Context, w *tar.Writer, root string, count *counter) error {
+	left := s.opts.MaxBytes
+	links := map[[2]uint64]string{}
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err = errors.Join(err, ctx.Err()); err != nil {
+			return err
+		}
+		name, err := filepath.Rel(root, path)
+		if err != nil || name == ConfigFile {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return &os.PathError{Op: "lstat", Path: path, Err: err}
+		}
+		if left -= st.Size; left < 0 {
+			return fmt.Errorf("%s is larger than the limit of %d bytes", root, s.opts.MaxBytes)
+		}
+		h, err := header(path, name, d, &st)
+		if err != nil || h == nil {
+			return err
+		}
+		if id := [2]uint64{uint64(st.Dev), st.Ino}; h.Typeflag == tar.TypeReg && st.Nlink > 1 {
+			if first, ok := links[id]; ok {
+				return w.WriteHeader(&tar.Header{Typeflag: tar.TypeLink, Name: h.Name, Linkname: first})
+			}
+			links[id] = h.Name
+		}
+		if err := w.WriteHeader(h); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		if h.Typeflag != tar.TypeReg {
+			return nil
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if _, err := io.CopyN(w, f, h.Size); err != nil {
+			return fmt.Errorf("%s changed while it was read: %w", path, err)
+		}
+		count.add(h.Size)
+		return nil
+	})
+}
+
+// header describes a file; nil for a socket, which no disk keeps.
+func header(path, name string, d fs.DirEntry, st *unix.Stat_t) (*tar.Header, error) {
+	info, err := d.Info()
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode()&fs.ModeSocket != 0 {
+		return nil, nil
+	}
+	link := ""
+	if info.Mode()&fs.ModeSymlink != 0 {
+		if link, err = os.Readlink(path); err != nil {
+			return nil, err
+		}
+	}
+	h, err := tar.FileInfoHeader(info, link)
+	if err != nil {
+		return nil, err
+	}
+	if name == "." {
+		name = ""
+	}
+	h.Name = name
+	if info.IsDir() {
+		h.Name += "/"
+	}
+	h.Uname, h.Gname, h.Format = "", "", tar.FormatPAX
+	h.ModTime = info.ModTime()
+	h.Mode = int64(st.Mode & 0o7777)
+	h.Devmajor, h.Devminor = int64(unix.Major(uint64(st.Rdev))), int64(unix.Minor(uint64(st.Rdev)))
+	h.AccessTime, h.ChangeTime = h.ModTime, h.ModTime
+	return h, addXattrs(path, h)
+}
+
+func addXattrs(path string, h *tar.Header) error {
+	size, err := unix.Llistxattr(path, nil)
+	if err != nil || size == 0 {
+		return ignoreUnsupported(path, err)
+	}
+	list := make([]byte, size)
+	if size, err = unix.Llistxattr(path, list); err != nil {
+		return ignoreUnsupported(path, err)
+	}
+	for _, name := range strings.Split(strings.TrimRight(string(list[:size]), "\x00"), "\x00") {
+		if name == "" || strings.HasPrefix(name, "security.selinux") {
+			continue // a label means nothing to another system
+		}
+		value := make([]byte, 64<<10)
+		n, err := unix.Lgetxattr(path, name, value)
+		if err != nil {
+			return fmt.Errorf("reading %s of %s: %w", name, path, err)
+		}
+		if h.PAXRecords == nil {
+			h.PAXRecords = map[string]string{}
+		}
+		h.PAXRecords["SCHILY.xattr."+name] = string(value[:n])
+	}
+	return nil
+}
+
+func ignoreUnsupported(path string, err error) error {
+	if err == nil || errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM) {
+		return nil
+	}
+	return &os.PathError{Op: "listxattr", Path: path, Err: err}
+}
