@@ -14,6 +14,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/config"
 	"github.com/skep-dev/skep/guest"
+	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/internal/cgroup"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/network"
@@ -131,4 +132,14 @@ func availableMiB() int {
 		}
 	}
 	return 0
+}
+
+// openImages opens the image store.
+func (d *daemon) openImages(_ context.Context, dir string) (image.Fetcher, error) {
+	s, err := image.Open(dir, image.Options{Logger: d.log})
+	if err != nil {
+		return nil, err
+	}
+	d.images = s
+	return s, nil
 }
