@@ -146,13 +146,9 @@ func (i *instance) withSession(f func(memory.Session)) {
 	}
 }
 
-// unwatched is never closed: what an instance without a session or machine has
-// in the place of their channels.
-var unwatched = make(chan struct{})
-
 // watch waits until the instance must end, and says why.
 func (i *instance) watch(ctx context.Context) error {
-	done, failed, exited := (<-chan struct{})(unwatched), (<-chan struct{})(unwatched), (<-chan struct{})(unwatched)
+	var done, failed, exited <-chan struct{} // nil: never
 	if i.machine != nil {
 		done = i.machine.Done()
 	}
