@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -8,14 +9,13 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
-)
 
-// KernelsEnv names the environment variable with the directory of guest
-// kernels that tests boot.
-const KernelsEnv = "SKEP_TEST_KERNELS"
+	"github.com/skep-dev/skep/internal/sys"
+)
 
 func probeRoot() error {
 	if os.Geteuid() != 0 {
@@ -115,57 +115,17 @@ func inNewNetNS(fn func() error) error {
 	return <-done
 }
 
-// probeKVM reads the CPU's flags: /dev/kvm alone can be a software emulation
-// that runs no stock kernel.
+// probeKVM lets the same test decide as the VMMs do: /dev/kvm alone can be a
+// software emulation that runs no stock kernel.
 func probeKVM() error {
 	info, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
 		return err
 	}
-	for line := range strings.Lines(string(info)) {
-		name, flags, ok := strings.Cut(line, ":")
-		if !ok || strings.TrimSpace(name) != "flags" {
-			continue
-		}
-		for _, f := range strings.Fields(flags) {
-			if f == "vmx" || f == "svm" {
-				return openKVM()
-			}
-		}
-		break
+	if !strings.Contains(string(info), " vmx") && !strings.Contains(string(info), " svm") {
+		return errors.New("the CPU has neither vmx nor svm")
 	}
-	return errors.New("the CPU has neither vmx nor svm")
-}
-
-func openKVM() error {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	return f.Close()
-}
-
-func probeKernel() error {
-	dir, err := kernelsDir()
-	if err != nil {
-		return err
-	}
-	if found, _ := filepath.Glob(filepath.Join(dir, "*", "*")); len(found) > 0 {
-		return nil
-	}
-	if err := probeCommand("apt-get")(); err != nil {
-		return fmt.Errorf("no guest kernel in %s, and none to be had: %w", dir, err)
-	}
-	return nil // KernelStore fetches it
-}
-
-func kernelsDir() (string, error) {
-	if dir := os.Getenv(KernelsEnv); dir != "" {
-		return dir, nil
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("no cache directory: %w", err)
-	}
-	return filepath.Join(cache, "skep", "kernels"), nil
+	// As vmm.HardwareKVM, which tests below package vmm cannot import.
+	_, err = sys.KVMSelfTest(context.Background(), 20_000_000, time.Second)
+	return err
 }
