@@ -172,3 +172,14 @@ func TestSlotIsUsableWithOrdinaryTools(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+func TestProbes(t *testing.T) {
+	testenv.Need(t, "root", "netns", "tap", "nft")
+	testenv.NoLeaks(t)
+	if err := Probe(); err != nil {
+		t.Error(err)
+	}
+	if err := ProbeNAT(); err != nil {
+		t.Error(err)
+	}
+}
