@@ -1,0 +1,109 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"strings"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+)
+
+// maxTries bounds how many instances a request is taken to that none has seen.
+const maxTries = 3
+
+// carrier takes a request to an instance. One that was never sent may be taken
+// to another; one that was sent is not repeated.
+type carrier struct{}
+
+func (carrier) RoundTrip(req *http.Request) (*http.Response, error) {
+	x := exchangeOf(req.Context())
+	notReplayable(req)
+	for try := 1; ; try++ {
+		lease, err := x.backend.Acquire(req.Context(), x.fn.Name, x.opts)
+		if err != nil {
+			return nil, err
+		}
+		x.lease = lease
+		resp, sent, err := x.send(req)
+		if err == nil {
+			return resp, nil
+		}
+		if gone := lease.Err(); gone != nil {
+			err = fmt.Errorf("%w (%w)", gone, err)
+		}
+		if sent || try == maxTries || x.bytesIn.Load() > 0 || req.Context().Err() != nil {
+			return nil, err
+		}
+		rec := x.rec
+		rec.Error, rec.Status = "not sent, tried again: "+err.Error(), http.StatusBadGateway
+		rec.Phases = lease.Phases()
+		rec.ID += "-" + fmt.Sprint(try)
+		lease.Release(rec)
+		x.lease = nil
+	}
+}
+
+// send sends a request over the lease's transport and measures. sent says that
+// the function may have seen it.
+func (x *exchange) send(req *http.Request) (resp *http.Response, sent bool, err error) {
+	began := time.Now()
+	got := began
+	trace := &httptrace.ClientTrace{
+		GotConn: func(i httptrace.GotConnInfo) {
+			got = time.Now()
+			if !i.Reused {
+				x.phases.Connect = got.Sub(began)
+			}
+		},
+		WroteHeaders: func() { sent = true },
+	}
+	ctx := httptrace.WithClientTrace(req.Context(), trace)
+	resp, err = x.lease.Transport(wantsH2(req)).RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		return nil, sent, err
+	}
+	x.phases.Process = time.Since(got)
+	resp.Request = req
+	return resp, true, nil
+}
+
+// wantsH2 says whether the function is spoken to in HTTP/2: for gRPC, which has
+// no other form. All else is HTTP/1.1, which every server has.
+func wantsH2(req *http.Request) bool {
+	return req.ProtoMajor == 2 && strings.HasPrefix(req.Header.Get("Content-Type"), "application/grpc")
+}
+
+// notReplayable keeps net/http's transport from sending a request again on its
+// own, which it does with those that it holds for idempotent and without a body
+// when a kept connection ends before the answer: the function may have seen it.
+func notReplayable(req *http.Request) {
+	req.GetBody = nil
+	switch req.Method {
+	case "", http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		if (req.Body == nil || req.Body == http.NoBody) && !httpguts.HeaderValuesContainsToken(req.Header["Connection"], "upgrade") {
+			req.Body = emptyBody{}
+		}
+	}
+	for _, k := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+		if v, ok := req.Header[k]; ok { // the transport looks for this spelling alone
+			delete(req.Header, k)
+			req.Header[strings.ToLower(k)] = v
+		}
+	}
+}
+
+// emptyBody is a body that the transport does not know to be empty.
+type emptyBody struct{}
+
+func (emptyBody) Read([]byte) (int, error) { return 0, io.EOF }
+func (emptyBody) Close() error             { return nil }
+
+// isTimeout says that the function's time is up, not the client's patience.
+func (x *exchange) isTimeout(err error) bool {
+	return x.client.Err() == nil && errors.Is(err, context.DeadlineExceeded)
+}
