@@ -11,6 +11,7 @@ import (
 
 	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/memory/userfaultfd"
 	"github.com/skep-dev/skep/memory/userfaultfd/uffdtest"
 	"github.com/skep-dev/skep/memory/workingset"
 )
@@ -467,5 +468,79 @@ func TestCloseAnyTime(t *testing.T) {
 	s.Close()
 	if st := s.Stats(); st.Note != "" {
 		t.Error(st.Note)
+	}
+}
+
+// A page is there already, put there without waking (as a prefetch may), while
+// a thread waits on it: the fault that is still to be answered wakes it.
+func TestWakeOfPresentPage(t *testing.T) {
+	im, table := newImage(t, 64), newPolicies(t)
+	s := open(t, table, "lazy", im.Source)
+	p := uffdtest.Spawn(t, one(64))
+	done := make(chan error, 1)
+	var sums [][]uint32
+	go func() {
+		var err error
+		sums, err = p.Do(uffdtest.Op{Pages: []int{5}}, uffdtest.Op{Pages: []int{5}, Kernel: true})
+		done <- err
+	}()
+	if ok, err := p.FD.Poll(10 * time.Second); !ok || err != nil {
+		t.Fatal("no fault", err)
+	}
+	page := make([]byte, pageSize)
+	page[0] = 42
+	if _, err := p.FD.Copy(p.Regions[0].HostAddr+5*pageSize, page, userfaultfd.DontWake); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-done:
+		t.Fatal("nobody woke it, and it went on", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	if err := s.Attach(t.Context(), p.Guest); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err, s.Err())
+	}
+	for _, got := range sums {
+		if got[0] != uffdtest.Sum(page) {
+			t.Errorf("sum %08x", got[0])
+		}
+	}
+}
+
+// What was given back before the prefetch comes is not brought back by it.
+func TestRemoveBeforeInstall(t *testing.T) {
+	im, table := newImage(t, testPages), newPolicies(t)
+	record(t, table, im, seq(0, testPages))
+	for _, policy := range []string{"reap", "wsfile", "parallel"} {
+		s := open(t, table, policy, im.Source)
+		p := uffdtest.Spawn(t, one(testPages))
+		if err := s.Attach(t.Context(), p.Guest); err != nil {
+			t.Fatal(err)
+		}
+		gone := seq(100, 700)
+		if _, err := p.Do(uffdtest.Op{Pages: seq(90, 120)}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Do(uffdtest.Op{Pages: gone, Remove: true}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Install(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		op := uffdtest.Op{Pages: seq(0, testPages)}
+		sums, err := p.Do(op)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := &image{sums: append([]uint32(nil), im.sums...)}
+		for _, page := range gone {
+			want.sums[page] = 0
+		}
+		want.check(t, []uffdtest.Op{op}, sums)
+		p.Kill()
+		s.Close()
 	}
 }
