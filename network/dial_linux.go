@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,7 +20,32 @@ type impl struct{ lease *lease }
 type lease struct {
 	slots *Slots
 	space *space
-	given atomic.Bool
+
+	mu    sync.RWMutex  // held for reading while a connection is begun, for writing by end
+	ended chan struct{} // closed by end
+}
+
+var errGiven = fmt.Errorf("the slot has been given back: %w", net.ErrClosed)
+
+// end makes every Dial fail that has not begun its connection; it reports false
+// when that has been done before. Those that have are reset by the cleaning.
+func (l *lease) end() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over() {
+		return false
+	}
+	close(l.ended)
+	return true
+}
+
+func (l *lease) over() bool {
+	select {
+	case <-l.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 func (i impl) dial(ctx context.Context, port int) (net.Conn, error) {
@@ -42,33 +67,29 @@ func (l *lease) connect(ctx context.Context, to *net.TCPAddr) (net.Conn, error) 
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if l.given.Load() {
-		return nil, fmt.Errorf("the slot has been given back: %w", net.ErrClosed)
-	}
 	fd := -1
 	err := l.slots.in(l.space.ns, func() (err error) {
 		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 		return os.NewSyscallError("socket", err)
 	})
+	waiting := false
+	if err == nil {
+		if err = l.attached(ctx, fd); err == nil {
+			waiting, err = l.begin(fd, to)
+		}
+	}
 	if err != nil {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}
+		if l.over() {
+			err = errGiven
+		}
 		return nil, err
-	}
-	if err := attached(ctx, fd); err != nil {
-		_ = unix.Close(fd)
-		return nil, err
-	}
-	address := &unix.SockaddrInet4{Port: to.Port, Addr: [4]byte(to.IP.To4())}
-	err = unix.Connect(fd, address)
-	if err != nil && err != unix.EINPROGRESS && err != unix.EINTR {
-		_ = unix.Close(fd)
-		return nil, os.NewSyscallError("connect", err)
 	}
 	f := os.NewFile(uintptr(fd), "tcp")
 	defer f.Close()
-	if err != nil {
+	if waiting {
 		if err := connected(ctx, f); err != nil {
 			return nil, err
 		}
@@ -76,10 +97,26 @@ func (l *lease) connect(ctx context.Context, to *net.TCPAddr) (net.Conn, error) 
 	return net.FileConn(f) // which sets TCP_NODELAY, as for every TCPConn
 }
 
+// begin sends the SYN. waiting says that the answer is not there yet.
+func (l *lease) begin(fd int, to *net.TCPAddr) (waiting bool, err error) {
+	// Without the lock the slot could be cleaned and lent again between the
+	// question and the call, and the SYN go to the next guest.
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if l.over() {
+		return false, errGiven
+	}
+	err = unix.Connect(fd, &unix.SockaddrInet4{Port: to.Port, Addr: [4]byte(to.IP.To4())})
+	if err == unix.EINPROGRESS || err == unix.EINTR {
+		return true, nil
+	}
+	return false, os.NewSyscallError("connect", err)
+}
+
 // attached waits until a VMM has attached to the tap and the kernel has noticed:
 // it does that behind the VMM's back, drops what is sent before, and a SYN that
 // is dropped is sent again only after a second. fd is a socket in the namespace.
-func attached(ctx context.Context, fd int) error {
+func (l *lease) attached(ctx context.Context, fd int) error {
 	for tries := 0; ; tries++ {
 		ifr, err := unix.NewIfreq(tapName)
 		if err == nil {
@@ -97,6 +134,8 @@ func attached(ctx context.Context, fd int) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-l.ended:
+			return errGiven
 		case <-time.After(500 * time.Microsecond):
 		}
 		if running {

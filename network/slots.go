@@ -145,7 +145,7 @@ func (s *Slots) takeNew(ctx context.Context, egress string) (*Slot, error) {
 
 func (s *Slots) lend(p *space) *Slot {
 	return &Slot{Name: p.name, NetNS: p.path(), Tap: tapName, Index: p.index,
-		impl: impl{&lease{slots: s, space: p}}}
+		impl: impl{&lease{slots: s, space: p, ended: make(chan struct{})}}}
 }
 
 // create builds a space with the smallest free index.
@@ -181,7 +181,7 @@ func (s *Slots) release(index int) {
 // Give takes a slot back. Cleaning is done behind it, or, after Close, before it
 // returns. A second Give of the same Slot does nothing.
 func (s *Slots) Give(slot *Slot) {
-	if slot == nil || slot.lease == nil || slot.lease.slots != s || slot.lease.given.Swap(true) {
+	if slot == nil || slot.lease == nil || slot.lease.slots != s || !slot.lease.end() {
 		return
 	}
 	p := slot.lease.space

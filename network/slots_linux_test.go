@@ -86,10 +86,15 @@ func TestDialHonoursContext(t *testing.T) {
 	s := open(t, testOptions(t, "skept-ctx"))
 	slot := take(t, s, egressNone)
 	defer s.Give(slot)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+	defer cancel()
+	if _, err := slot.Dial(ctx, 80); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without a VMM: %v", err)
+	}
 	tap := attach(t, s, slot) // and nobody answers
 	defer tap.Close()
 
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel = context.WithCancel(t.Context())
 	go cancel()
 	if _, err := slot.Dial(ctx, 80); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
@@ -224,6 +229,44 @@ func TestStaleSlotCannotReachTheNextGuest(t *testing.T) {
 	}
 	defer c.Close()
 	greeted(t, c, "hello")
+}
+
+// However a Dial and a Give meet, the Dial ends, and never at the next guest.
+func TestGiveEndsDials(t *testing.T) {
+	s := open(t, testOptions(t, "skept-meet"))
+	slot := take(t, s, egressNone)
+	defer func() { s.Give(slot) }()
+	for round := range 6 {
+		var tap *os.File
+		if round%2 == 0 {
+			tap = attach(t, s, slot) // a VMM that is never resumed
+		}
+		var dials sync.WaitGroup
+		for i := range 10 {
+			dials.Go(func() {
+				time.Sleep(time.Duration(i) * 300 * time.Microsecond) // spread over the Give
+				if c, err := slot.Dial(t.Context(), 8080); err == nil {
+					c.Close()
+					t.Error("connected, to nobody")
+				}
+			})
+		}
+		time.Sleep(time.Millisecond)
+		if tap != nil {
+			tap.Close()
+		}
+		s.Give(slot)
+		slot = takeSame(t, s, slot)
+		tap = attach(t, s, slot)
+		dials.Wait()
+		if err := tap.SetReadDeadline(time.Now().Add(20 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := tap.Read(make([]byte, 2000)); err == nil {
+			t.Errorf("the next guest sees a packet of %d bytes", n)
+		}
+		tap.Close()
+	}
 }
 
 // takeSame takes slots until it gets the space of an earlier one.
