@@ -193,7 +193,7 @@ func (n *Node) tryOut(ctx context.Context, p *pool, d *deployment, progress func
 // commit stores the deployment and lets it serve. Snapshots of the one that it
 // replaces go, but for those that still fit.
 func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap string) error {
-	old := n.superseded(d)
+	old := n.superseded(d, snap)
 	if err := n.db.putFunction(ctx, d, snap, old); err != nil {
 		return err
 	}
@@ -220,13 +220,16 @@ func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap string) 
 	return nil
 }
 
-// superseded lists the snapshots of the function that are of another image or
-// of other settings: nothing can start from them once d is in force.
-func (n *Node) superseded(d *deployment) []string {
+// superseded lists the function's snapshots that are of no use once d is in
+// force: those of another image or other settings, and, if d comes with a new
+// snapshot, those that were made by themselves before.
+func (n *Node) superseded(d *deployment, snap string) []string {
 	var old []string
 	for _, id := range n.snaps.IDs(d.fn.Name) {
 		m, err := n.snaps.Manifest(id)
-		if err != nil || m.Spec != d.spec || m.ImageDigest != d.image.Digest || m.MemoryMiB != d.fn.MemoryMiB || m.VCPUs != d.fn.VCPUs {
+		fits := err == nil && m.Spec == d.spec && m.ImageDigest == d.image.Digest && m.DiskDigest == d.image.DiskDigest &&
+			m.MemoryMiB == d.fn.MemoryMiB && m.VCPUs == d.fn.VCPUs
+		if id != snap && (!fits || snap != "" && m.Reason != reasonAsked) {
 			old = append(old, id)
 		}
 	}
