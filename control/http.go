@@ -84,6 +84,9 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	_, _ = w.Write(buf.Bytes()) // the client may have gone; nobody is left to tell
 }
 
+// WriteError answers with an error, for handlers beside the server's own.
+func WriteError(w http.ResponseWriter, e *api.Error) { writeJSON(w, e.Status, e) }
+
 // answer writes v as the success that it is.
 func answer(w http.ResponseWriter, v any) error {
 	writeJSON(w, http.StatusOK, v)

@@ -16,6 +16,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/config"
 	"github.com/skep-dev/skep/control"
+	"github.com/skep-dev/skep/gateway"
 	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/node"
@@ -36,11 +37,10 @@ type daemon struct {
 	node    *node.Node
 	view    *nodeView
 	images  image.Fetcher
-	gateway http.Handler // of functions, on the gateway's port
-	invoke  http.Handler // of functions, on the control API
+	gateway *gateway.Gateway
 	metrics *control.Metrics
 
-	functions server        // the gateway's
+	functions net.Listener  // the gateway's
 	servers   []server      // control API and metrics
 	closing   chan struct{} // closed when the daemon begins to end
 }
@@ -101,15 +101,16 @@ func (d *daemon) openNode(ctx context.Context) error {
 		return err
 	}
 	d.view.Node = d.node
-	d.openGateway()
+	d.gateway = gateway.New(d.node, gateway.Options{
+		Domain: d.cfg.Domain, Experiments: d.cfg.Experiments, DrainTimeout: controlGrace, Log: d.log,
+	})
 	return nil
 }
 
 // listen opens every address, and only then is anything answered.
 func (d *daemon) listen(ctx context.Context) error {
 	var err error
-	d.functions.h = d.gateway
-	if d.functions.l, err = net.Listen("tcp", d.cfg.Listen); err != nil {
+	if d.functions, err = net.Listen("tcp", d.cfg.Listen); err != nil {
 		return fmt.Errorf("listening for functions: %w; another address can be set with --listen", err)
 	}
 	api := d.control().Handler()
@@ -153,7 +154,7 @@ func (d *daemon) control() *control.Server {
 	v.Gateway, v.Domain, v.PID, v.Started, v.Policies = d.gatewayAddr(), d.cfg.Domain, os.Getpid(), time.Now().UTC(), d.policy.Names()
 	return control.New(control.Options{
 		Node:    d.view,
-		Invoke:  d.invoke,
+		Invoke:  d.checkPolicy(d.gateway.Control()),
 		Metrics: d.metrics.Handler(),
 		Version: v,
 		URL:     func(f string) string { return functionURL(d.cfg, d.gatewayAddr(), f) },
@@ -163,7 +164,21 @@ func (d *daemon) control() *control.Server {
 	})
 }
 
-func (d *daemon) gatewayAddr() string { return d.functions.l.Addr().String() }
+// checkPolicy refuses an invocation under a memory policy that does not exist
+// before an instance is started for it.
+func (d *daemon) checkPolicy(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if name := r.Header.Get(api.HeaderPolicy); name != "" {
+			if _, err := d.policy.Lookup(name); err != nil {
+				control.WriteError(w, &api.Error{Status: http.StatusBadRequest, Message: err.Error()})
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (d *daemon) gatewayAddr() string { return d.functions.Addr().String() }
 
 // serve answers until ctx ends, then drains: the node refuses new requests and
 // answers those under way, then the listeners go, then all else.
@@ -174,7 +189,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	failed := make(chan struct{}, len(d.servers)+1)
 	g.Go(func() error {
 		defer func() { failed <- struct{}{} }()
-		return d.serveGateway(running)
+		return d.gateway.Serve(running, d.functions)
 	})
 	for _, s := range d.servers {
 		g.Go(func() error {
@@ -201,11 +216,16 @@ func (d *daemon) serve(ctx context.Context) error {
 // close releases what was opened, in reverse. It is idempotent.
 func (d *daemon) close() error {
 	var errs []error
-	for _, s := range append(d.servers, d.functions) {
-		if s.l != nil {
-			if err := s.l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-				errs = append(errs, err)
-			}
+	listeners := []net.Listener{d.functions}
+	for _, s := range d.servers {
+		listeners = append(listeners, s.l)
+	}
+	for _, l := range listeners {
+		if l == nil {
+			continue
+		}
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
 		}
 	}
 	if d.node != nil {

@@ -4,12 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 
 	"github.com/spf13/cobra"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/gateway"
 )
 
 // Exit codes. They are promised in the root's help.
@@ -31,14 +33,18 @@ func usagef(cmd *cobra.Command, format string, args ...any) error {
 	return &usageError{fmt.Sprintf(format, args...), fmt.Sprintf("usage: %s\n`%s -h` tells more", cmd.UseLine(), cmd.CommandPath())}
 }
 
-// functionError is an answer of a function that is not a success; its body has
-// been shown.
+// functionError is an answer of a function that is not a success, whose body
+// has been shown, or says why there was none.
 type functionError struct {
 	function string
 	status   int
+	why      string // "" when it answered
 }
 
 func (e *functionError) Error() string {
+	if e.why != "" {
+		return fmt.Sprintf("function %s: %s", e.function, e.why)
+	}
 	return fmt.Sprintf("function %s answered %d %s", e.function, e.status, http.StatusText(e.status))
 }
 
@@ -71,6 +77,7 @@ func hint(err error) string {
 		usage       *usageError
 		unreachable *api.UnreachableError
 		answer      *api.Error
+		function    *functionError
 	)
 	switch {
 	case errors.As(err, &usage):
@@ -81,8 +88,39 @@ func hint(err error) string {
 		return "start the daemon with `skep up`, or say where it is with --socket or --address"
 	case errors.As(err, &answer):
 		return answer.Hint
+	case errors.As(err, &function) && function.why != "":
+		return "`skep logs " + function.function + "` shows what it wrote"
 	}
 	return ""
+}
+
+// maxProblem is in bytes.
+const maxProblem = 1 << 20
+
+// skepError returns an error for an answer to an invocation that is skep's own
+// and not the function's, nil for the function's.
+func skepError(function string, resp *http.Response) error {
+	if resp.Header.Get(gateway.HeaderError) == "" && resp.Header.Get(api.HeaderInvocation) != "" {
+		return nil
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxProblem))
+	if err != nil {
+		return err
+	}
+	e := &api.Error{}
+	if json.Unmarshal(b, e) != nil || e.Message == "" {
+		e.Message = resp.Status
+	}
+	e.Status = resp.StatusCode
+	switch e.Status {
+	case http.StatusBadGateway, http.StatusGatewayTimeout:
+		return &functionError{function, e.Status, e.Message}
+	case http.StatusNotFound:
+		e.Hint = "`skep ls` lists the functions that exist"
+	case http.StatusConflict:
+		e.Hint = "call it once without --start warm; its instance stays for keep_alive"
+	}
+	return e
 }
 
 func (c *cli) printError(err error) {

@@ -125,7 +125,7 @@ func (c *cli) invokeOnce(ctx context.Context, client *api.Client, function strin
 		return err
 	}
 	defer resp.Body.Close()
-	if err := skepError(resp); err != nil {
+	if err := skepError(function, resp); err != nil {
 		return err
 	}
 	var body bytes.Buffer
@@ -145,7 +145,7 @@ func (c *cli) invokeOnce(ctx context.Context, client *api.Client, function strin
 		return err
 	}
 	if resp.StatusCode/100 != 2 {
-		return &functionError{function, resp.StatusCode}
+		return &functionError{function: function, status: resp.StatusCode}
 	}
 	return nil
 }
@@ -219,7 +219,7 @@ func (c *cli) invokeMany(ctx context.Context, client *api.Client, function strin
 					recs = append(recs, rec)
 				}
 				if rec.Status != 0 && rec.Status/100 != 2 {
-					failed = &functionError{function, rec.Status}
+					failed = &functionError{function: function, status: rec.Status}
 				}
 				stop := len(errs) > 0
 				mu.Unlock()
@@ -252,7 +252,7 @@ func (c *cli) invokeForRecord(ctx context.Context, client *api.Client, function 
 		return api.Invocation{}, err
 	}
 	defer resp.Body.Close()
-	if err := skepError(resp); err != nil {
+	if err := skepError(function, resp); err != nil {
 		return api.Invocation{}, err
 	}
 	if _, err := io.Copy(io.Discard, resp.Body); err != nil {

@@ -83,7 +83,7 @@ func (m *measurement) invoke(ctx context.Context, v variant) (api.Invocation, er
 		return api.Invocation{}, err
 	}
 	defer resp.Body.Close()
-	if err := skepError(resp); err != nil {
+	if err := skepError(m.function, resp); err != nil {
 		return api.Invocation{}, fmt.Errorf("%s start of %s: %w", v, m.function, err)
 	}
 	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
@@ -91,7 +91,7 @@ func (m *measurement) invoke(ctx context.Context, v variant) (api.Invocation, er
 	}
 	rec, err := record(ctx, m.client, resp)
 	if err == nil && resp.StatusCode != http.StatusOK {
-		err = &functionError{m.function, resp.StatusCode}
+		err = &functionError{function: m.function, status: resp.StatusCode}
 	}
 	return rec, err
 }

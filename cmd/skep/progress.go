@@ -42,6 +42,9 @@ func (p *progress) event(e api.DeployEvent) {
 		return
 	}
 	bar := p.bars[e.Stage]
+	if bar == nil && counted(e.Stage) && e.Total == 0 {
+		return // what is in the cache already needs no bar
+	}
 	if bar == nil {
 		p.finish(p.last)
 		bar = p.add(e)
@@ -66,14 +69,17 @@ func (p *progress) add(e api.DeployEvent) *mpb.Bar {
 		defer p.mu.Unlock()
 		return " " + p.note[stage]
 	})
-	if stage == api.StagePulling || stage == api.StageBuilding {
-		p.bars[stage] = p.p.AddBar(e.Total, mpb.PrependDecorators(name),
+	if counted(stage) {
+		p.bars[stage] = p.p.AddBar(0, mpb.PrependDecorators(name),
 			mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f"), took))
 	} else {
-		p.bars[stage] = p.p.New(1, mpb.SpinnerStyle(), mpb.PrependDecorators(name), mpb.AppendDecorators(took), mpb.BarWidth(1))
+		p.bars[stage] = p.p.New(0, mpb.SpinnerStyle(), mpb.PrependDecorators(name), mpb.AppendDecorators(took), mpb.BarWidth(1), mpb.BarFillerOnComplete("✓"))
 	}
 	return p.bars[stage]
 }
+
+// counted tells whether a stage's events count bytes.
+func counted(s api.DeployStage) bool { return s == api.StagePulling || s == api.StageBuilding }
 
 // finish completes a stage's bar; p.mu is held.
 func (p *progress) finish(stage api.DeployStage) {

@@ -3,17 +3,13 @@ package main
 import (
 	"context"
 	"errors"
-	"net/http"
 
 	"github.com/spf13/cobra"
 )
 
 var errNotBuilt = errors.New("not built in yet")
 
-func (d *daemon) openGateway()                                          {}
-func (d *daemon) serveGateway(ctx context.Context) error                { return errNotBuilt }
 func (c *cli) localImage(_ context.Context, ref string) (string, error) { return absolute(ref) }
-func skepError(*http.Response) error                                    { return nil }
 func (c *cli) doctorCmd() *cobra.Command {
 	return &cobra.Command{Use: "doctor", Short: "report what this host can do, and how to mend what it can't", RunE: func(*cobra.Command, []string) error { return errNotBuilt }}
 }
