@@ -1,0 +1,163 @@
+// Package functions holds skep's built-in functions and makes images of them
+// without a registry: a Go program becomes a directory image, a Python program
+// a layer over a base that is made once from the distribution's packages, so
+// that many functions share it. `skep deploy functions/<name>` calls it.
+package functions
+
+import (
+	"context"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/skep-dev/skep/internal/atomicfile"
+)
+
+//go:embed hello-python/server.py
+var sources embed.FS
+
+// builtin is a function and how its image is made.
+type builtin struct {
+	name  string
+	about string
+	build func(ctx context.Context, cacheDir string, step func(string)) (ref string, err error)
+}
+
+var builtins = []builtin{
+	{"hello", "a static Go HTTP server, with paths for tests", buildHello},
+	{"hello-python", "the standard library's HTTP server in Python", func(ctx context.Context, dir string, step func(string)) (string, error) {
+		return buildPython(ctx, dir, pythonFunction{name: "hello-python", packages: []string{"python3"}}, step)
+	}},
+}
+
+// Names lists the built-in functions, sorted.
+func Names() []string {
+	var names []string
+	for _, b := range builtins {
+		names = append(names, b.name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Build makes the image of a built-in function in cacheDir, unless it is there,
+// and returns the reference to deploy. step is told what is being done; nil is
+// allowed.
+func Build(ctx context.Context, cacheDir, name string, step func(string)) (ref string, err error) {
+	if step == nil {
+		step = func(string) {}
+	}
+	for _, b := range builtins {
+		if b.name != name {
+			continue
+		}
+		if err := os.MkdirAll(cacheDir, 0o755); err != nil {
+			return "", err
+		}
+		ref, err := b.build(ctx, cacheDir, step)
+		if err != nil {
+			return "", fmt.Errorf("building function %s: %w", name, err)
+		}
+		return ref, nil
+	}
+	return "", fmt.Errorf("there is no built-in function %q: there are %s", name, strings.Join(Names(), ", "))
+}
+
+// HelloEnv names the environment variable with the path of the hello program.
+const HelloEnv = "SKEP_HELLO"
+
+// buildHello lays a directory image around the hello program.
+func buildHello(ctx context.Context, cacheDir string, step func(string)) (string, error) {
+	binary, cleanup, err := helloBinary(ctx, cacheDir, step)
+	if err != nil {
+		return "", err
+	}
+	defer cleanup()
+	b, err := os.ReadFile(binary)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(b)
+	final := filepath.Join(cacheDir, "hello-"+hex.EncodeToString(sum[:8]))
+	if _, err := os.Stat(final); err == nil {
+		return "dir:" + final, nil
+	}
+	dir, err := atomicfile.Stage(cacheDir, "hello")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir)
+	for _, f := range []struct {
+		name string
+		mode os.FileMode
+		data []byte
+	}{
+		{"hello", 0o755, b},
+		{"etc/passwd", 0o644, []byte("root:x:0:0:root:/:/hello\nbee:x:1000:1000:bee:/:/hello\n")},
+		{"skep-image.json", 0o644, []byte(`{"entrypoint": ["/hello"]}` + "\n")},
+	} {
+		path := filepath.Join(dir, f.name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return "", err
+		}
+		if err := os.WriteFile(path, f.data, f.mode); err != nil {
+			return "", err
+		}
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return "", err
+	}
+	return "dir:" + final, publish(dir, final)
+}
+
+// publish is atomicfile.Publish where another process may have been first.
+func publish(dir, final string) error {
+	err := atomicfile.Publish(dir, final)
+	if _, there := os.Stat(final); there == nil {
+		return nil
+	}
+	return err
+}
+
+// helloBinary finds the program that `make build` puts beside skep, or builds it
+// where the sources are at hand.
+func helloBinary(ctx context.Context, cacheDir string, step func(string)) (path string, cleanup func(), err error) {
+	none := func() {}
+	if p := os.Getenv(HelloEnv); p != "" {
+		return p, none, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return "", none, err
+	}
+	if p, err := filepath.EvalSymlinks(self); err == nil {
+		self = p
+	}
+	beside := filepath.Join(filepath.Dir(self), "skep-hello")
+	if _, err := os.Stat(beside); err == nil {
+		return beside, none, nil
+	}
+	if _, err := exec.LookPath("go"); err != nil {
+		return "", none, fmt.Errorf("its program is not beside %s, and there is no Go to build it: run `make build`, or set %s", self, HelloEnv)
+	}
+	step("compiling hello")
+	dir, err := os.MkdirTemp(cacheDir, ".hello-")
+	if err != nil {
+		return "", none, err
+	}
+	out := filepath.Join(dir, "hello")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, "github.com/skep-dev/skep/functions/hello")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if b, err := cmd.CombinedOutput(); err != nil {
+		err = fmt.Errorf("its program is not beside %s, and building it failed: %w: %s; run this in skep's source tree, or `make build`", self, err, strings.TrimSpace(string(b)))
+		return "", none, errors.Join(err, os.RemoveAll(dir))
+	}
+	return out, func() { os.RemoveAll(dir) }, nil
+}
