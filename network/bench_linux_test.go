@@ -1,6 +1,7 @@
 package network
 
 import (
+	"sync"
 	"testing"
 	"time"
 
@@ -124,4 +125,39 @@ func openAndClose() error {
 		return err
 	}
 	return unix.Close(fd)
+}
+
+// Twenty cold starts at once, with nothing made ahead: the time until the last
+// has its slot.
+func BenchmarkTakeBurst(b *testing.B) {
+	for _, egress := range []string{egressNone, egressNAT} {
+		b.Run(egress, func(b *testing.B) {
+			opts := quiet(b, "skepb-burst")
+			opts.Keep = 1
+			s := open(b, opts)
+			var took stopwatch
+			for b.Loop() {
+				slots := make([]*Slot, 20)
+				var wg sync.WaitGroup
+				took.start()
+				for i := range slots {
+					wg.Go(func() { slots[i] = take(b, s, egress) })
+				}
+				wg.Wait()
+				took.stop()
+				for _, slot := range slots {
+					s.end(slot)
+				}
+			}
+			took.report(b, "burst-µs/op")
+		})
+	}
+}
+
+// end gives a slot back and waits until it is destroyed.
+func (s *Slots) end(slot *Slot) {
+	if slot.lease.end() {
+		s.discard(slot.lease.space)
+		s.letGo()
+	}
 }
