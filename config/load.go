@@ -47,7 +47,7 @@ type Result struct {
 }
 
 // known are variables with EnvPrefix that are not keys.
-var known = []string{"SKEP_CONFIG", "SKEP_REQUIRE", "SKEP_AGENT"}
+var known = []string{"SKEP_CONFIG", "SKEP_REQUIRE", "SKEP_AGENT", "SKEP_HELLO"}
 
 // Load merges defaults, file, environment and flags, the later over the
 // earlier, and validates the result once.

@@ -68,7 +68,8 @@ func (c *cli) demo(ctx context.Context, function string) (err error) {
 const demoEnd = `
 Medians, in milliseconds; files were dropped from the page cache before each
 start. boot: a kernel from nothing. restore: from the snapshot, its memory
-filled by the named policy. warm: an instance that was there.
+filled by the named policy; the one without a name came first, and recorded
+which pages the function needs. warm: an instance that was there.
 
 Try next:
   skep up                              a daemon to keep; then, in another terminal:
@@ -85,32 +86,28 @@ func (c *cli) say(format string, args ...any) {
 	}
 }
 
-// demoRuns boots once, then restores and calls warm a few times in turn.
+// demoRuns boots once, restores once to learn the working set, then restores
+// and calls warm a few times in turn.
 func (c *cli) demoRuns(ctx context.Context, m *measurement, policies []string) ([]sample, error) {
-	var samples []sample
-	try := func(run int, v variant) error {
-		c.say("  %s …", v)
-		s, err := m.one(ctx, run, v)
-		if err != nil {
-			return err
-		}
-		samples = append(samples, s)
-		return nil
-	}
-	if err := try(0, variant{start: api.StartBoot}); err != nil {
-		return nil, err
-	}
-	for run := range demoRestores {
+	plan := []variant{{start: api.StartBoot}, {start: api.StartRestore}}
+	for range demoRestores {
 		for _, p := range policies {
-			if err := try(run, variant{api.StartRestore, p}); err != nil {
-				return nil, err
-			}
+			plan = append(plan, variant{api.StartRestore, p})
 		}
 	}
-	for run := range demoWarm {
-		if err := try(run, variant{start: api.StartWarm}); err != nil {
+	for range demoWarm {
+		plan = append(plan, variant{start: api.StartWarm})
+	}
+	runs := map[variant]int{}
+	var samples []sample
+	for _, v := range plan {
+		s, err := m.one(ctx, runs[v], v)
+		if err != nil {
 			return nil, err
 		}
+		runs[v]++
+		samples = append(samples, s)
+		c.say("  %-18s %8s ms", v, millis(s.Record.Phases.Total))
 	}
 	return samples, nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/functions"
 )
 
 // deployFlags are what the deploy verb's flags were set to.
@@ -40,7 +41,8 @@ IMAGE is one of
   oci-archive:FILE[:TAG]        the same in a tarball
   docker-archive:FILE[:TAG]     what ` + "`docker save`" + ` writes
   dir:DIR                       a root directory with skep-image.json in it
-It must hold a server that speaks HTTP on $PORT. Files are read by the daemon.`,
+It must hold a server that speaks HTTP on $PORT. Files are read by the daemon.
+Functions that come with skep: ` + strings.Join(functions.Names(), ", ") + `.`,
 		Example: `  skep deploy functions/hello
   skep deploy localhost:5000/resize:v3 --name resize --memory-mib 512 --env LEVEL=2
   skep deploy docker-archive:hello.tar --name hello --snapshot-after 10
@@ -184,6 +186,21 @@ func absolute(ref string) (string, error) {
 		return scheme + abs, nil
 	}
 	return ref, nil
+}
+
+// localImage turns what only this side can resolve into what the daemon can:
+// the image of a function that comes with skep is made here, in the cache, and
+// paths become absolute.
+func (c *cli) localImage(ctx context.Context, ref string) (string, error) {
+	name, ok := strings.CutPrefix(ref, "functions/")
+	if !ok {
+		return absolute(ref)
+	}
+	r, err := c.settings()
+	if err != nil {
+		return "", err
+	}
+	return functions.Build(ctx, filepath.Join(r.CacheDir, "functions"), name, func(step string) { c.say("%s …", step) })
 }
 
 func (c *cli) deploy(cmd *cobra.Command, d *deployFlags, args []string) error {
