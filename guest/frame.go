@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 )
@@ -17,7 +18,7 @@ const (
 	KindClone   Kind = 3  // host: Clone
 	KindPrepare Kind = 4  // host: a snapshot is about to be made
 	KindStop    Kind = 5  // host: Stop
-	KindDone    Kind = 6  // agent: Done, the answer to the host's last frame
+	KindDone    Kind = 6  // agent: the answer to the host's last frame
 	KindReady   Kind = 7  // agent: the function's server answers
 	KindExit    Kind = 8  // agent: Exit, the function's process has ended
 	KindStdout  Kind = 9  // agent: bytes that the function wrote
@@ -30,14 +31,69 @@ const MaxPayload = 128 << 10
 
 // Hello is the agent's first frame on each connection.
 type Hello struct {
-	Version string `json:"version"`
-	Started bool   `json:"started"` // it has been told what to run
-	Ready   bool   `json:"ready"`
+	Version string
+	Started bool // it has been told what to run
+	Ready   bool
 }
 
-// Done answers a frame of the host; Error is empty when it worked.
-type Done struct {
-	Error string `json:"error,omitempty"`
+// Hello, Clone and Done are on the way of every cold start, where the guest has
+// to page in, and an emulator to translate, all code that reads them. So they
+// are not JSON but:
+//
+//	Hello  1 byte: 1 started, 2 ready; the rest: version
+//	Clone  8 bytes: UnixNano, little-endian; three times 2 bytes length and so
+//	       many bytes: Instance, Entropy, Hook
+//	Done   the error's text; empty when it worked
+
+// Encode returns the payload of a KindHello frame.
+func (h Hello) Encode() []byte {
+	b := []byte{0}
+	if h.Started {
+		b[0] |= 1
+	}
+	if h.Ready {
+		b[0] |= 2
+	}
+	return append(b, h.Version...)
+}
+
+// DecodeHello reads what Encode returns.
+func DecodeHello(p []byte) (Hello, error) {
+	if len(p) < 1 || len(p) > 100 || p[0] > 3 {
+		return Hello{}, errors.New("malformed hello")
+	}
+	return Hello{Version: string(p[1:]), Started: p[0]&1 != 0, Ready: p[0]&2 != 0}, nil
+}
+
+// Encode returns the payload of a KindClone frame.
+func (c Clone) Encode() []byte {
+	b := binary.LittleEndian.AppendUint64(make([]byte, 0, 256), uint64(c.UnixNano))
+	for _, f := range [][]byte{[]byte(c.Instance), c.Entropy, []byte(c.Hook)} {
+		b = append(binary.LittleEndian.AppendUint16(b, uint16(len(f))), f...)
+	}
+	return b
+}
+
+// DecodeClone reads what Encode returns.
+func DecodeClone(p []byte) (Clone, error) {
+	if len(p) < 8 {
+		return Clone{}, errors.New("clone message ends early")
+	}
+	c := Clone{UnixNano: int64(binary.LittleEndian.Uint64(p))}
+	p = p[8:]
+	var fields [3][]byte
+	for i := range fields {
+		if len(p) < 2 || len(p)-2 < int(binary.LittleEndian.Uint16(p)) {
+			return Clone{}, errors.New("clone message ends early")
+		}
+		n := int(binary.LittleEndian.Uint16(p))
+		fields[i], p = p[2:2+n], p[2+n:]
+	}
+	if len(p) > 0 {
+		return Clone{}, errors.New("clone message has bytes after its end")
+	}
+	c.Instance, c.Entropy, c.Hook = string(fields[0]), append([]byte(nil), fields[1]...), string(fields[2])
+	return c, nil
 }
 
 // Exit says how the function's process ended.

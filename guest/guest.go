@@ -45,8 +45,8 @@ type Start struct {
 // Clone is the host's first message to an agent that was restored from a
 // snapshot: it is a clone now, and this is what makes it another.
 type Clone struct {
-	Instance string `json:"instance"`
-	UnixNano int64  `json:"unix_nano"`
-	Entropy  []byte `json:"entropy"`        // 64 bytes
-	Hook     string `json:"hook,omitempty"` // HTTP path on the function's server, POSTed before the answer
+	Instance string
+	UnixNano int64
+	Entropy  []byte // 64 bytes
+	Hook     string // HTTP path on the function's server, POSTed before the answer; empty for none
 }

@@ -3,6 +3,7 @@ package guest
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,9 @@ var ErrLost = errors.New("the guest's agent is gone")
 // maxLine bounds a line of output; a longer one is split.
 const maxLine = 16 << 10
 
+// maxAnswer bounds the text of an agent's error.
+const maxAnswer = 4 << 10
+
 // Session is the host's end of a connection to an agent. What the agent sends
 // is hostile input: capped, decoded strictly, and never trusted beyond its own
 // instance.
@@ -24,7 +28,7 @@ type Session struct {
 	conn  net.Conn
 	hello Hello
 	logs  func(stream string, line []byte)
-	done  chan Done
+	done  chan string
 	ready chan struct{}
 	exit  chan struct{}
 	read  chan struct{} // closed when the reader has ended
@@ -46,7 +50,7 @@ func Connect(ctx context.Context, conn net.Conn, logs func(stream string, line [
 	}
 	var h Hello
 	if err == nil {
-		err = Decode(p, &h)
+		h, err = DecodeHello(p)
 	}
 	if !stop() && err == nil {
 		err = ctx.Err()
@@ -58,7 +62,7 @@ func Connect(ctx context.Context, conn net.Conn, logs func(stream string, line [
 		}
 		return nil, fmt.Errorf("hearing the agent's hello: %w", err)
 	}
-	s := &Session{conn: conn, hello: h, logs: logs, done: make(chan Done, 1),
+	s := &Session{conn: conn, hello: h, logs: logs, done: make(chan string, 1),
 		ready: make(chan struct{}), exit: make(chan struct{}), read: make(chan struct{})}
 	if h.Ready {
 		close(s.ready)
@@ -71,11 +75,19 @@ func Connect(ctx context.Context, conn net.Conn, logs func(stream string, line [
 func (s *Session) Version() string { return s.hello.Version }
 
 // Start tells a booted agent what to run.
-func (s *Session) Start(ctx context.Context, v Start) error { return s.ask(ctx, KindStart, v) }
+func (s *Session) Start(ctx context.Context, v Start) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return s.ask(ctx, KindStart, b)
+}
 
 // Clone tells a restored agent that it is a clone, and returns when it has
 // taken that in.
-func (s *Session) Clone(ctx context.Context, c Clone) error { return s.ask(ctx, KindClone, c) }
+func (s *Session) Clone(ctx context.Context, c Clone) error {
+	return s.ask(ctx, KindClone, c.Encode())
+}
 
 // Prepare readies the guest for its snapshot: output flushed, files synced.
 func (s *Session) Prepare(ctx context.Context) error { return s.ask(ctx, KindPrepare, nil) }
@@ -95,7 +107,11 @@ func (s *Session) Ready(ctx context.Context) error {
 // Stop sends the function its stop signal, SIGKILL after the grace, and returns
 // when it has exited.
 func (s *Session) Stop(ctx context.Context, grace time.Duration) error {
-	if err := s.ask(ctx, KindStop, Stop{GraceMillis: grace.Milliseconds()}); err != nil && !errors.Is(err, ErrLost) {
+	b, err := json.Marshal(Stop{GraceMillis: grace.Milliseconds()})
+	if err != nil {
+		return err
+	}
+	if err := s.ask(ctx, KindStop, b); err != nil && !errors.Is(err, ErrLost) {
 		return err
 	}
 	select {
@@ -127,11 +143,11 @@ func (s *Session) Close() error {
 	return err
 }
 
-func (s *Session) ask(ctx context.Context, k Kind, v any) error {
+func (s *Session) ask(ctx context.Context, k Kind, payload []byte) error {
 	s.call.Lock()
 	defer s.call.Unlock()
 	stop := context.AfterFunc(ctx, func() { s.conn.SetWriteDeadline(time.Unix(1, 0)) })
-	err := WriteJSON(s.conn, k, v)
+	err := WriteFrame(s.conn, k, payload)
 	if !stop() {
 		return ctx.Err()
 	}
@@ -140,8 +156,8 @@ func (s *Session) ask(ctx context.Context, k Kind, v any) error {
 	}
 	select {
 	case d := <-s.done:
-		if d.Error != "" {
-			return fmt.Errorf("the agent answers: %s", d.Error)
+		if d != "" {
+			return fmt.Errorf("the agent answers: %s", d)
 		}
 		return nil
 	case <-s.read:
@@ -200,12 +216,8 @@ func (s *Session) take(k Kind, p []byte, out, errs *lineSplitter) error {
 		errs.flush()
 		s.exited(fmt.Errorf("the function's process has ended: %q", e.Status))
 	case KindDone:
-		var d Done
-		if err := Decode(p, &d); err != nil {
-			return err
-		}
 		select {
-		case s.done <- d:
+		case s.done <- string(p[:min(len(p), maxAnswer)]):
 		default:
 			return errors.New("an answer to no question")
 		}

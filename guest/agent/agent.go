@@ -15,14 +15,13 @@ import (
 )
 
 // Version is the agent's. It is in the manifest of every snapshot.
-const Version = "1"
+const Version = "2"
 
 // Agent is the state of PID 1 after the machine has been set up.
 type Agent struct {
-	out    *output
-	fn     *function
-	links  chan net.Conn
-	closed chan *link // links whose reader has ended
+	out   *output
+	fn    *function
+	links chan net.Conn
 }
 
 // Run sets the machine up and serves the host. It only returns on a fatal error.
@@ -81,8 +80,8 @@ func (a *Agent) handle(l *link, k guest.Kind, p []byte) error {
 		}
 		return a.fn.start(s)
 	case guest.KindClone:
-		var c guest.Clone
-		if err := guest.Decode(p, &c); err != nil {
+		c, err := guest.DecodeClone(p)
+		if err != nil {
 			return err
 		}
 		return a.fn.clone(c)

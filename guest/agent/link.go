@@ -19,7 +19,7 @@ type link struct {
 func newLink(c net.Conn, a *Agent) *link {
 	l := &link{conn: c, agent: a, ended: make(chan struct{})}
 	started, ready, _ := a.fn.state()
-	if err := l.send(guest.KindHello, guest.Hello{Version: Version, Started: started, Ready: ready}); err != nil {
+	if err := l.frame(guest.KindHello, guest.Hello{Version: Version, Started: started, Ready: ready}.Encode()); err != nil {
 		l.close()
 		return l
 	}
@@ -38,6 +38,12 @@ func (l *link) send(k guest.Kind, v any) error {
 	return guest.WriteJSON(l.conn, k, v)
 }
 
+func (l *link) frame(k guest.Kind, payload []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return guest.WriteFrame(l.conn, k, payload)
+}
+
 // read answers the host's frames, one after the other.
 func (l *link) read() {
 	defer l.close()
@@ -47,11 +53,11 @@ func (l *link) read() {
 		if err != nil {
 			return
 		}
-		var d guest.Done
+		var problem []byte
 		if err := l.agent.handle(l, k, p); err != nil {
-			d.Error = err.Error()
+			problem = []byte(err.Error())
 		}
-		if l.send(guest.KindDone, d) != nil {
+		if l.frame(guest.KindDone, problem) != nil {
 			return
 		}
 	}
@@ -69,9 +75,7 @@ func (l *link) tell() {
 		var err error
 		switch {
 		case c.data != nil:
-			l.mu.Lock()
-			err = guest.WriteFrame(l.conn, c.kind, c.data)
-			l.mu.Unlock()
+			err = l.frame(c.kind, c.data)
 		case c.dropped > 0:
 			err = l.send(guest.KindDropped, guest.Dropped{Bytes: c.dropped})
 		default: // the state has changed

@@ -1,0 +1,151 @@
+package guest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// connect makes a session whose other end, the agent, the test plays.
+func connect(t *testing.T, logs func(string, []byte)) (s *Session, agentEnd net.Conn) {
+	t.Helper()
+	host, agentEnd := net.Pipe()
+	go WriteFrame(agentEnd, KindHello, Hello{Version: "7"}.Encode())
+	if logs == nil {
+		logs = func(string, []byte) {}
+	}
+	s, err := Connect(t.Context(), host, logs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close(); agentEnd.Close() })
+	return s, agentEnd
+}
+
+// answer reads one frame as the agent and answers it.
+func answer(t *testing.T, c net.Conn, want Kind, problem string) {
+	t.Helper()
+	k, _, err := ReadFrame(c, make([]byte, MaxPayload))
+	if err != nil || k != want {
+		t.Errorf("the agent got frame %d, %v; want %d", k, err, want)
+	}
+	if err := WriteFrame(c, KindDone, []byte(problem)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestQuestionsAndAnswers(t *testing.T) {
+	s, agent := connect(t, nil)
+	if s.Version() != "7" {
+		t.Errorf("version %q", s.Version())
+	}
+	go answer(t, agent, KindStart, "")
+	if err := s.Start(t.Context(), Start{Argv: []string{"/x"}}); err != nil {
+		t.Error(err)
+	}
+	go answer(t, agent, KindClone, "no entropy")
+	if err := s.Clone(t.Context(), Clone{}); err == nil || !strings.Contains(err.Error(), "no entropy") {
+		t.Errorf("the agent's error is lost: %v", err)
+	}
+	go WriteFrame(agent, KindReady, nil)
+	if err := s.Ready(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestExitEndsWaitingForReady(t *testing.T) {
+	s, agent := connect(t, nil)
+	go WriteJSON(agent, KindExit, Exit{Status: "exit status 3"})
+	if err := s.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "exit status 3") {
+		t.Errorf("error %v", err)
+	}
+	<-s.Exited()
+}
+
+func TestLostAgent(t *testing.T) {
+	s, agent := connect(t, nil)
+	agent.Close()
+	<-s.Exited()
+	if err := s.ExitErr(); !errors.Is(err, ErrLost) {
+		t.Errorf("error %v", err)
+	}
+	if err := s.Prepare(t.Context()); !errors.Is(err, ErrLost) {
+		t.Errorf("a question after that: %v", err)
+	}
+}
+
+func TestSilentAgentIsNotWaitedForForEver(t *testing.T) {
+	host, agent := net.Pipe()
+	defer agent.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := Connect(ctx, host, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestHostileFrames(t *testing.T) {
+	for name, frame := range map[string][]byte{
+		"huge":          {0xff, 0xff, 0xff, 0x7f, byte(KindStdout)},
+		"unknown kind":  {0, 0, 0, 0, 99},
+		"unknown field": append([]byte{11, 0, 0, 0, byte(KindExit)}, `{"evil":"x"}`[:11]...),
+		"no question":   {0, 0, 0, 0, byte(KindDone), 0, 0, 0, 0, byte(KindDone)},
+		"host's kind":   {0, 0, 0, 0, byte(KindStart)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, agent := connect(t, nil)
+			go agent.Write(frame)
+			<-s.Exited()
+			if err := s.ExitErr(); !errors.Is(err, ErrLost) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+func TestLines(t *testing.T) {
+	var got []string
+	l := lineSplitter{stream: "stdout", to: func(_ string, line []byte) { got = append(got, string(line)) }}
+	long := strings.Repeat("x", maxLine+10)
+	for _, p := range []string{"a\nb", "c\n\n", long, "\nend"} {
+		l.write([]byte(p))
+	}
+	l.flush()
+	want := []string{"a", "bc", "", long[:maxLine], long[maxLine:], "end"}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("lines %.80q, want %.80q", got, want)
+	}
+}
+
+func FuzzReadFrame(f *testing.F) {
+	f.Add([]byte{3, 0, 0, 0, 9, 'a', 'b', 'c'})
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 1})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		k, p, err := ReadFrame(bytes.NewReader(b), make([]byte, MaxPayload))
+		if err != nil {
+			return
+		}
+		var again bytes.Buffer
+		if err := WriteFrame(&again, k, p); err != nil || !bytes.Equal(again.Bytes(), b[:again.Len()]) {
+			t.Errorf("%x reads and writes as %x (%v)", b, again.Bytes(), err)
+		}
+	})
+}
+
+func FuzzDecodeClone(f *testing.F) {
+	f.Add(Clone{Instance: "i-1", UnixNano: 5, Entropy: []byte{1, 2}, Hook: "/h"}.Encode())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := DecodeClone(b)
+		if err == nil && !bytes.Equal(c.Encode(), b) {
+			t.Errorf("%x reads and writes as %x", b, c.Encode())
+		}
+		if h, err := DecodeHello(b); err == nil && !bytes.Equal(h.Encode(), b) {
+			t.Errorf("hello %x reads and writes as %x", b, h.Encode())
+		}
+	})
+}
