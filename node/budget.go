@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/skep-dev/skep/api"
@@ -20,6 +21,8 @@ type budget struct {
 	mib       int
 	changed   chan struct{} // closed and replaced when something is given back
 	starved   map[*pool]struct{}
+
+	starving atomic.Bool // whether starved has any: read for every request
 }
 
 func newBudget(instances, mib int) *budget {
@@ -34,6 +37,7 @@ func (b *budget) take(mib int, p *pool) bool {
 	if b.instances >= b.maxInstances || b.maxMiB > 0 && b.mib+mib > b.maxMiB {
 		if p != nil {
 			b.starved[p] = struct{}{}
+			b.starving.Store(true)
 		}
 		return false
 	}
@@ -55,6 +59,7 @@ func (b *budget) give(mib int) []*pool {
 		starved = append(starved, p)
 	}
 	clear(b.starved)
+	b.starving.Store(false)
 	return starved
 }
 

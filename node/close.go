@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // shut makes the pool refuse requests for that reason, those that wait too. The
@@ -90,5 +92,8 @@ func (n *Node) close(ctx context.Context) error {
 	}
 	n.cancel(ErrDraining)
 	<-idle
+	if root := n.cfg.Limits.CgroupRoot; root != "" {
+		_ = unix.Rmdir(root) // not there, or not empty: then the next Open sees to it
+	}
 	return errors.Join(n.rec.close(), n.logs.close(), n.net.Close(), n.db.close(), n.lock.Close())
 }

@@ -150,6 +150,9 @@ func (n *Node) fetch(ctx context.Context, ref string, progress func(api.DeployEv
 // tryOut boots the deployment, has its snapshot taken if the rule says so, and
 // puts it into service.
 func (n *Node) tryOut(ctx context.Context, p *pool, d *deployment, progress func(api.DeployEvent)) (api.Snapshot, error) {
+	if err := n.reserve(ctx, d.fn.MemoryMiB); err != nil {
+		return api.Snapshot{}, err
+	}
 	end := begin(progress, api.StageBooting, "")
 	t, err := n.try(ctx, p, d)
 	if err != nil {

@@ -50,9 +50,11 @@ type world struct {
 	records               []api.Invocation
 }
 
-func newWorld(t testing.TB) *world {
+func newWorld(t testing.TB) *world { return newWorldIn(t.TempDir()) }
+
+func newWorldIn(dir string) *world {
 	return &world{
-		dir: t.TempDir(), machines: map[string]*fakeMachine{}, slots: map[*network.Slot]*fakeMachine{},
+		dir: dir, machines: map[string]*fakeMachine{}, slots: map[*network.Slot]*fakeMachine{},
 		bootTime: 2 * time.Second, restoreTime: 100 * time.Millisecond,
 		info: vmm.Info{Name: "fake", Version: "1", Accel: "tcg", Machine: "m"},
 	}

@@ -128,6 +128,8 @@ func (p *pool) giveBack(inst *instance) {
 	case p.snapshotDue(inst):
 		inst.full = true
 		p.end(inst, errTakeSnapshot, false)
+	case inst.active == 0 && len(p.queue) == 0 && p.n.budget.starving.Load():
+		p.end(inst, errEvicted, false) // another function waits for its place
 	default:
 		p.setFree(inst)
 		if inst.active == 0 {

@@ -18,6 +18,8 @@ const (
 	reasonAsked = "asked for"
 )
 
+var errNoRoom = errors.New("the node has no room for another instance")
+
 // snapshotRetry is how long after a failure no snapshot is tried by itself.
 const snapshotRetry = time.Minute
 
@@ -73,6 +75,9 @@ func hostKernel() string {
 
 // trial is an instance that is booted outside its pool: for a snapshot, or to
 // see whether it works. It must be ended.
+//
+// Its place in the budget is reserved by the caller of try, which gives it back
+// when it fails; later, end does.
 type trial struct {
 	*instance
 	unlink func() bool // from the caller's context
@@ -80,9 +85,6 @@ type trial struct {
 }
 
 func (n *Node) try(ctx context.Context, p *pool, d *deployment) (*trial, error) {
-	if err := n.reserve(ctx, d.fn.MemoryMiB); err != nil {
-		return nil, err
-	}
 	t := &trial{instance: p.newInstance(d)}
 	t.wanted = api.StartBoot
 	// It ends with the caller's context as well as with the node's.
@@ -123,7 +125,8 @@ func (t *trial) adopt() {
 	p.pump()
 }
 
-// makeSnapshot boots an instance for the sake of its snapshot.
+// makeSnapshot boots an instance, whose place is reserved, for the sake of its
+// snapshot.
 func (n *Node) makeSnapshot(ctx context.Context, p *pool, d *deployment, reason string, tell func(api.DeployEvent)) (api.Snapshot, error) {
 	end := begin(tell, api.StageBooting, "")
 	t, err := n.try(ctx, p, d)
@@ -183,6 +186,10 @@ func (p *pool) snapshotNow(ctx context.Context, d *deployment) error {
 	defer unlock()
 	if p.current.Load() != d {
 		return errReplaced
+	}
+	// Requests have a better right to what room there is.
+	if !p.n.budget.take(d.fn.MemoryMiB, nil) {
+		return errNoRoom
 	}
 	_, err = p.n.makeSnapshot(ctx, p, d, reasonReady, nil)
 	return err
@@ -257,6 +264,9 @@ func (n *Node) CreateSnapshot(ctx context.Context, function string, progress fun
 	d := p.current.Load()
 	if d == nil {
 		return api.Snapshot{}, fmt.Errorf("%q: %w", function, ErrNoFunction)
+	}
+	if err := n.reserve(ctx, d.fn.MemoryMiB); err != nil {
+		return api.Snapshot{}, err
 	}
 	snap, err := n.makeSnapshot(ctx, p, d, reasonAsked, progress)
 	if err != nil {

@@ -41,9 +41,6 @@ func (e *StartError) Unwrap() error { return e.Err }
 // start makes the instance ready: from the newest usable snapshot, or else, if
 // nothing else was asked for, by booting it. When it fails nothing is held.
 func (n *Node) start(ctx context.Context, inst *instance) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, inst.dep.fn.ReadyTimeout.D(),
-		fmt.Errorf("not ready after %v (ready_timeout)", inst.dep.fn.ReadyTimeout))
-	defer cancel()
 	err := n.startEither(ctx, inst)
 	if err == nil {
 		return nil
@@ -53,15 +50,12 @@ func (n *Node) start(ctx context.Context, inst *instance) error {
 		logs = lastConsole(inst.runDir())
 	}
 	inst.release()
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
-		err = fmt.Errorf("%w: %w", cause, err)
-	}
-	return &StartError{Function: inst.dep.fn.Name, Instance: inst.id, Err: err, Logs: logs}
+	return &StartError{Function: inst.dep.fn.Name, Instance: inst.id, Err: because(ctx, err), Logs: logs}
 }
 
 func (n *Node) startEither(ctx context.Context, inst *instance) error {
 	if inst.wanted == api.StartBoot {
-		return n.boot(ctx, inst)
+		return n.bootInTime(ctx, inst)
 	}
 	snap, reason := n.usable(ctx, inst.dep)
 	if snap == nil {
@@ -70,10 +64,10 @@ func (n *Node) startEither(ctx context.Context, inst *instance) error {
 		}
 		inst.noSnapshot = true
 		n.log.Info("booting for want of a usable snapshot", "function", inst.pool.name, "instance", inst.id, "reason", reason)
-		return n.boot(ctx, inst)
+		return n.bootInTime(ctx, inst)
 	}
 	id := snap.Manifest.ID
-	err := n.restore(ctx, inst, snap)
+	err := n.restoreInTime(ctx, inst, snap)
 	if err == nil {
 		n.snaps.Restored(id, nil)
 		return nil
@@ -89,8 +83,30 @@ func (n *Node) startEither(ctx context.Context, inst *instance) error {
 		return err
 	}
 	n.log.Warn("booting since the restore failed", "function", inst.pool.name, "instance", inst.id, "snapshot", id, "error", err)
-	if err2 := n.boot(ctx, inst); err2 != nil {
+	if err2 := n.bootInTime(ctx, inst); err2 != nil {
 		return fmt.Errorf("%w (after %w)", err2, err)
+	}
+	return nil
+}
+
+func (n *Node) bootInTime(ctx context.Context, inst *instance) error {
+	limit := inst.dep.fn.ReadyTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, limit.D(), fmt.Errorf("not ready after %v (ready_timeout)", limit))
+	defer cancel()
+	if err := n.boot(ctx, inst); err != nil {
+		return because(ctx, err)
+	}
+	return nil
+}
+
+// restoreInTime has a limit of its own, so that there is time left to boot. It
+// grows with guest memory, all of which a policy may read: at 100 MiB/s.
+func (n *Node) restoreInTime(ctx context.Context, inst *instance, snap *snapshot.Snapshot) error {
+	limit := 30*time.Second + time.Duration(inst.dep.fn.MemoryMiB)*10*time.Millisecond
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not ready after %v", limit))
+	defer cancel()
+	if err := n.restore(ctx, inst, snap); err != nil {
+		return because(ctx, err)
 	}
 	return nil
 }

@@ -1,0 +1,255 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+)
+
+func TestDatabaseFromTheFutureIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "skep.db")
+	d, err := openDatabase(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.main.ExecContext(t.Context(), "PRAGMA user_version = 999"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openDatabase(t.Context(), path); err == nil || !strings.Contains(err.Error(), "newer skep") {
+		t.Errorf("%v, want it refused", err)
+	}
+}
+
+func TestRecords(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, func(c *Config) { c.KeepRecords = 5 })
+	base := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	var phases api.Phases
+	for i := range 8 {
+		phases.Queue, phases.Stream, phases.Total = time.Duration(i)*time.Microsecond, time.Millisecond, time.Second
+		n.Record(api.Invocation{ID: fmt.Sprint(i), Function: []string{"a", "b"}[i%2], Time: base.Add(time.Duration(i) * time.Second),
+			Start: api.StartBoot, Status: 500 + i, Error: "x", BytesIn: 1, BytesOut: 2, Phases: phases,
+			Memory: &api.MemoryStats{Policy: "reap", Faults: int64(i)}})
+	}
+	if err := n.Close(t.Context()); err != nil { // flushes
+		t.Fatal(err)
+	}
+	n.Record(api.Invocation{ID: "late"}) // must do nothing
+	n = w.open(t, func(c *Config) { c.KeepRecords = 5 })
+	for _, tc := range []struct {
+		filter InvocationFilter
+		want   string
+	}{
+		{InvocationFilter{Limit: -1, Function: "a"}, "4 6"},
+		{InvocationFilter{Limit: 2}, "6 7"},
+		{InvocationFilter{Since: base.Add(6 * time.Second)}, "6 7"},
+		{InvocationFilter{Function: "none"}, ""},
+	} {
+		n.rec.trim()
+		recs, err := n.Invocations(t.Context(), tc.filter)
+		var ids []string
+		for _, r := range recs {
+			ids = append(ids, r.ID)
+		}
+		if got := strings.Join(ids, " "); err != nil || got != tc.want {
+			t.Errorf("%+v: %q, %v; want %q", tc.filter, got, err, tc.want)
+		}
+	}
+	recs, _ := n.Invocations(t.Context(), InvocationFilter{Limit: 1})
+	phases.Queue = 7 * time.Microsecond
+	if r := recs[0]; r.Phases != phases || r.Memory.Faults != 7 || r.Status != 507 || !r.Time.Equal(base.Add(7*time.Second)) || r.Error != "x" {
+		t.Errorf("record %+v", r)
+	}
+}
+
+// safeBuffer is a buffer for two goroutines.
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+func (s *safeBuffer) String() string { s.mu.Lock(); defer s.mu.Unlock(); return s.b.String() }
+
+func TestLogs(t *testing.T) {
+	w := newWorld(t)
+	w.bootTime = 0
+	n := w.open(t, func(c *Config) { c.LogBytes = 20000 })
+	deploy(t, n, hello(nil))
+	wr := n.logs.writer("hello", "i-1")
+	for i := range 5 {
+		wr.write("stdout", fmt.Appendf(nil, "line %d", i))
+	}
+	var out bytes.Buffer
+	if err := n.Logs(t.Context(), "hello", false, 2, &out); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if len(lines) != 2 || !strings.HasSuffix(lines[0], " i-1 stdout line 3") || !strings.HasSuffix(lines[1], " i-1 stdout line 4") {
+		t.Errorf("last two lines %q", lines)
+	}
+	if err := n.Logs(t.Context(), "none", false, 2, &out); err == nil {
+		t.Error("the log of no function")
+	}
+
+	// A follower gets every line, across rotations, and the disk stays bounded.
+	var followed safeBuffer
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error)
+	go func() { over <- n.Logs(ctx, "hello", true, -1, &followed) }()
+	const count = 2000
+	for i := range count {
+		wr.write("stderr", fmt.Appendf(nil, "more %04d", i))
+		if i%20 == 0 { // let it keep up: two rotations at once may be missed
+			deadline := time.Now().Add(5 * time.Second)
+			for !strings.Contains(followed.String(), fmt.Sprintf("more %04d\n", i)) && time.Now().Before(deadline) {
+				time.Sleep(time.Millisecond)
+			}
+		}
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for !strings.Contains(followed.String(), fmt.Sprintf("more %04d\n", count-1)) && time.Now().Before(deadline) {
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	if err := <-over; err != nil {
+		t.Error(err)
+	}
+	if got := strings.Count(followed.String(), "\n"); got != count+5 {
+		t.Errorf("followed %d lines of %d", got, count+5)
+	}
+	var size int64
+	for _, name := range []string{"log", "log.1"} {
+		info, err := os.Stat(filepath.Join(w.dir, "logs", "hello", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		size += info.Size()
+	}
+	if size > 20000 {
+		t.Errorf("the log has %d bytes on disk, want at most 20000", size)
+	}
+	wr.write("stdout", bytes.Repeat([]byte("x"), 3*maxLogLine)) // cut, not refused
+	wr.close()
+	wr.close()
+}
+
+func TestLastLines(t *testing.T) {
+	for _, tc := range []struct {
+		n    int
+		want string
+	}{{-1, "a\nb\nc\n"}, {0, ""}, {1, "c\n"}, {2, "b\nc\n"}, {3, "a\nb\nc\n"}, {9, "a\nb\nc\n"}} {
+		if got := lastLines([]byte("a\nb\nc\n"), tc.n); string(got) != tc.want {
+			t.Errorf("last %d: %q, want %q", tc.n, got, tc.want)
+		}
+	}
+	if got := lastLines(nil, 3); len(got) != 0 {
+		t.Errorf("of nothing: %q", got)
+	}
+}
+
+func TestOrphansAreEnded(t *testing.T) {
+	w := newWorld(t)
+	start := func(env ...string) *exec.Cmd {
+		cmd := exec.Command("sleep", "300")
+		cmd.Env = env
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd
+	}
+	cfg, err := Config{DataDir: w.dir}.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := start("A=1", cfg.mark())
+	other := start(cfg.mark() + "2") // of a data directory whose name begins the same
+	exited := make(chan error, 1)
+	go func() { exited <- ours.Wait() }() // stands for init
+	t.Cleanup(func() {
+		_ = other.Process.Kill()
+		_ = other.Wait()
+	})
+	w.open(t, nil)
+	select {
+	case err := <-exited:
+		if err == nil || !strings.Contains(err.Error(), "killed") {
+			t.Errorf("the orphan ended with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		_ = ours.Process.Kill()
+		t.Error("the orphan lives")
+	}
+	pids, err := marked(cfg.mark() + "2")
+	if err != nil || !slices.Contains(pids, other.Process.Pid) {
+		t.Errorf("another's process is gone: %v, %v", pids, err)
+	}
+}
+
+func TestThousandFunctions(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, nil)
+	img, _ := fakeImages{}.Get("sha256:x")
+	var db *database
+	for i := range 1000 {
+		fn := hello(func(f *api.Function) { f.Name = fmt.Sprint("f", i) }).WithDefaults()
+		d, err := newDeployment(fn, img)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if db == nil { // the same, but for the syncing
+			if err := n.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			main, err := openSQLite(filepath.Join(w.dir, "skep.db"), "OFF", 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			db = &database{main: main}
+		}
+		if err := db.putFunction(t.Context(), d, "", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.close(); err != nil {
+		t.Fatal(err)
+	}
+	n = w.open(t, nil)
+	if got := len(n.Functions()); got != 1000 {
+		t.Errorf("%d functions", got)
+	}
+	if len(n.Instances("")) != 0 {
+		t.Error("instances of functions that nobody asked for")
+	}
+}
+
+func BenchmarkWarm(b *testing.B) {
+	w := newWorld(b)
+	w.bootTime, w.restoreTime = 0, 0
+	n := w.open(b, nil)
+	deploy(b, n, hello(nil))
+	for b.Loop() {
+		l, err := n.Acquire(b.Context(), "hello", AcquireOptions{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		l.Release(api.Invocation{Status: 200, Time: time.Now()})
+	}
+}
