@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -317,7 +318,8 @@ func TestReopenKeepsFunctionsAndSnapshots(t *testing.T) {
 	n := w.open(t, nil)
 	w.bootTime = 0
 	deploy(t, n, hello(nil))
-	if _, err := Open(t.Context(), Config{DataDir: w.dir}, w.deps()); !errors.Is(err, ErrLocked) {
+	_, err := Open(t.Context(), Config{DataDir: w.dir}, w.deps())
+	if !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), fmt.Sprint("process ", os.Getpid())) {
 		t.Errorf("a second daemon: %v, want ErrLocked", err)
 	}
 	if err := n.Close(t.Context()); err != nil {
