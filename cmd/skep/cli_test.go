@@ -309,3 +309,9 @@ func TestRecent(t *testing.T) {
 		t.Error("a record is lost")
 	}
 }
+
+func TestPrintable(t *testing.T) {
+	if got := printable("a\x1b[2J\n\tb\r\u009bc"); got != "a[2J\n\tbc" {
+		t.Errorf("got %q", got)
+	}
+}

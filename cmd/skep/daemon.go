@@ -92,7 +92,8 @@ func (d *daemon) openNode(ctx context.Context) error {
 	// The view exists before its node, whose hook for records needs it; there is
 	// no record before the first request.
 	d.view = &nodeView{recent: newRecent()}
-	d.metrics = control.NewMetrics(d.view, d.version, nil)
+	b := &backend{}
+	d.metrics = control.NewMetrics(d.view, d.version, func() int { return int(b.waiting.Load()) })
 	d.view.metrics = d.metrics
 	if d.node, err = node.Open(ctx, nodeConfig(d.cfg), d.deps()); err != nil {
 		if errors.Is(err, node.ErrLocked) {
@@ -100,8 +101,8 @@ func (d *daemon) openNode(ctx context.Context) error {
 		}
 		return err
 	}
-	d.view.Node = d.node
-	d.gateway = gateway.New(d.node, gateway.Options{
+	d.view.Node, b.Node = d.node, d.node
+	d.gateway = gateway.New(b, gateway.Options{
 		Domain: d.cfg.Domain, Experiments: d.cfg.Experiments, DrainTimeout: controlGrace, Log: d.log,
 	})
 	return nil

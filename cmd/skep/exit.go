@@ -7,6 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -131,8 +133,19 @@ func (c *cli) printError(err error) {
 		_ = json.NewEncoder(c.err).Encode(api.Error{Message: err.Error(), Hint: hint(err)})
 		return
 	}
-	fmt.Fprintf(c.err, "skep: %v\n", err)
+	fmt.Fprintf(c.err, "skep: %s\n", printable(err.Error()))
 	if h := hint(err); h != "" {
 		fmt.Fprintln(c.err, indent(h))
 	}
+}
+
+// printable takes out what could drive a terminal: messages quote what guests
+// have written.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && r != '\t' && unicode.IsControl(r) {
+			return -1
+		}
+		return r
+	}, s)
 }

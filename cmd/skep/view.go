@@ -9,9 +9,11 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/control"
+	"github.com/skep-dev/skep/gateway"
 	"github.com/skep-dev/skep/node"
 	"github.com/skep-dev/skep/snapshot"
 )
@@ -27,6 +29,21 @@ var (
 	_ control.Node  = (*nodeView)(nil)
 	_ control.State = (*nodeView)(nil)
 )
+
+// backend is the node as the gateway sees it. It counts the requests that wait
+// for an instance, to start or to become free.
+type backend struct {
+	*node.Node
+	waiting atomic.Int64
+}
+
+var _ gateway.Backend = (*backend)(nil)
+
+func (b *backend) Acquire(ctx context.Context, function string, o node.AcquireOptions) (node.Lease, error) {
+	b.waiting.Add(1)
+	defer b.waiting.Add(-1)
+	return b.Node.Acquire(ctx, function, o)
+}
 
 // Remove also drops the function's series.
 func (v *nodeView) Remove(ctx context.Context, name string) error {
