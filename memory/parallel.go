@@ -25,7 +25,7 @@ func (p parallelPolicy) Open(ctx context.Context, src Source) (Session, error) {
 			return nil, nil
 		}
 		hole := func(page uint32) bool { return !b.data.has(page) }
-		return newPlan(workingset.Runs(trace.Pages(), hole, 1)), nil
+		return newPlan(workingset.Runs(trace.Touches, hole, 1)), nil
 	})
 	if err != nil {
 		return nil, err

@@ -91,12 +91,11 @@ func (s *session) save(touches []workingset.Touch) error {
 
 // saveSet makes the working set of a trace's pages.
 func saveSet(src Source, back *backing, t *workingset.Trace) error {
-	pages := t.Pages()
-	zeros, err := back.zeroPages(pages)
+	zeros, err := back.zeroPages(t.Pages())
 	if err != nil {
 		return fmt.Errorf("recording the working set: %w", err)
 	}
-	runs := workingset.Runs(pages, zeros.has, 0)
+	runs := workingset.Runs(t.Touches, zeros.has, 0)
 	return workingset.SaveSet(src.Dir, t.Of, runs, back.read)
 }
 

@@ -154,9 +154,6 @@ func (s *server) installPiece() error {
 	if now.from == now.to {
 		s.ready = s.ready[1:]
 	}
-	if s.plan.left == 0 {
-		s.planDone()
-	}
 	return nil
 }
 

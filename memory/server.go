@@ -46,12 +46,13 @@ type server struct {
 	abandon bool    // guarded by mu: forget what of the plan has not come
 	work    atomic.Bool
 
-	installed chan struct{} // closed when the whole plan is done
-	isDone    bool          // owned by loop: installed is closed
-	stopped   chan struct{} // closed when loop has ended
-	failed    chan struct{} // closed when memory can no longer be served
-	failOnce  sync.Once
-	err       error // set before failed is closed
+	enough   chan struct{} // closed when so much of the plan is done that the vCPUs may run
+	isEnough bool          // owned by loop: enough is closed
+	mayLeave int           // runs that need not be done for that; set before start
+	stopped  chan struct{} // closed when loop has ended
+	failed   chan struct{} // closed when memory can no longer be served
+	failOnce sync.Once
+	err      error // set before failed is closed
 }
 
 // counters are read while the server runs.
@@ -68,8 +69,8 @@ func newServer(back *backing, p *plan, c *counters) *server {
 	return &server{
 		back: back, plan: p, counter: c,
 		removed: newBitmap(int(back.pages)), present: newBitmap(int(back.pages)),
-		faults:    make([]userfaultfd.Event, 0, 2*userfaultfd.MaxBatch),
-		installed: make(chan struct{}), stopped: make(chan struct{}), failed: make(chan struct{}),
+		faults: make([]userfaultfd.Event, 0, 2*userfaultfd.MaxBatch),
+		enough: make(chan struct{}), stopped: make(chan struct{}), failed: make(chan struct{}),
 	}
 }
 
@@ -152,8 +153,8 @@ func (s *server) tell(change func()) bool {
 func (s *server) loop() {
 	defer close(s.stopped)
 	defer s.letGo()
-	if s.plan == nil || s.plan.left == 0 {
-		s.planDone()
+	if s.plan == nil {
+		s.letRun()
 	}
 	for {
 		err := s.turn()
@@ -168,10 +169,11 @@ func (s *server) loop() {
 	}
 }
 
-func (s *server) planDone() {
-	if !s.isDone {
-		s.isDone = true
-		close(s.installed)
+// letRun says that the vCPUs may run.
+func (s *server) letRun() {
+	if !s.isEnough {
+		s.isEnough = true
+		close(s.enough)
 	}
 }
 
@@ -180,6 +182,9 @@ func (s *server) planDone() {
 func (s *server) turn() error {
 	if err := s.takeWork(); err != nil {
 		return err
+	}
+	if s.plan != nil && s.plan.left <= s.mayLeave {
+		s.letRun()
 	}
 	busy := len(s.faults) > 0 || len(s.ready) > 0
 	if err := s.readEvents(!busy); err != nil {
@@ -208,8 +213,8 @@ func (s *server) takeWork() error {
 		s.ready = append(s.ready, c.span)
 	}
 	s.queue = s.queue[:0]
-	if s.abandon && len(s.ready) == 0 {
-		s.planDone()
+	if s.abandon {
+		s.mayLeave = len(s.plan.runs)
 	}
 	return nil
 }

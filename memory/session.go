@@ -29,8 +29,6 @@ type session struct {
 
 	// prefetch, when set, is what Install does before it waits.
 	prefetch func(ctx context.Context) error
-	// early lets the vCPUs run before the plan is installed.
-	early bool
 
 	mu       sync.Mutex
 	note     string // guarded by mu
@@ -103,19 +101,17 @@ func (s *session) Install(ctx context.Context) error {
 			return err
 		}
 	}
-	if !s.early {
-		select {
-		case <-s.server.installed:
-		case <-s.server.failed:
-			return s.server.err
-		case <-s.server.stopped:
-			if err := s.Err(); err != nil {
-				return err
-			}
-			return errGone
-		case <-ctx.Done():
-			return fmt.Errorf("installing guest memory: %w", context.Cause(ctx))
+	select {
+	case <-s.server.enough:
+	case <-s.server.failed:
+		return s.server.err
+	case <-s.server.stopped:
+		if err := s.Err(); err != nil {
+			return err
 		}
+		return errGone
+	case <-ctx.Done():
+		return fmt.Errorf("installing guest memory: %w", context.Cause(ctx))
 	}
 	if r := s.server.rec; r != nil {
 		r.resume()

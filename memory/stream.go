@@ -23,9 +23,39 @@ func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 	if err != nil || f == nil {
 		return s, err
 	}
-	s.early = true
+	s.server.mayLeave = s.server.plan.mayLeave()
 	f.fetchStream(s, streamReaders)
 	return s, nil
+}
+
+// What a page costs, for mayLeave. The first is what installing takes by run;
+// the second is what a fault added to the times of the trace, which was
+// recorded with each page served by one.
+const (
+	installCost  = 2500 * time.Nanosecond
+	recordedCost = 20 * time.Microsecond
+)
+
+// mayLeave is how many runs, the last of the plan, need not be installed when
+// the vCPUs begin to run: installing goes on, and stays ahead of a guest that
+// is no faster than when it was recorded. A guest that does nothing but touch
+// pages is better off with all of them there.
+func (p *plan) mayLeave() int {
+	var ahead time.Duration // the head start that installing needs
+	pages := time.Duration(0)
+	for i := range p.runs {
+		pages += time.Duration(p.runs[i].Pages)
+		used := time.Duration(p.runs[i].At)*time.Microsecond - pages*recordedCost
+		ahead = max(ahead, pages*installCost-max(used, 0))
+	}
+	need := ahead / installCost // pages
+	for i := range p.runs {
+		if need <= 0 {
+			return len(p.runs) - i
+		}
+		need -= time.Duration(p.runs[i].Pages)
+	}
+	return 0
 }
 
 // fetchStream begins to read the contents buffer by buffer, in order.

@@ -33,7 +33,7 @@ type Floor struct {
 
 // Names of the floors.
 const (
-	FloorInstall = "install" // the runs of the trace, sorted, from memory, one call each, nothing else
+	FloorInstall = "install" // the runs of the trace from memory, one call each, nothing else
 	FloorFault   = "fault"   // each page by its fault: read the event (without ever sleeping), copy from memory, and nothing else
 	FloorDisk    = "disk"    // the bytes of the working set by large reads past the page cache
 )
@@ -72,16 +72,13 @@ func floorInstall(ctx context.Context, o Options, src memory.Source, t *workings
 		return Floor{}, err
 	}
 	defer g.end()
-	runs := workingset.Runs(content.sorted, func(uint32) bool { return false }, 0)
+	runs := workingset.Runs(t.Touches, func(uint32) bool { return false }, 0)
 	base := g.Regions[0].HostAddr
-	data := content.mem
 	start := time.Now()
 	for _, r := range runs {
-		n := r.Bytes()
-		if _, err := g.FD.Copy(base+uint64(r.First)*pageSize, data[:n], 0); err != nil {
+		if _, err := g.FD.Copy(base+uint64(r.First)*pageSize, content.run(r), 0); err != nil {
 			return Floor{}, err
 		}
-		data = data[n:]
 	}
 	took := time.Since(start)
 	bytes := float64(len(t.Touches)) * pageSize
@@ -159,6 +156,12 @@ func loadPages(src memory.Source, t *workingset.Trace) (*pages, error) {
 }
 
 func (p *pages) page(n uint32) []byte { i := p.at[n] * pageSize; return p.mem[i : i+pageSize] }
+
+// run is the contents of a run: contiguous, since the pages are sorted.
+func (p *pages) run(r workingset.Run) []byte {
+	i := p.at[r.First] * pageSize
+	return p.mem[i : i+int(r.Bytes())]
+}
 
 func (p *pages) free() { sys.FreeHuge(p.mem) }
 

@@ -34,6 +34,10 @@ func (y Synthetic) WithDefaults() Synthetic {
 	return y
 }
 
+// syntheticPause is the time from one first touch to the next, as a recording
+// would have it: with a fault of 20 µs in it. Real functions take longer.
+const syntheticPause = 60 * time.Microsecond
+
 // Make writes the memory file and the trace to dir, which must exist, and
 // returns them. Every page of the memory file holds data, so that reads of it
 // are real. The trace visits the runs in random order, each from its beginning.
@@ -60,7 +64,7 @@ func (y Synthetic) Make(dir string) (memory.Source, error) {
 	t := &workingset.Trace{Of: workingset.Of{SnapshotID: src.SnapshotID, MemorySize: src.Size}}
 	for _, i := range rng.Perm(y.Runs) {
 		for p := range lengths[i] {
-			t.Touches = append(t.Touches, workingset.Touch{Page: uint32(first[i] + p), After: time.Duration(len(t.Touches)) * 20 * time.Microsecond})
+			t.Touches = append(t.Touches, workingset.Touch{Page: uint32(first[i] + p), After: time.Duration(len(t.Touches)) * syntheticPause})
 		}
 	}
 	return src, workingset.SaveTrace(dir, t)

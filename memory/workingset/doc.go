@@ -39,7 +39,8 @@
 //	56      4     CRC-32 of everything up to the contents, with this field as zero
 //	60      4     zero
 //	64      L     the snapshot's id, then zeros up to a multiple of 8
-//	…       8·R   runs: first page (4), pages (4; bit 31: zeros, without contents)
+//	…      12·R   runs: first page (4), pages (4; bit 31: zeros, without contents),
+//	              microseconds from when the vCPUs ran until its first use (4; the largest number: or later)
 //	…       4·B   CRC-32 of each block; the last may be short
 //	…             zeros up to the offset of the contents
 //	…             contents of the runs that have any, one after the other

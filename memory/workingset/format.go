@@ -21,7 +21,7 @@ const (
 	traceHeader  = 32
 	setHeader    = 64
 	touchSize    = 16
-	runSize      = 8
+	runSize      = 12
 	setSumOffset = 56
 	traceMagic   = "skeptrac"
 	setMagic     = "skepwset"

@@ -1,6 +1,10 @@
 package workingset
 
-import "slices"
+import (
+	"math"
+	"slices"
+	"time"
+)
 
 // PageSize is the size of a page everywhere in these formats, in bytes.
 const PageSize = 4096
@@ -11,6 +15,9 @@ type Run struct {
 	First uint32
 	Pages uint32
 	Zero  bool
+	// At is when the first of its pages was first used, in microseconds since
+	// the vCPUs ran.
+	At uint32
 }
 
 // End is the page after the run.
@@ -24,18 +31,18 @@ func (r Run) Bytes() int64 {
 	return int64(r.Pages) * PageSize
 }
 
-// Runs makes maximal runs of pages, given in order of first use: each is as long
+// Runs makes maximal runs of the pages of a trace, given in order of first use: each is as long
 // as contiguous pages of one kind reach (zero says which are zero), but not
 // over limit pages when limit is positive, and the runs stand in the order in
 // which the first of their pages was used. A page that comes twice counts once.
-func Runs(pages []uint32, zero func(page uint32) bool, limit int) []Run {
+func Runs(touches []Touch, zero func(page uint32) bool, limit int) []Run {
 	type use struct {
 		page uint32
 		rank int // place in the order of first use
 	}
-	uses := make([]use, len(pages))
-	for i, p := range pages {
-		uses[i] = use{p, i}
+	uses := make([]use, len(touches))
+	for i, t := range touches {
+		uses[i] = use{t.Page, i}
 	}
 	slices.SortFunc(uses, func(a, b use) int {
 		if a.page != b.page {
@@ -67,6 +74,7 @@ func Runs(pages []uint32, zero func(page uint32) bool, limit int) []Run {
 	out := make([]Run, len(runs))
 	for i, r := range runs {
 		out[i] = r.Run
+		out[i].At = uint32(min(touches[r.rank].After/time.Microsecond, math.MaxUint32))
 	}
 	return out
 }

@@ -124,6 +124,7 @@ func (s *Set) head() []byte {
 		}
 		le.PutUint32(b, r.First)
 		le.PutUint32(b[4:], n)
+		le.PutUint32(b[8:], r.At)
 		b = b[runSize:]
 	}
 	for _, sum := range s.Sums {
@@ -192,7 +193,7 @@ func decodeHead(p []byte, of Of, runs, blocks, bytes int64) (*Set, error) {
 	left := bytes
 	for i := range s.Runs {
 		n := le.Uint32(b[4:])
-		s.Runs[i] = Run{First: le.Uint32(b), Pages: n &^ zeroFlag, Zero: n&zeroFlag != 0}
+		s.Runs[i] = Run{First: le.Uint32(b), Pages: n &^ zeroFlag, Zero: n&zeroFlag != 0, At: le.Uint32(b[8:])}
 		left -= s.Runs[i].Bytes()
 		b = b[runSize:]
 	}

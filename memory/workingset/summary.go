@@ -43,7 +43,7 @@ func (s *Set) Summary() Summary { return Summarize(s.Runs, s.MemorySize) }
 // Summary describes the trace; zero says which pages of the memory file are
 // zeros, nil for none. Its runs are those of contiguous pages, whatever they hold.
 func (t *Trace) Summary(zero func(page uint32) bool) Summary {
-	s := Summarize(Runs(t.Pages(), func(uint32) bool { return false }, 0), t.MemorySize)
+	s := Summarize(Runs(t.Touches, func(uint32) bool { return false }, 0), t.MemorySize)
 	for _, touch := range t.Touches {
 		if touch.Write {
 			s.Writes++

@@ -21,7 +21,7 @@ func sampleTrace() *Trace {
 }
 
 func sampleRuns() []Run {
-	return []Run{{First: 7, Pages: 2}, {First: 200, Pages: 1, Zero: true}, {First: 20, Pages: 70}, {First: 3, Pages: 1}}
+	return []Run{{First: 7, Pages: 2}, {First: 200, Pages: 1, Zero: true, At: 1500}, {First: 20, Pages: 70, At: 1 << 20}, {First: 3, Pages: 1, At: 2000}}
 }
 
 func content(p []byte, first uint32) error {
@@ -197,17 +197,29 @@ func TestRuns(t *testing.T) {
 		want  []Run
 	}{
 		"none":          {nil, 0, []Run{}},
-		"one":           {[]uint32{5}, 0, []Run{{5, 1, false}}},
-		"first use":     {[]uint32{50, 9, 7, 8, 51}, 0, []Run{{50, 2, false}, {7, 3, false}}},
-		"twice":         {[]uint32{7, 8, 7}, 0, []Run{{7, 2, false}}},
-		"kinds":         {[]uint32{98, 99, 100, 101}, 0, []Run{{98, 2, false}, {100, 2, true}}},
-		"limit":         {[]uint32{1, 2, 3, 4, 5}, 2, []Run{{1, 2, false}, {3, 2, false}, {5, 1, false}}},
-		"page by page":  {[]uint32{3, 2, 1}, 1, []Run{{3, 1, false}, {2, 1, false}, {1, 1, false}}},
-		"highest pages": {[]uint32{1<<31 + 1, 0, 1 << 31}, 0, []Run{{1 << 31, 2, true}, {0, 1, false}}},
+		"one":           {[]uint32{5}, 0, []Run{{5, 1, false, 0}}},
+		"first use":     {[]uint32{50, 9, 7, 8, 51}, 0, []Run{{50, 2, false, 0}, {7, 3, false, 0}}},
+		"twice":         {[]uint32{7, 8, 7}, 0, []Run{{7, 2, false, 0}}},
+		"kinds":         {[]uint32{98, 99, 100, 101}, 0, []Run{{98, 2, false, 0}, {100, 2, true, 0}}},
+		"limit":         {[]uint32{1, 2, 3, 4, 5}, 2, []Run{{1, 2, false, 0}, {3, 2, false, 0}, {5, 1, false, 0}}},
+		"page by page":  {[]uint32{3, 2, 1}, 1, []Run{{3, 1, false, 0}, {2, 1, false, 0}, {1, 1, false, 0}}},
+		"highest pages": {[]uint32{1<<31 + 1, 0, 1 << 31}, 0, []Run{{1 << 31, 2, true, 0}, {0, 1, false, 0}}},
 	} {
-		if got := Runs(c.pages, zero, c.limit); !slices.Equal(got, c.want) {
+		var touches []Touch
+		for _, p := range c.pages {
+			touches = append(touches, Touch{Page: p})
+		}
+		if got := Runs(touches, zero, c.limit); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
+	}
+}
+
+func TestRunsKeepTimes(t *testing.T) {
+	got := Runs([]Touch{{Page: 9, After: time.Microsecond}, {Page: 5, After: 70 * time.Microsecond}, {Page: 8, After: 2 * time.Hour}, {Page: 100, After: 2 * time.Hour}}, func(uint32) bool { return false }, 0)
+	want := []Run{{8, 2, false, 1}, {5, 1, false, 70}, {100, 1, false, 1<<32 - 1}}
+	if !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
 
