@@ -134,7 +134,7 @@ func RequireToken(token string, next http.Handler) (http.Handler, error) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			writeJSON(w, http.StatusUnauthorized, &api.Error{
 				Message: "the control API needs a bearer token",
-				Hint:    "give the token with --token-file or SKEP_CONTROL_TOKEN_FILE",
+				Hint:    "give the token with --control-token-file or SKEP_CONTROL_TOKEN_FILE",
 			})
 			return
 		}
