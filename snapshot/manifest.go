@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -37,9 +38,29 @@ var idRE = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,99}$`)
 // ValidID reports whether id can be a snapshot's: it is a plain file name.
 func ValidID(id string) bool { return idRE.MatchString(id) }
 
+// manifestFile is the content of manifest.json: the manifest, and the SHA-256 of
+// its compact JSON without that sum.
+type manifestFile struct {
+	Manifest
+	Sum string `json:"sum"`
+}
+
+func (m Manifest) sum() (string, error) {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:]), nil
+}
+
 // Encode writes the manifest as it stands in its file.
 func (m Manifest) Encode() ([]byte, error) {
-	b, err := json.MarshalIndent(m, "", "  ")
+	sum, err := m.sum()
+	if err != nil {
+		return nil, fmt.Errorf("encoding manifest of snapshot %s: %w", m.ID, err)
+	}
+	b, err := json.MarshalIndent(manifestFile{m, sum}, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("encoding manifest of snapshot %s: %w", m.ID, err)
 	}
@@ -63,14 +84,21 @@ func Decode(b []byte) (Manifest, error) {
 	if v.Format != FormatVersion {
 		return bad("format %d: this skep reads format %d", v.Format, FormatVersion)
 	}
-	var m Manifest
+	var f manifestFile
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
-	if err := d.Decode(&m); err != nil {
+	if err := d.Decode(&f); err != nil {
 		return bad("%v", err)
 	}
+	m := f.Manifest
 	if _, err := d.Token(); err != io.EOF {
 		return bad("something follows the manifest")
+	}
+	switch sum, err := m.sum(); {
+	case err != nil:
+		return bad("%v", err)
+	case sum != f.Sum:
+		return bad("its content has sum %s, it was written with %.70q: it was changed or damaged", sum, f.Sum)
 	}
 	if err := m.validate(); err != nil {
 		return Manifest{}, fmt.Errorf("%w: %w", ErrManifest, err)

@@ -84,6 +84,8 @@ func TestDecodeRefuses(t *testing.T) {
 		"a wrong size":      func(s string) string { return strings.Replace(s, `8388608`, `8388609`, 1) },
 		"a negative size":   func(s string) string { return strings.Replace(s, `"size": 5`, `"size": -5`, 1) },
 		"no vcpus":          func(s string) string { return strings.Replace(s, `"vcpus": 1`, `"vcpus": 0`, 1) },
+		"another letter":    func(s string) string { return strings.Replace(s, `"function": "hello"`, `"function": "jello"`, 1) },
+		"a flipped bit":     func(s string) string { return strings.Replace(s, `"function": "h`, "\"function\": \"\xe8", 1) },
 		"a tail":            func(s string) string { return s + "{}" },
 		"half":              func(s string) string { return s[:len(s)/2] },
 		"nothing":           func(string) string { return "" },

@@ -1,7 +1,6 @@
 package test
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,7 +21,7 @@ func TestFunctionNeverReady(t *testing.T) {
 		flags []string
 		want  string
 	}{
-		{"wrong-port", []string{"--ready-path", "/nowhere", "--ready-timeout", "3s"}, "ready"},
+		{"wrong-port", []string{"--ready-path", "/nowhere", "--ready-timeout", "15s"}, "ready"},
 		{"exits", []string{"--env", "HELLO_EXIT=7"}, "7"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -33,7 +32,9 @@ func TestFunctionNeverReady(t *testing.T) {
 			if _, err := d.client.Function(d.ctx(5*time.Second), c.name); err == nil {
 				t.Error("it is deployed all the same")
 			}
-			d.gone(c.name)
+			if is, err := d.client.Instances(d.ctx(5*time.Second), ""); err != nil || len(is) > 0 {
+				t.Errorf("instances afterwards: %v %+v", err, is)
+			}
 		})
 	}
 }
@@ -42,7 +43,7 @@ func TestFunctionNeverReady(t *testing.T) {
 // cap, fork until it may not, and take all memory. The daemon answers each time
 // and goes on.
 func TestHostileFunction(t *testing.T) {
-	d := start(t, "log_bytes = 1048576")
+	d := start(t, "keep_log_mib = 1")
 	d.hello("bad", "--timeout", "30s")
 	t.Run("exit", func(t *testing.T) {
 		a := d.get("bad", "/exit?code=3")

@@ -3,13 +3,17 @@ package test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -97,14 +101,13 @@ func prepareIn(t *testing.T, dir string, settings ...string) *daemon {
 		t.Fatal(err)
 	}
 	d.client = api.NewClient(api.ClientOptions{Socket: d.socket()})
-	before := leftovers(d.data())
 	t.Cleanup(func() {
 		d.down()
 		d.client.Close()
 		if t.Failed() {
 			t.Logf("the daemon's log (end):\n%s", d.log.tail(12000))
 		}
-		if left := newOnes(before, leftovers(d.data())); len(left) > 0 {
+		if left := slices.Sorted(maps.Keys(leftovers(d.data()))); len(left) > 0 {
 			t.Errorf("left behind after the daemon's end:\n  %s", strings.Join(left, "\n  "))
 		}
 	})
@@ -298,9 +301,12 @@ func (l *lockedBuffer) tail(n int) string {
 }
 
 // leftovers lists what a daemon on a data directory might leave on a host:
-// marked processes, namespaces, links, mounts, half-made files.
+// marked processes, namespaces, links, mounts, half-made files. What the host
+// has one name space for carries a digest of the data directory.
 func leftovers(data string) map[string]bool {
 	found := map[string]bool{}
+	sum := sha256.Sum256([]byte(data))
+	own := hex.EncodeToString(sum[:4])
 	procs, _ := filepath.Glob("/proc/[0-9]*/environ")
 	for _, p := range procs {
 		if b, err := os.ReadFile(p); err == nil && bytes.Contains(b, []byte("SKEP_NODE="+data+"\x00")) {
@@ -313,13 +319,15 @@ func leftovers(data string) map[string]bool {
 			found[kind+" "+n] = true
 		}
 	}
-	add("namespace", "/run/netns/*")
+	add("namespace", "/run/netns/*"+own+"*")
 	add("half-made snapshot", data+"/snapshots/.*")
 	add("half-made image", data+"/images/.*")
 	add("run directory", filepath.Dir(data)+"/run/*/*")
 	if ifs, err := net.Interfaces(); err == nil {
 		for _, i := range ifs {
-			found["link "+i.Name] = true
+			if strings.Contains(i.Name, own) {
+				found["link "+i.Name] = true
+			}
 		}
 	}
 	if b, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
@@ -331,17 +339,10 @@ func leftovers(data string) map[string]bool {
 	}
 	if out, err := exec.Command("nft", "list", "tables").Output(); err == nil {
 		for line := range strings.Lines(string(out)) {
-			found["nft "+strings.TrimSpace(line)] = true
+			if strings.Contains(line, own) {
+				found["nft "+strings.TrimSpace(line)] = true
+			}
 		}
 	}
 	return found
-}
-
-func newOnes(before, after map[string]bool) (left []string) {
-	for k := range after {
-		if !before[k] {
-			left = append(left, k)
-		}
-	}
-	return left
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/distribution/distribution/v3/configuration"
 	"github.com/distribution/distribution/v3/registry/handlers"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
+	"github.com/sirupsen/logrus"
 )
 
 // TestDeployFromEverySource deploys the same image from a real registry on this
@@ -30,7 +31,8 @@ func TestDeployFromEverySource(t *testing.T) {
 	img := helloImage(t, filepath.Join(d.bin, "skep-hello"))
 
 	conf := &configuration.Configuration{Storage: configuration.Storage{"filesystem": {"rootdirectory": t.TempDir()}}}
-	conf.Log.Level = "error"
+	conf.Log.Level, conf.Log.AccessLog.Disabled = "fatal", true
+	logrus.SetLevel(logrus.FatalLevel)
 	conf.Catalog.MaxEntries = 100
 	registry := httptest.NewServer(handlers.NewApp(t.Context(), conf))
 	defer registry.Close()
