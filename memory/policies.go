@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"golang.org/x/sync/semaphore"
 )
 
 // Options of New. The zero value is right for a daemon.
@@ -26,6 +28,7 @@ type Policies struct {
 	slots    chan struct{}
 	holes    holeMaps
 	spin     spinners
+	turns    *semaphore.Weighted // of sessions that read their working set
 
 	mu        sync.Mutex
 	recording map[string]bool // guarded by mu: directories of snapshots that a session is recording
@@ -42,7 +45,7 @@ func New(o Options) *Policies {
 	if o.Reads <= 0 {
 		o.Reads = 64
 	}
-	t := &Policies{pool: newPool(o.BufferBytes), slots: make(chan struct{}, o.Reads), recording: make(map[string]bool)}
+	t := &Policies{pool: newPool(o.BufferBytes), slots: make(chan struct{}, o.Reads), recording: make(map[string]bool), turns: semaphore.NewWeighted(streamTurns)}
 	t.spin.max.Store(int32(max(runtime.GOMAXPROCS(0)/2, 1)))
 	t.policies = []Policy{
 		mmapPolicy{},

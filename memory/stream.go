@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // streamPolicy is the default. Reading the working set starts with the request
@@ -17,6 +19,9 @@ func (streamPolicy) Name() string { return "stream" }
 
 // streamReaders is how many reads of 1 MiB are under way at once.
 const streamReaders = 4
+
+// streamTurns is how many working sets are read at once, over all instances.
+const streamTurns = 2
 
 func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 	s, f, err := p.openSet(ctx, p.Name(), src, true)
@@ -58,26 +63,37 @@ func (p *plan) mayLeave() int {
 	return 0
 }
 
-// fetchStream begins to read the contents buffer by buffer, in order.
+// fetchStream begins to read the contents buffer by buffer, in order, when its
+// turn has come: reading few working sets at a time keeps the disk as busy as
+// reading all of them, and the first are done sooner.
 func (f *setFile) fetchStream(s *session, n int) {
-	start := time.Now()
+	s.work.Go(func() {
+		if s.owner.turns.Acquire(s.ctx, 1) != nil {
+			return // the session is over
+		}
+		defer s.owner.turns.Release(1)
+		start := time.Now()
+		s.notUsed(f, f.fetchParts(s, n))
+		s.count.fetch.Store(int64(time.Since(start)))
+	})
+}
+
+// fetchParts reads all buffers, n at a time. It returns the first error.
+func (f *setFile) fetchParts(s *session, n int) error {
 	spans := s.server.plan.spans(bufferSize)
-	var next, left atomic.Int64
-	left.Store(int64(len(spans)))
+	group, ctx := errgroup.WithContext(s.ctx)
+	var next atomic.Int64
 	for range min(n, len(spans)) {
-		s.work.Go(func() {
-			for i := int(next.Add(1)) - 1; i < len(spans) && s.ctx.Err() == nil; i = int(next.Add(1)) - 1 {
+		group.Go(func() error {
+			for i := int(next.Add(1)) - 1; i < len(spans) && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
 				if err := f.fetchPart(s, spans[i], int64(i)*bufferSize); err != nil {
-					s.notUsed(f, err)
-					next.Store(int64(len(spans)))
-					return
-				}
-				if left.Add(-1) == 0 {
-					s.count.fetch.Store(int64(time.Since(start)))
+					return err
 				}
 			}
+			return nil
 		})
 	}
+	return group.Wait()
 }
 
 // fetchPart reads and verifies one buffer of contents.
