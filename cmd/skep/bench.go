@@ -19,12 +19,11 @@ import (
 func (c *cli) benchCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench",
-		Short: "measure starts, or the gateway",
-		Example: `  skep bench start -n 20 --out samples.jsonl
-  skep bench gateway`,
+		Short: "measure starts",
+		Example: `  skep bench start -n 20 --out samples.jsonl`,
 	}
 	onlyVerbs(cmd)
-	cmd.AddCommand(c.benchStartCmd(), c.benchGatewayCmd())
+	cmd.AddCommand(c.benchStartCmd())
 	return cmd
 }
 
