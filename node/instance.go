@@ -24,6 +24,7 @@ var (
 	errReplaced     = errors.New("its function was deployed anew")
 	errRemoved      = errors.New("its function was removed")
 	errAlone        = errors.New("the one invocation that it was for is over")
+	errNoAnswer     = errors.New("its server gave no answer")
 	errTakeSnapshot = errors.New("it has answered enough invocations for a snapshot")
 )
 

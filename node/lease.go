@@ -1,6 +1,7 @@
 package node
 
 import (
+	"fmt"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -84,6 +85,11 @@ func (l *lease) Release(rec api.Invocation) {
 	rec.Snapshot = inst.snapshot
 	p.fill(&rec, l)
 	p.mu.Lock()
+	if rec.Error != "" && rec.Status == http.StatusBadGateway {
+		// Its server did not answer; that its process has ended may be on its way
+		// here still. The next request must not find out again.
+		p.end(inst, fmt.Errorf("%w: %s", errNoAnswer, rec.Error), false)
+	}
 	p.giveBack(inst)
 	p.mu.Unlock()
 	p.n.Record(rec)
