@@ -35,12 +35,16 @@ type order struct {
 	Touchers   int
 }
 
-// touched is what it reports.
+// touched is what it reports of that.
 type touched struct {
 	Took    time.Duration
 	Touches []time.Duration // how long each touch took, in the order of Pages
-	Wrong   int             // pages with other contents than the memory file's
-	Err     string
+}
+
+// verdict is what it reports of what it saw.
+type verdict struct {
+	Wrong int // pages with other contents than the memory file's
+	Err   string
 }
 
 // ChildMain is the child's whole life, when this process is one; it does not
@@ -79,11 +83,18 @@ func child(in io.Reader, out io.Writer) error {
 	if err := dec.Decode(&start); err != nil {
 		return err
 	}
-	res := touch(&o, mem)
-	if res.Wrong, err = compare(&o, mem); err != nil {
-		res.Err = err.Error()
+	if err := enc.Encode(touch(&o, mem)); err != nil {
+		return err
 	}
-	return enc.Encode(res)
+	// Comparing reads the disk: not while others are being measured.
+	if err := dec.Decode(&start); err != nil {
+		return err
+	}
+	var v verdict
+	if v.Wrong, err = compare(&o, mem); err != nil {
+		v.Err = err.Error()
+	}
+	return enc.Encode(v)
 }
 
 // handOver does what Firecracker does when it restores a snapshot.

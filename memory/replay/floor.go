@@ -83,7 +83,7 @@ func floorInstall(ctx context.Context, o Options, src memory.Source, t *workings
 	took := time.Since(start)
 	bytes := float64(len(t.Touches)) * pageSize
 	f := Floor{Total: took, Each: took / time.Duration(max(len(runs), 1)), MBps: bytes / 1e6 / took.Seconds()}
-	_, err = g.touchAll(nil)
+	_, err = g.touchAll()
 	return f, err
 }
 
@@ -97,7 +97,7 @@ func floorFault(ctx context.Context, o Options, src memory.Source, t *workingset
 	served := make(chan error, 1)
 	var stop atomic.Bool
 	go func() { served <- bareFaults(g.FD, g.Regions[0].HostAddr, content, &stop) }()
-	res, err := g.touchAll(nil)
+	res, err := g.touchAll()
 	stop.Store(true)
 	if serr := <-served; err == nil {
 		err = serr

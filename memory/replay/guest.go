@@ -25,6 +25,8 @@ type guest struct {
 	enc  *gob.Encoder
 	dec  *gob.Decoder
 	held bool // the userfaultfd is still ours
+
+	session memory.Session // that serves it, if any
 }
 
 // spawn starts a child and takes over its memory.
@@ -102,7 +104,7 @@ func (g *guest) connect(ctx context.Context, l *net.UnixListener, o order) error
 	return nil
 }
 
-// end kills the child; idempotent.
+// end kills the child, then ends what served its memory; idempotent.
 func (g *guest) end() {
 	if g.cmd.ProcessState == nil {
 		_ = g.cmd.Process.Kill()
@@ -113,6 +115,9 @@ func (g *guest) end() {
 		g.FD.Close()
 		g.Gone.Close()
 	}
+	if g.session != nil {
+		g.session.Close()
+	}
 }
 
 // restore serves the child's memory under a policy, as node does a VMM's.
@@ -122,8 +127,7 @@ func (g *guest) restore(ctx context.Context, p memory.Policy, o Options) (Sample
 	if err != nil {
 		return Sample{}, err
 	}
-	defer s.Close()
-	defer g.end() // the memory's user ends before its server
+	g.session = s
 	waitUntil(begin.Add(o.Start))
 	attach := time.Now()
 	g.held = false
@@ -134,42 +138,57 @@ func (g *guest) restore(ctx context.Context, p memory.Policy, o Options) (Sample
 		return Sample{}, err
 	}
 	run := time.Now()
-	res, err := g.touchAll(s)
+	res, err := g.touchAll()
 	if err != nil {
 		return Sample{}, err
 	}
 	return sample(o, s, res, run.Sub(begin), run.Sub(attach)), nil
 }
 
-// touchAll lets the child run and waits for its report, or for its server's failure.
-func (g *guest) touchAll(s memory.Session) (touched, error) {
-	done := make(chan struct{})
-	defer close(done)
-	if s != nil {
+// touchAll lets the child touch its pages.
+func (g *guest) touchAll() (res touched, err error) { return res, g.ask(&res) }
+
+// verify lets it compare what it saw with the memory file.
+func (g *guest) verify() error {
+	var v verdict
+	if err := g.ask(&v); err != nil {
+		return err
+	}
+	if v.Err != "" {
+		return errors.New(v.Err)
+	}
+	if v.Wrong > 0 {
+		return fmt.Errorf("%d pages had wrong contents", v.Wrong)
+	}
+	return nil
+}
+
+// ask lets the child do its next step and waits for its report, or for the
+// failure of what serves its memory.
+func (g *guest) ask(report any) error {
+	if s := g.session; s != nil {
+		done, watched := make(chan struct{}), make(chan struct{})
 		go func() {
+			defer close(watched)
 			select {
 			case <-s.Failed():
 				_ = g.cmd.Process.Kill()
 			case <-done:
 			}
 		}()
+		defer func() { close(done); <-watched }()
 	}
-	var res touched
 	err := g.enc.Encode(true)
 	if err == nil {
-		err = g.dec.Decode(&res)
+		err = g.dec.Decode(report)
 	}
-	switch {
-	case s != nil && s.Err() != nil:
-		return res, s.Err()
-	case err != nil:
-		return res, fmt.Errorf("the child ended: %w", err)
-	case res.Err != "":
-		return res, errors.New(res.Err)
-	case res.Wrong > 0:
-		return res, fmt.Errorf("%d pages of %d had wrong contents", res.Wrong, len(res.Touches))
+	if g.session != nil && g.session.Err() != nil {
+		return g.session.Err()
 	}
-	return res, nil
+	if err != nil {
+		return fmt.Errorf("the child ended: %w", err)
+	}
+	return nil
 }
 
 func sample(o Options, s memory.Session, res touched, untilRun, install time.Duration) Sample {

@@ -51,7 +51,6 @@ type Sample struct {
 	Bytes    int64         `json:"bytes_read"`
 	MBps     float64       `json:"mb_per_s"`        // bytes read per second of Fetch (of Serve, where nothing was fetched)
 	Touch    time.Duration `json:"touch_median_ns"` // one touch, faults and others
-	Wrong    int           `json:"wrong_pages"`     // with other contents than the memory file's: always 0
 	Note     string        `json:"note,omitempty"`
 	Touches  []int64       `json:"touches_ns,omitempty"`
 }
@@ -188,6 +187,11 @@ func runOnce(ctx context.Context, o Options, traces []*workingset.Trace, policy 
 	}
 	if err := group.Wait(); err != nil {
 		return nil, err
+	}
+	for i, g := range guests {
+		if err := g.verify(); err != nil {
+			return nil, fmt.Errorf("instance %d: %w", i, err)
+		}
 	}
 	if o.Progress != nil {
 		for _, s := range samples {
