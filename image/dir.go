@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -21,19 +22,22 @@ import (
 // not get into the disk.
 const ConfigFile = "skep-image.json"
 
-// fetchDir makes an image of a root directory on this host.
+// fetchDir makes an image of a root directory on this host. Its digest is of
+// its Config and the tar stream that the directory gives: names in their order,
+// modes, owners, times, extended attributes, content.
 func (s *Store) fetchDir(ctx context.Context, ref, dir string, p Progress) (Image, error) {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return Image{}, err
+	}
 	conf, err := readConfig(dir)
 	if err != nil {
 		return Image{}, err
 	}
-	rawConf, err := json.Marshal(conf)
+	h, err := newDirHash(conf)
 	if err != nil {
 		return Image{}, err
 	}
-	// The digest is of the tar stream that the directory gives, and the Config.
-	h := sha256.New()
-	h.Write(rawConf)
 	digesting := &counter{p: p, stage: "pull"}
 	tw := tar.NewWriter(h)
 	if err := s.writeDir(ctx, tw, dir, digesting); err != nil {
@@ -42,12 +46,32 @@ func (s *Store) fetchDir(ctx context.Context, ref, dir string, p Progress) (Imag
 	if err := tw.Close(); err != nil {
 		return Image{}, err
 	}
-	digest := "sha256:" + hex.EncodeToString(h.Sum(nil))
+	digest := sum(h)
 	return s.once(ctx, digest, ref, func(staged string) (Config, error) {
 		build := &counter{p: p, stage: "build", total: digesting.done.Load()}
-		return conf, s.writeDisk(filepath.Join(staged, diskFile), func(w *tar.Writer) error { return s.writeDir(ctx, w, dir, build) })
+		again, err := newDirHash(conf)
+		if err != nil {
+			return conf, err
+		}
+		err = s.writeDisk(filepath.Join(staged, diskFile), again, func(w *tar.Writer) error { return s.writeDir(ctx, w, dir, build) })
+		if err == nil && sum(again) != digest {
+			err = fmt.Errorf("%s was changed while it was read: try again", dir)
+		}
+		return conf, err
 	})
 }
+
+func newDirHash(conf Config) (hash.Hash, error) {
+	b, err := json.Marshal(conf)
+	if err != nil {
+		return nil, err
+	}
+	h := sha256.New()
+	h.Write(b)
+	return h, nil
+}
+
+func sum(h hash.Hash) string { return "sha256:" + hex.EncodeToString(h.Sum(nil)) }
 
 func readConfig(dir string) (c Config, err error) {
 	f, err := os.Open(filepath.Join(dir, ConfigFile))
@@ -63,12 +87,15 @@ func readConfig(dir string) (c Config, err error) {
 	if err := d.Decode(&c); err != nil {
 		return c, fmt.Errorf("reading %s: %w", f.Name(), err)
 	}
+	if d.More() {
+		return c, fmt.Errorf("reading %s: something follows the configuration", f.Name())
+	}
 	return c, nil
 }
 
 // writeDir writes a directory as a tar stream, in the order of the names.
 func (s *Store) writeDir(ctx context.Context, w *tar.Writer, root string, count *counter) error {
-	left := s.opts.MaxBytes
+	left, entries := s.opts.MaxBytes, 0
 	links := map[[2]uint64]string{}
 	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err = errors.Join(err, ctx.Err()); err != nil {
@@ -77,6 +104,9 @@ func (s *Store) writeDir(ctx context.Context, w *tar.Writer, root string, count 
 		name, err := filepath.Rel(root, path)
 		if err != nil || name == ConfigFile {
 			return err
+		}
+		if entries++; entries > s.opts.MaxEntries {
+			return fmt.Errorf("%s has more than %d files", root, s.opts.MaxEntries)
 		}
 		var st unix.Stat_t
 		if err := unix.Lstat(path, &st); err != nil {
@@ -141,10 +171,9 @@ func header(path, name string, d fs.DirEntry, st *unix.Stat_t) (*tar.Header, err
 		h.Name += "/"
 	}
 	h.Uname, h.Gname, h.Format = "", "", tar.FormatPAX
-	h.ModTime = info.ModTime()
 	h.Mode = int64(st.Mode & 0o7777)
 	h.Devmajor, h.Devminor = int64(unix.Major(uint64(st.Rdev))), int64(unix.Minor(uint64(st.Rdev)))
-	h.AccessTime, h.ChangeTime = h.ModTime, h.ModTime
+	setTime(h, info.ModTime())
 	return h, addXattrs(path, h)
 }
 
@@ -158,18 +187,17 @@ func addXattrs(path string, h *tar.Header) error {
 		return ignoreUnsupported(path, err)
 	}
 	for _, name := range strings.Split(strings.TrimRight(string(list[:size]), "\x00"), "\x00") {
-		if name == "" || strings.HasPrefix(name, "security.selinux") {
-			continue // a label means nothing to another system
+		if name == "" {
+			continue
 		}
-		value := make([]byte, 64<<10)
+		value := make([]byte, 64<<10) // as long as Linux lets one be
 		n, err := unix.Lgetxattr(path, name, value)
+		if err == nil {
+			err = setXattr(h, name, string(value[:n]))
+		}
 		if err != nil {
 			return fmt.Errorf("reading %s of %s: %w", name, path, err)
 		}
-		if h.PAXRecords == nil {
-			h.PAXRecords = map[string]string{}
-		}
-		h.PAXRecords["SCHILY.xattr."+name] = string(value[:n])
 	}
 	return nil
 }

@@ -94,6 +94,7 @@ func open(t *testing.T, o Options) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { s.Close() })
 	return s
 }
 
@@ -101,7 +102,7 @@ func open(t *testing.T, o Options) *Store {
 func nothingLeft(t *testing.T, s *Store) {
 	t.Helper()
 	left, err := os.ReadDir(s.dir)
-	if err != nil || len(left) > 0 {
+	if err != nil || len(left) != 1 || left[0].Name() != lockFile {
 		t.Errorf("left in the store: %v %v", left, err)
 	}
 }
@@ -116,18 +117,11 @@ func inspect(t *testing.T, disk, command string) string {
 	return string(out)
 }
 
-// checkDisk runs e2fsck. The writer leaves the bits after the last inode unset,
-// which e2fsck notes and no kernel looks at; anything else is an error.
+// checkDisk runs e2fsck.
 func checkDisk(t *testing.T, disk string) {
 	t.Helper()
-	out, _ := exec.Command("e2fsck", "-fn", disk).CombinedOutput()
-	for line := range strings.Lines(string(out)) {
-		if strings.HasSuffix(strings.TrimSpace(line), "? no") && !strings.HasPrefix(line, "Padding at end of inode bitmap is not set.") {
-			t.Errorf("e2fsck:\n%s", out)
-		}
-	}
-	if !bytes.Contains(out, []byte("Pass 5")) {
-		t.Errorf("e2fsck did not get to its end:\n%s", out)
+	if out, err := exec.Command("e2fsck", "-fn", disk).CombinedOutput(); err != nil {
+		t.Errorf("e2fsck: %v:\n%s", err, out)
 	}
 }
 
@@ -374,10 +368,9 @@ func TestOpenRemovesHalfMadeOnly(t *testing.T) {
 	if _, err := Open(dir, Options{}); err != nil {
 		t.Fatal(err)
 	}
-	left, _ := filepath.Glob(filepath.Join(dir, "*"))
-	half, _ := filepath.Glob(filepath.Join(dir, ".*"))
-	if len(left) != 1 || len(half) != 0 {
-		t.Errorf("left %v %v", left, half)
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 2 || entries[0].Name() != lockFile || entries[1].Name() != "foreign" {
+		t.Errorf("left %v, %v", entries, err)
 	}
 }
 
@@ -390,44 +383,4 @@ func TestCancel(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	nothingLeft(t, s)
-}
-
-func FuzzParseRef(f *testing.F) {
-	for _, s := range []string{"localhost:5000/a:b", "oci:/x:y", "docker-archive:/a.tar", "dir:/x:y", "./a.tar", "oci:", ""} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		if strings.HasSuffix(s, ".tar") {
-			return // would open files
-		}
-		r, err := parseRef(s)
-		if err == nil && r.path == "" && r.name == "" {
-			t.Errorf("%q gives %+v", s, r)
-		}
-	})
-}
-
-func FuzzTree(f *testing.F) {
-	f.Add("a/b\x00.wh.a\x00a/.wh..wh..opq\x00../x")
-	f.Fuzz(func(t *testing.T, s string) {
-		tr := newTree()
-		for i, name := range strings.Split(s, "\x00") {
-			kind := []byte{tar.TypeReg, tar.TypeDir, tar.TypeLink, tar.TypeSymlink}[len(name)%4]
-			tr.apply(i%3, i, &tar.Header{Name: name, Linkname: strings.Split(s, "\x00")[0], Typeflag: kind})
-		}
-		for name, n := range tr.files {
-			if strings.Contains("/"+name+"/", "/../") {
-				t.Fatalf("%q escapes", name)
-			}
-			if parent := tr.files[pathDir(name)]; name != "" && (parent == nil || !parent.dir) {
-				t.Fatalf("%q has no directory", name)
-			}
-			_ = n
-		}
-	})
-}
-
-func pathDir(name string) string {
-	i := strings.LastIndexByte(name, '/')
-	return name[:max(0, i)]
 }

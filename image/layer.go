@@ -1,7 +1,6 @@
 package image
 
 import (
-	"archive/tar"
 	"bufio"
 	"compress/gzip"
 	"context"
@@ -11,8 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync/atomic"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -21,54 +18,93 @@ import (
 
 // spool writes a layer, decompressed, to a file, and compares its digest with
 // the one that the image's configuration gives: a truncated or altered layer
-// ends here. limit is how many bytes are still allowed.
-func spool(ctx context.Context, l v1.Layer, diffID v1.Hash, path string, limit int64, count *counter) (n int64, err error) {
-	rc, err := l.Compressed()
+// ends here.
+func spool(ctx context.Context, src source, l v1.Layer, diffID v1.Hash, path string, left *budget, count *counter) error {
+	rc, err := src.read(l)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer rc.Close()
 	plain, err := decompress(bufio.NewReaderSize(&countingReader{ctx, rc, count}, 64<<10))
 	if err != nil {
-		return 0, err
+		return fmt.Errorf("decompressing it: %w", err)
 	}
 	defer plain.Close()
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer f.Close()
 	h := sha256.New()
-	n, err = io.Copy(io.MultiWriter(f, h), io.LimitReader(plain, limit+1))
-	if err != nil {
-		return n, fmt.Errorf("reading the layer: %w", err)
-	}
-	if n > limit {
-		return n, fmt.Errorf("the image is larger than the limit")
+	if _, err := io.CopyBuffer(&budgetWriter{io.MultiWriter(f, h), left}, struct{ io.Reader }{plain}, make([]byte, 256<<10)); err != nil {
+		return fmt.Errorf("reading it (is it truncated?): %w", err)
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != diffID.Hex {
-		return n, fmt.Errorf("the layer's content has digest sha256:%s, the configuration says %s", got, diffID)
+		return fmt.Errorf("its content has digest sha256:%s, the image's configuration says %s", got, diffID)
 	}
-	return n, f.Close()
+	return f.Close()
 }
 
-// decompress looks at the first bytes: a layer's media type is not always right.
+// compression tells what the first bytes of a stream are compressed with; "" if
+// with nothing that is known. A layer's media type is not always right.
+func compression(head []byte) string {
+	switch {
+	case len(head) >= 2 && head[0] == 0x1f && head[1] == 0x8b:
+		return "gzip"
+	case len(head) >= 4 && string(head[:4]) == "\x28\xb5\x2f\xfd":
+		return "zstd"
+	}
+	return ""
+}
+
 func decompress(r *bufio.Reader) (io.ReadCloser, error) {
 	head, err := r.Peek(4)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	switch {
-	case len(head) >= 2 && head[0] == 0x1f && head[1] == 0x8b:
+	switch compression(head) {
+	case "gzip":
 		return gzip.NewReader(r)
-	case string(head) == "\x28\xb5\x2f\xfd":
-		d, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(256<<20))
+	case "zstd":
+		d, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
 		if err != nil {
 			return nil, err
 		}
 		return d.IOReadCloser(), nil
 	}
 	return io.NopCloser(r), nil
+}
+
+// budget is how many bytes are still allowed.
+type budget struct {
+	all  int64
+	left atomic.Int64
+}
+
+func newBudget(n int64) *budget {
+	b := &budget{all: n}
+	b.left.Store(n)
+	return b
+}
+
+func (b *budget) take(n int64) error {
+	if b.left.Add(-n) < 0 {
+		return fmt.Errorf("the image is larger than the limit of %d bytes", b.all)
+	}
+	return nil
+}
+
+// budgetWriter ends with an error where the budget does.
+type budgetWriter struct {
+	w io.Writer
+	b *budget
+}
+
+func (w *budgetWriter) Write(p []byte) (int, error) {
+	if err := w.b.take(int64(len(p))); err != nil {
+		return 0, err
+	}
+	return w.w.Write(p)
 }
 
 // counter tells a Progress about bytes.
@@ -81,6 +117,7 @@ type counter struct {
 
 func (c *counter) add(n int64) { c.p(c.stage, c.done.Add(n), c.total) }
 
+// countingReader ends with its context. c may be nil.
 type countingReader struct {
 	ctx context.Context
 	r   io.Reader
@@ -98,90 +135,36 @@ func (r *countingReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// cleanName returns an entry's path without leading and trailing slashes; "" is
-// the root. A path that leads out of the root is an error.
-func cleanName(name string) (string, error) {
-	for _, part := range strings.Split(name, "/") {
-		if part == ".." {
-			return "", fmt.Errorf("entry %q leads out of the root", name)
-		}
-	}
-	if strings.ContainsRune(name, 0) {
-		return "", fmt.Errorf("entry %q has a NUL in its name", name)
-	}
-	return strings.TrimPrefix(filepath.Clean("/"+name), "/"), nil
+// skipper is a buffered reader of a file that can skip forward, so that reading
+// the headers of an archive does not read the files in it.
+type skipper struct {
+	f   *os.File
+	r   *bufio.Reader
+	pos int64
 }
 
-// archiveRef tells an OCI archive from a docker-save one by what is in it.
-func archiveRef(path string) (reference, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return reference{}, err
-	}
-	defer f.Close()
-	form := ""
-	for t := tar.NewReader(f); ; {
-		h, err := t.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return reference{}, fmt.Errorf("reading the archive: %w", err)
-		}
-		switch filepath.Clean(h.Name) {
-		case "manifest.json":
-			return reference{form: formDockerArchive, path: path}, nil
-		case "oci-layout":
-			form = formOCIArchive
-		}
-	}
-	if form == "" {
-		return reference{}, errors.New("it is neither an OCI archive nor one that docker save wrote")
-	}
-	return reference{form: form, path: path}, nil
+func newSkipper(f *os.File) *skipper { return &skipper{f: f, r: bufio.NewReaderSize(f, 64<<10)} }
+
+func (s *skipper) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	s.pos += int64(n)
+	return n, err
 }
 
-// untarLayout unpacks an OCI archive: plain files in plain directories.
-func (s *Store) untarLayout(ctx context.Context, archive, dir string) error {
-	f, err := os.Open(archive)
-	if err != nil {
-		return err
+// Seek moves forward from where it is; that is all that archive/tar does.
+func (s *skipper) Seek(offset int64, whence int) (int64, error) {
+	if whence != io.SeekCurrent || offset < 0 {
+		return 0, fmt.Errorf("seeking to %d from %d: %w", offset, whence, errors.ErrUnsupported)
 	}
-	defer f.Close()
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
+	if offset <= int64(s.r.Buffered()) {
+		n, err := s.r.Discard(int(offset))
+		s.pos += int64(n)
+		return s.pos, err
 	}
-	defer root.Close()
-	left := s.opts.MaxBytes
-	for t := tar.NewReader(&countingReader{ctx: ctx, r: f}); ; {
-		h, err := t.Next()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("reading the archive: %w", err)
-		}
-		name, err := cleanName(h.Name)
-		if err != nil {
-			return err
-		}
-		if h.Typeflag != tar.TypeReg {
-			continue
-		}
-		if left -= h.Size; left < 0 {
-			return fmt.Errorf("the archive is larger than %d bytes", s.opts.MaxBytes)
-		}
-		if err := root.MkdirAll(filepath.Dir(name), 0o700); err != nil {
-			return err
-		}
-		out, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(out, t)
-		if err := errors.Join(err, out.Close()); err != nil {
-			return err
-		}
+	s.pos += offset
+	if _, err := s.f.Seek(s.pos, io.SeekStart); err != nil {
+		return 0, err
 	}
+	s.r.Reset(s.f)
+	return s.pos, nil
 }

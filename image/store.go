@@ -12,7 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,19 +27,18 @@ var (
 
 // Options of a store. The zero value is useful.
 type Options struct {
-	MaxBytes int64 // of an image, uncompressed; default 16 GiB
-	Logger   *slog.Logger
+	MaxBytes   int64 // of an image, uncompressed; default 16 GiB
+	MaxEntries int   // files of an image; default one million
+	Logger     *slog.Logger
 }
 
 // Store keeps root disks below a directory: <hex of the digest>/rootfs.ext4 and
-// image.json. It belongs to one process at a time, which the lock of the data
-// directory sees to. Its methods may be called from many goroutines.
+// image.json. Its methods may be called from many goroutines, and several
+// processes may have a store open: an image is made once.
 type Store struct {
-	dir  string
-	opts Options
-
-	mu   sync.Mutex // guards work
-	work map[string]chan struct{}
+	dir   string
+	opts  Options
+	locks *locks
 }
 
 const (
@@ -47,15 +46,20 @@ const (
 	metaFile  = "image.json"
 	staging   = ".staging-"
 	metaLimit = 1 << 20
+
+	removeWait = 10 * time.Second // for a Fetch of the same image
 )
 
 var _ Fetcher = (*Store)(nil)
 
 // Open opens the store in dir, makes it if it is not there, and removes what a
-// crash left half made.
+// crash left half made, unless another process has the store open.
 func Open(dir string, opts Options) (*Store, error) {
 	if opts.MaxBytes == 0 {
 		opts.MaxBytes = 16 << 30
+	}
+	if opts.MaxEntries == 0 {
+		opts.MaxEntries = 1_000_000
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
@@ -63,17 +67,38 @@ func Open(dir string, opts Options) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("opening the image store: %w", err)
 	}
-	half, err := filepath.Glob(filepath.Join(dir, staging+"*"))
-	if err != nil {
-		return nil, err
+	s := &Store{dir: dir, opts: opts}
+	var err error
+	if s.locks, err = openLocks(dir, s.clean); err != nil {
+		return nil, fmt.Errorf("opening the image store: %w", err)
 	}
-	for _, d := range half {
-		opts.Logger.Info("removing a half-made image", "path", d)
-		if err := os.RemoveAll(d); err != nil {
-			return nil, fmt.Errorf("removing a half-made image: %w", err)
+	return s, nil
+}
+
+// Close lets go of the store. Nothing may be under way.
+func (s *Store) Close() error {
+	if err := s.locks.file.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// clean removes what a crash left half made.
+func (s *Store) clean() error {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), staging) {
+			continue
+		}
+		s.opts.Logger.Info("removing a half-made image", "path", filepath.Join(s.dir, e.Name()))
+		if err := os.RemoveAll(filepath.Join(s.dir, e.Name())); err != nil {
+			return fmt.Errorf("removing a half-made image: %w", err)
 		}
 	}
-	return &Store{dir: dir, opts: opts, work: map[string]chan struct{}{}}, nil
+	return nil
 }
 
 // meta is image.json.
@@ -111,8 +136,11 @@ func (s *Store) Get(digest string) (Image, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return Image{}, fmt.Errorf("%w: %s", ErrNotFound, digest)
 	}
+	if err == nil && m.Digest != digest {
+		err = fmt.Errorf("%s is about image %s", metaFile, m.Digest)
+	}
 	if err != nil {
-		return Image{}, fmt.Errorf("image %s: %w", digest, err)
+		return Image{}, fmt.Errorf("image %s: %w: %w; remove %s and deploy again", digest, ErrDamaged, err, dir)
 	}
 	m.Disk = filepath.Join(dir, diskFile)
 	now, err := stampOf(m.Disk)
@@ -154,21 +182,28 @@ func (s *Store) Remove(digest string) error {
 	if err != nil {
 		return err
 	}
-	release, err := s.claim(context.Background(), digest)
+	ctx, cancel := context.WithTimeout(context.Background(), removeWait)
+	defer cancel()
+	release, err := s.locks.claim(ctx, digest)
 	if err != nil {
-		return err
+		return fmt.Errorf("removing image %s: somebody works on it: %w", digest, err)
 	}
 	defer release()
+	if err := s.discard(dir); errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w: %s", ErrNotFound, digest)
+	} else if err != nil {
+		return fmt.Errorf("removing image %s: %w", digest, err)
+	}
+	return nil
+}
+
+// discard removes an image's directory, at once as others see it.
+func (s *Store) discard(dir string) error {
 	trash, err := os.MkdirTemp(s.dir, staging)
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(dir, filepath.Join(trash, "image")); errors.Is(err, os.ErrNotExist) {
-		return errors.Join(fmt.Errorf("%w: %s", ErrNotFound, digest), os.Remove(trash))
-	} else if err != nil {
-		return errors.Join(fmt.Errorf("removing image %s: %w", digest, err), os.Remove(trash))
-	}
-	return os.RemoveAll(trash)
+	return errors.Join(os.Rename(dir, filepath.Join(trash, "image")), os.RemoveAll(trash))
 }
 
 // path is the directory of an image; the digest is checked, as it may come from
@@ -181,35 +216,10 @@ func (s *Store) path(digest string) (string, error) {
 	return filepath.Join(s.dir, hexPart), nil
 }
 
-// claim waits until no other goroutine works on the digest.
-func (s *Store) claim(ctx context.Context, digest string) (release func(), err error) {
-	for {
-		s.mu.Lock()
-		busy, taken := s.work[digest]
-		if !taken {
-			mine := make(chan struct{})
-			s.work[digest] = mine
-			s.mu.Unlock()
-			return func() {
-				s.mu.Lock()
-				delete(s.work, digest)
-				s.mu.Unlock()
-				close(mine)
-			}, nil
-		}
-		s.mu.Unlock()
-		select {
-		case <-busy:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-}
-
 // once returns the image with this digest, made by make unless it is there.
 // Two callers do the work once.
 func (s *Store) once(ctx context.Context, digest, ref string, make func(dir string) (Config, error)) (Image, error) {
-	release, err := s.claim(ctx, digest)
+	release, err := s.locks.claim(ctx, digest)
 	if err != nil {
 		return Image{}, err
 	}
@@ -221,7 +231,7 @@ func (s *Store) once(ctx context.Context, digest, ref string, make func(dir stri
 	case errors.Is(err, ErrDamaged):
 		s.opts.Logger.Warn("making a damaged root disk again", "image", digest, "error", err)
 		final, _ := s.path(digest)
-		if err := os.RemoveAll(final); err != nil {
+		if err := s.discard(final); err != nil {
 			return Image{}, fmt.Errorf("removing a damaged image: %w", err)
 		}
 	}
