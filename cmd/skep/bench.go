@@ -18,8 +18,8 @@ import (
 
 func (c *cli) benchCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "bench",
-		Short: "measure starts",
+		Use:     "bench",
+		Short:   "measure starts",
 		Example: `  skep bench start -n 20 --out samples.jsonl`,
 	}
 	onlyVerbs(cmd)
