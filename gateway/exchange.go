@@ -34,6 +34,7 @@ type exchange struct {
 	headers  time.Time // when the function's answer began
 	bytesIn  atomic.Int64
 	bytesOut int64
+	length   int64 // of the answer's body, where it is known
 }
 
 type exchangeKey struct{}
@@ -137,6 +138,8 @@ func (g *Gateway) rewrite(r *httputil.ProxyRequest) {
 func modifyResponse(resp *http.Response) error {
 	x := exchangeOf(resp.Request.Context())
 	x.headers = time.Now()
+	x.length = resp.ContentLength
+	x.rec.Status = resp.StatusCode // an upgraded connection writes its own 101
 	p := x.lease.Phases()
 	p.Connect, p.Process = x.phases.Connect, x.phases.Process
 	p.Total = x.headers.Sub(x.began)
@@ -199,6 +202,9 @@ func (w *countedWriter) WriteHeader(status int) {
 func (w *countedWriter) Write(p []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(p)
 	w.x.bytesOut += int64(n)
+	if err == nil && w.x.bytesOut < w.x.length {
+		err = http.NewResponseController(w.ResponseWriter).Flush() // the rest may take its time
+	}
 	return n, err
 }
 

@@ -47,10 +47,13 @@ func New(b Backend, o Options) *Gateway {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	g := &Gateway{backend: b, opts: o}
+	// What a function streams is meant to be seen at once. The proxy flushes each
+	// piece of a body of unknown length; countedWriter those of the others. An
+	// answer without a body must not be flushed: gRPC wants its only header to be
+	// the end of the stream.
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:        g.rewrite,
 		Transport:      carrier{},
-		FlushInterval:  -1, // each piece at once: what a function streams is meant to be seen
 		BufferPool:     &bufferPool{},
 		ModifyResponse: modifyResponse,
 		ErrorHandler:   answerError,
