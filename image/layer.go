@@ -37,7 +37,7 @@ func spool(ctx context.Context, src source, l v1.Layer, diffID v1.Hash, path str
 	defer f.Close()
 	h := sha256.New()
 	if _, err := io.CopyBuffer(&budgetWriter{io.MultiWriter(f, h), left}, struct{ io.Reader }{plain}, make([]byte, 256<<10)); err != nil {
-		return fmt.Errorf("reading it (is it truncated?): %w", err)
+		return fmt.Errorf("reading it: %w", err)
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != diffID.Hex {
 		return fmt.Errorf("its content has digest sha256:%s, the image's configuration says %s", got, diffID)

@@ -94,6 +94,9 @@ func checkPlain(img v1.Image) (src source, err error) {
 // fits checks what the configuration says against the layers and this host.
 func (s source) fits(layers int) error {
 	c := s.conf
+	if layers == 0 {
+		return errors.New("it has no layers")
+	}
 	if len(c.RootFS.DiffIDs) != layers {
 		return fmt.Errorf("it has %d layers, its configuration lists %d", layers, len(c.RootFS.DiffIDs))
 	}
