@@ -8,8 +8,42 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 )
+
+// Fetch makes sure that a kernel is in the store dir: it downloads the
+// distribution's package for virtual machines with apt-get and imports it. step
+// is told what is being done; nil is allowed. When a kernel is there, nothing
+// is done.
+func Fetch(ctx context.Context, dir string, step func(string)) (k Kernel, err error) {
+	if k, err := Default(dir); !errors.Is(err, ErrNone) {
+		return k, err
+	}
+	if step == nil {
+		step = func(string) {}
+	}
+	tmp, err := os.MkdirTemp("", "skep-kernel-")
+	if err != nil {
+		return Kernel{}, fmt.Errorf("fetching a guest kernel: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	step("looking for the distribution's kernel package for virtual machines")
+	names, err := packages(ctx)
+	if err != nil {
+		return Kernel{}, err
+	}
+	step("downloading " + strings.Join(names, " "))
+	// As root apt would drop to a user that may not write here, and warn.
+	args := append([]string{"-q", "-o", "APT::Sandbox::User=root", "download"}, names...)
+	if err := run(ctx, tmp, "apt-get", args...); err != nil {
+		return Kernel{}, fmt.Errorf("downloading the guest kernel: %w", err)
+	}
+	debs, err := filepath.Glob(filepath.Join(tmp, "*.deb"))
+	if err != nil {
+		return Kernel{}, err
+	}
+	step("unpacking it")
+	return Import(ctx, dir, ImportOptions{Packages: debs})
+}
 
 // packages names the packages that hold the distribution's kernel for virtual
 // machines and its modules.
@@ -22,44 +56,27 @@ func packages(ctx context.Context) ([]string, error) {
 		if err != nil {
 			continue
 		}
-		var names []string
-		for line := range strings.Lines(string(out)) {
-			name, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: ")
-			if !ok || !strings.HasPrefix(name, "linux-image-") {
-				continue
-			}
-			names = append(names, name)
-			// Ubuntu has most modules in a package of their own.
-			modules := "linux-modules-" + strings.TrimPrefix(strings.TrimPrefix(name, "linux-image-"), "unsigned-")
-			if exec.CommandContext(ctx, "apt-cache", "show", modules).Run() == nil {
-				names = append(names, modules)
-			}
+		names := dependencies(string(out))
+		if len(names) == 0 {
+			continue
 		}
-		if len(names) > 0 {
-			return names, nil
+		// Ubuntu has most modules in a package of their own.
+		modules := "linux-modules-" + strings.TrimPrefix(strings.TrimPrefix(names[0], "linux-image-"), "unsigned-")
+		if exec.CommandContext(ctx, "apt-cache", "show", modules).Run() == nil {
+			names = append(names, modules)
 		}
+		return names, nil
 	}
 	return nil, errors.New("apt knows no kernel package for virtual machines: run apt-get update, or set kernel and kernel_modules")
 }
 
-// unpack downloads packages into dir and unpacks them into dir/root.
-func unpack(ctx context.Context, dir string, names []string) error {
-	root := filepath.Join(dir, "root")
-	if err := os.Mkdir(root, 0o755); err != nil {
-		return err
-	}
-	// As root apt would drop to a user that may not write here, and warn.
-	args := append([]string{"-q", "-o", "APT::Sandbox::User=root", "download"}, names...)
-	if err := run(ctx, dir, "apt-get", args...); err != nil {
-		return fmt.Errorf("downloading the guest kernel: %w", err)
-	}
-	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
-	if err != nil {
-		return err
-	}
-	for _, deb := range debs {
-		if err := run(ctx, dir, "dpkg-deb", "-x", deb, root); err != nil {
-			return fmt.Errorf("unpacking the guest kernel: %w", err)
+// dependencies reads the first kernel package from what apt-cache depends says
+// of a metapackage. Where there are alternatives ("|Depends:"), the first will do.
+func dependencies(out string) []string {
+	for line := range strings.Lines(out) {
+		name, ok := strings.CutPrefix(strings.TrimPrefix(strings.TrimSpace(line), "|"), "Depends: ")
+		if ok && strings.HasPrefix(name, "linux-image-") {
+			return []string{name}
 		}
 	}
 	return nil
@@ -71,9 +88,7 @@ func run(ctx context.Context, dir, name string, args ...string) error {
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("%s %s: %w: %s", name, args[len(args)-1], err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }
-
-func isNotEmpty(err error) bool { return errors.Is(err, syscall.ENOTEMPTY) }

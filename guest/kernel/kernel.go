@@ -2,19 +2,35 @@
 // distribution's own small kernel for virtual machines, taken from its package
 // and never installed on the host; by option any bzImage or vmlinux with its
 // modules.
+//
+// A kernel that is imported lies below the store's directory like this, whole
+// or not at all:
+//
+//	RELEASE-DIGEST/            DIGEST: the first 12 digits of the image's
+//	├── kernel.json            what it is; see manifest
+//	├── vmlinux (or vmlinuz)   what is booted
+//	└── modules/RELEASE/…      as below lib/modules
+//
+// What is booted is the uncompressed vmlinux wherever a VMM can enter it
+// directly (its PVH note), not the bzImage that distributions ship. Measured
+// with Debian's 6.1 cloud kernel on QEMU 7.2 in software emulation, 256 MiB,
+// medians on a busy machine: until the agent answered 2.9 s against 3.5 s,
+// since the guest need not decompress and relocate itself, and a snapshot held
+// 70 MiB other than zeros against 98 MiB. Starting the VMM takes 0.2 s longer,
+// since it reads the larger file; that is in the 2.9 s. Firecracker up to 1.16
+// boots nothing else.
 package kernel
 
 import (
-	"context"
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"sort"
-	"strings"
 	"time"
 )
 
@@ -23,10 +39,23 @@ var ErrNone = errors.New("no guest kernel is there")
 
 // Kernel is a guest kernel on disk.
 type Kernel struct {
-	Path    string // bzImage or vmlinux
+	Path    string // vmlinux or bzImage
 	Modules string // directory with its modules, lib/modules/RELEASE; "" for none
 	Digest  string // "sha256:…" of the file at Path
 	Release string // "6.1.0-56-cloud-amd64"; "" where it is not known
+}
+
+// manifestName is the file that makes a directory a kernel of a store.
+const manifestName = "kernel.json"
+
+// manifest is the content of kernel.json.
+type manifest struct {
+	Format   int       `json:"format"` // 1
+	Image    string    `json:"image"`  // name of the file that is booted
+	Digest   string    `json:"digest"` // of it
+	Release  string    `json:"release,omitempty"`
+	Imported time.Time `json:"imported"`
+	From     []string  `json:"from"` // names of packages or files
 }
 
 // Load describes the kernel at path with the modules in a directory.
@@ -36,12 +65,12 @@ func Load(path, modules string) (Kernel, error) {
 		return Kernel{}, fmt.Errorf("reading the guest kernel: %w", err)
 	}
 	defer f.Close()
-	var head [0x206]byte
-	if _, err := io.ReadFull(f, head[:]); err != nil {
+	head := make([]byte, setupEnd)
+	if _, err := io.ReadFull(f, head); err != nil {
 		return Kernel{}, fmt.Errorf("%s is too short for a kernel: %w", path, err)
 	}
-	if string(head[0x202:0x206]) != "HdrS" && string(head[:4]) != "\x7fELF" {
-		return Kernel{}, fmt.Errorf("%s is neither a bzImage nor a vmlinux", path)
+	if !isBzImage(head) && !isELF(head) {
+		return Kernel{}, fmt.Errorf("%s is %w", path, errNotKernel)
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return Kernel{}, err
@@ -60,80 +89,77 @@ func Load(path, modules string) (Kernel, error) {
 	return k, nil
 }
 
-// Default returns the newest kernel that Fetch has put below dir, ErrNone if
-// there is none.
-func Default(dir string) (Kernel, error) {
-	found, err := filepath.Glob(filepath.Join(dir, "*", "boot", "vmlinuz-*"))
+// Open reads the imported kernel in dir, and checks that its image is what was
+// imported.
+func Open(dir string) (Kernel, error) {
+	m, err := readManifest(dir)
 	if err != nil {
 		return Kernel{}, err
 	}
-	var all []string
-	for _, p := range found {
-		if !strings.HasPrefix(filepath.Base(filepath.Dir(filepath.Dir(p))), ".") {
-			all = append(all, p)
+	modules := ""
+	if m.Release != "" {
+		modules = filepath.Join(dir, "modules", m.Release)
+		if _, err := os.Stat(modules); errors.Is(err, os.ErrNotExist) {
+			modules = "" // all is built in
 		}
 	}
-	if len(all) == 0 {
+	k, err := Load(filepath.Join(dir, m.Image), modules)
+	if err != nil {
+		return Kernel{}, err
+	}
+	if k.Digest != m.Digest {
+		return Kernel{}, fmt.Errorf("guest kernel %s is damaged: its digest is %s, was %s when imported; remove %s and run `skep setup`", k.Path, k.Digest, m.Digest, dir)
+	}
+	k.Release = m.Release
+	return k, nil
+}
+
+func readManifest(dir string) (m manifest, err error) {
+	path := filepath.Join(dir, manifestName)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return m, err
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	switch err := d.Decode(&m); {
+	case err != nil:
+		return m, fmt.Errorf("reading %s: %w", path, err)
+	case m.Format != 1:
+		return m, fmt.Errorf("%s has format %d: 1 is known", path, m.Format)
+	case m.Image == "" || filepath.Base(m.Image) != m.Image || m.Release != "" && filepath.Base(m.Release) != m.Release:
+		return m, fmt.Errorf("%s names a file outside its directory", path)
+	}
+	return m, nil
+}
+
+// Default returns the kernel that was imported last into the store dir, ErrNone
+// if there is none.
+func Default(dir string) (Kernel, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return Kernel{}, err
+	}
+	var best string
+	var at time.Time
+	for _, e := range entries {
+		sub := filepath.Join(dir, e.Name())
+		if e.Name()[0] == '.' || !e.IsDir() {
+			continue
+		}
+		m, err := readManifest(sub)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // not ours
+		}
+		if err != nil {
+			return Kernel{}, err
+		}
+		if best == "" || m.Imported.After(at) {
+			best, at = sub, m.Imported
+		}
+	}
+	if best == "" {
 		return Kernel{}, fmt.Errorf("%w below %s: `skep setup` fetches one", ErrNone, dir)
 	}
-	sort.Slice(all, func(i, j int) bool { return modified(all[i]).After(modified(all[j])) })
-	release := strings.TrimPrefix(filepath.Base(all[0]), "vmlinuz-")
-	top := filepath.Dir(filepath.Dir(all[0]))
-	for _, lib := range []string{"lib/modules", "usr/lib/modules"} {
-		modules := filepath.Join(top, lib, release)
-		if _, err := os.Stat(modules); err == nil {
-			return Load(all[0], modules)
-		}
-	}
-	return Load(all[0], "")
-}
-
-// modified is when the package of the kernel at path was put there.
-func modified(path string) (t time.Time) {
-	if st, err := os.Stat(filepath.Dir(filepath.Dir(path))); err == nil {
-		t = st.ModTime()
-	}
-	return t
-}
-
-// Fetch makes sure that a kernel is below dir: it downloads the distribution's
-// package for virtual machines with apt-get, and unpacks it. step is told what
-// is being done; nil is allowed. When a kernel is there, nothing is done.
-func Fetch(ctx context.Context, dir string, step func(string)) (Kernel, error) {
-	if k, err := Default(dir); !errors.Is(err, ErrNone) {
-		return k, err
-	}
-	if step == nil {
-		step = func(string) {}
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return Kernel{}, err
-	}
-	tmp, err := os.MkdirTemp(dir, ".fetch-")
-	if err != nil {
-		return Kernel{}, err
-	}
-	defer os.RemoveAll(tmp)
-	step("looking for the distribution's kernel package for virtual machines")
-	names, err := packages(ctx)
-	if err != nil {
-		return Kernel{}, err
-	}
-	step("downloading " + strings.Join(names, " "))
-	if err := unpack(ctx, tmp, names); err != nil {
-		return Kernel{}, err
-	}
-	final := filepath.Join(dir, names[0])
-	if err := os.Rename(filepath.Join(tmp, "root"), final); err != nil && !errors.Is(err, os.ErrExist) && !isNotEmpty(err) {
-		return Kernel{}, fmt.Errorf("publishing the guest kernel: %w", err)
-	}
-	return Default(dir)
-}
-
-// Cmdline is what a guest kernel should be told beyond what the VMM's machine
-// needs: be silent (a serial port is slow), trust the host's entropy and clock,
-// and leave out what a clone would have to page in for nothing.
-func Cmdline() string {
-	return "quiet loglevel=3 random.trust_cpu=on random.trust_bootloader=on mitigations=off ipv6.disable=1 " +
-		"no_timer_check tsc=reliable cryptomgr.notests audit=0 rdinit=/init"
+	return Open(best)
 }
