@@ -52,7 +52,7 @@ func TestHostileFunction(t *testing.T) {
 		}
 	})
 	t.Run("logs", func(t *testing.T) {
-		d.mustGet("bad", "/log?bytes=67108864")
+		d.mustGet("bad", "/log?bytes=16777216")
 		var size int64
 		filepath.Walk(filepath.Join(d.data(), "logs"), func(_ string, i os.FileInfo, err error) error {
 			if err == nil && i.Mode().IsRegular() {

@@ -320,8 +320,8 @@ func leftovers(data string) map[string]bool {
 		}
 	}
 	add("namespace", "/run/netns/*"+own+"*")
-	add("half-made snapshot", data+"/snapshots/.*")
-	add("half-made image", data+"/images/.*")
+	add("half-made snapshot", data+"/snapshots/.staging*")
+	add("half-made image", data+"/images/.staging*")
 	add("run directory", filepath.Dir(data)+"/run/*/*")
 	if ifs, err := net.Interfaces(); err == nil {
 		for _, i := range ifs {
