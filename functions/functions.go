@@ -11,11 +11,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/skep-dev/skep/internal/atomicfile"
 )
@@ -114,7 +116,21 @@ func buildHello(ctx context.Context, cacheDir string, step func(string)) (string
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return "", err
 	}
+	if err := settle(dir); err != nil {
+		return "", err
+	}
 	return "dir:" + final, publish(dir, final)
+}
+
+// settle gives all files one time, so that the image's digest is that of what is
+// in it and snapshots outlive a lost cache.
+func settle(dir string) error {
+	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Chtimes(path, time.Unix(0, 0), time.Unix(0, 0))
+	})
 }
 
 // publish is atomicfile.Publish where another process may have been first.

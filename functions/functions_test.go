@@ -46,6 +46,12 @@ func TestBuildTwice(t *testing.T) {
 			if len(img.Config.Entrypoint) == 0 {
 				t.Error("the image has no entrypoint")
 			}
+			if name != "hello" { // the others take too long to make twice
+			} else if again, err := Build(t.Context(), filepath.Join(dir, "elsewhere"), name, nil); err != nil {
+				t.Error(err)
+			} else if other, err := store.Fetch(t.Context(), again, nil); err != nil || other.Digest != img.Digest {
+				t.Errorf("made elsewhere it is another image: %v, %s and %s", err, other.Digest, img.Digest)
+			}
 			if st, err := os.Stat(img.Disk); err != nil || st.Size() > 120<<20 {
 				t.Errorf("the disk: %v, %d bytes", err, st.Size())
 			}
@@ -56,5 +62,46 @@ func TestBuildTwice(t *testing.T) {
 func TestUnknownFunction(t *testing.T) {
 	if _, err := Build(t.Context(), t.TempDir(), "absent", nil); err == nil || !strings.Contains(err.Error(), "hello-python") {
 		t.Errorf("error %v: want one that names those that there are", err)
+	}
+}
+
+func TestIsDropped(t *testing.T) {
+	for name, want := range map[string]bool{
+		"usr/share/doc/": false, "usr/share/doc/x": true, "usr/share/docs": false, "dev/": false, "dev/null": true,
+		"etc/hostname": true, "etc/hostnames": false, "etc/": false, "usr/bin/python3": false,
+	} {
+		if got := isDropped(name); got != want {
+			t.Errorf("%s is dropped: %v, want %v", name, got, want)
+		}
+	}
+}
+
+// TestBaseIsShared makes two images of one base: its bytes are there once.
+func TestBaseIsShared(t *testing.T) {
+	base := filepath.Join(t.TempDir(), "base.tar")
+	if err := os.WriteFile(base, make([]byte, 1<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.Stat(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, code := range []string{"one", "two"} {
+		dir := filepath.Join(filepath.Dir(base), code)
+		if err := writeLayout(dir, base, []byte(code)); err != nil {
+			t.Fatal(err)
+		}
+		blobs, err := filepath.Glob(filepath.Join(dir, "blobs", "sha256", "*"))
+		if err != nil || len(blobs) != 4 { // base, function, configuration, manifest
+			t.Errorf("the layout has %v, %v", blobs, err)
+		}
+		shared := false
+		for _, b := range blobs {
+			st, err := os.Stat(b)
+			shared = shared || err == nil && os.SameFile(st, want)
+		}
+		if !shared {
+			t.Errorf("the base was copied into %v", blobs)
+		}
 	}
 }
