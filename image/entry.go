@@ -12,8 +12,20 @@ import (
 	"time"
 )
 
-// copyEntry writes an entry under a path, with what of its header a disk keeps.
-func copyEntry(ctx context.Context, w *tar.Writer, name string, h *tar.Header, r io.Reader, count *counter) error {
+// entryWriter writes the entries that become a disk.
+type entryWriter struct {
+	ctx   context.Context
+	tar   *tar.Writer
+	count *counter
+	buf   []byte
+}
+
+func newEntryWriter(ctx context.Context, w *tar.Writer, count *counter) *entryWriter {
+	return &entryWriter{ctx, w, count, make([]byte, 128<<10)}
+}
+
+// copy writes an entry under a path, with what of its header a disk keeps.
+func (w *entryWriter) copy(name string, h *tar.Header, r io.Reader) error {
 	out := &tar.Header{
 		Typeflag: h.Typeflag, Name: name, Linkname: h.Linkname, Mode: h.Mode & 0o7777, Uid: h.Uid, Gid: h.Gid,
 		Devmajor: h.Devmajor, Devminor: h.Devminor, Format: tar.FormatPAX,
@@ -22,6 +34,9 @@ func copyEntry(ctx context.Context, w *tar.Writer, name string, h *tar.Header, r
 	if h.Typeflag == tar.TypeGNUSparse {
 		out.Typeflag = tar.TypeReg
 	}
+	if out.Typeflag == tar.TypeReg {
+		out.Size = h.Size
+	}
 	for k, v := range h.PAXRecords {
 		if x, ok := strings.CutPrefix(k, paxXattr); ok {
 			if err := setXattr(out, x, v); err != nil {
@@ -29,16 +44,12 @@ func copyEntry(ctx context.Context, w *tar.Writer, name string, h *tar.Header, r
 			}
 		}
 	}
-	if out.Typeflag == tar.TypeReg {
-		out.Size = h.Size
+	err := w.tar.WriteHeader(out)
+	if err == nil && out.Size > 0 {
+		// Neither side may copy in a way of its own: those make a buffer for each file.
+		_, err = io.CopyBuffer(struct{ io.Writer }{w.tar}, &countingReader{w.ctx, r, w.count}, w.buf)
 	}
-	if err := w.WriteHeader(out); err != nil {
-		return fmt.Errorf("entry %q: %w", name, err)
-	}
-	if out.Typeflag != tar.TypeReg {
-		return nil
-	}
-	if _, err := io.Copy(w, &countingReader{ctx, r, count}); err != nil {
+	if err != nil {
 		return fmt.Errorf("entry %q: %w", name, err)
 	}
 	return nil

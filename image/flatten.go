@@ -38,7 +38,7 @@ func (s *Store) flatten(ctx context.Context, src source, dir string, p Progress)
 		}
 	}
 	build := &counter{p: p, stage: "build", total: total}
-	if err := s.writeDisk(filepath.Join(dir, diskFile), nil, func(w *tar.Writer) error { return t.write(ctx, w, files, build) }); err != nil {
+	if err := s.writeDisk(filepath.Join(dir, diskFile), nil, func(w *tar.Writer) error { return t.write(newEntryWriter(ctx, w, build), files) }); err != nil {
 		return err
 	}
 	p(build.stage, total, total)
@@ -155,7 +155,7 @@ func eachEntry(ctx context.Context, file string, f func(i int, h *tar.Header, r 
 
 // write writes the tree as a tar stream: directories, then files in the order of
 // their layers, then hard links, since a link's target must be there.
-func (t *tree) write(ctx context.Context, w *tar.Writer, layers []string, count *counter) error {
+func (t *tree) write(w *entryWriter, layers []string) error {
 	names := make([]string, 0, len(t.files))
 	for n := range t.files {
 		names = append(names, n)
@@ -176,23 +176,23 @@ func (t *tree) write(ctx context.Context, w *tar.Writer, layers []string, count 
 			links = append(links, n)
 		}
 	}
-	if err := t.writeDirs(ctx, w, names, layers, byEntry, count); err != nil {
+	if err := t.writeDirs(w, names, layers, byEntry); err != nil {
 		return err
 	}
 	for i, l := range layers {
-		err := eachEntry(ctx, l, func(j int, h *tar.Header, r io.Reader) error {
+		err := eachEntry(w.ctx, l, func(j int, h *tar.Header, r io.Reader) error {
 			n, ok := byEntry[[2]int{i, j}]
 			if !ok || t.files[n].dir {
 				return nil
 			}
-			return copyEntry(ctx, w, n, h, r, count)
+			return w.copy(n, h, r)
 		})
 		if err != nil {
 			return err
 		}
 	}
 	for _, n := range links {
-		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeLink, Name: n, Linkname: t.files[n].first}); err != nil {
+		if err := w.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeLink, Name: n, Linkname: t.files[n].first}); err != nil {
 			return err
 		}
 	}
@@ -201,10 +201,10 @@ func (t *tree) write(ctx context.Context, w *tar.Writer, layers []string, count 
 
 // writeDirs writes all directories, parents first, with the headers that the
 // topmost layer gives them.
-func (t *tree) writeDirs(ctx context.Context, w *tar.Writer, names, layers []string, byEntry map[[2]int]string, count *counter) error {
+func (t *tree) writeDirs(w *entryWriter, names, layers []string, byEntry map[[2]int]string) error {
 	headers := map[string]*tar.Header{}
 	for i, l := range layers {
-		err := eachEntry(ctx, l, func(j int, h *tar.Header, _ io.Reader) error {
+		err := eachEntry(w.ctx, l, func(j int, h *tar.Header, _ io.Reader) error {
 			if n, ok := byEntry[[2]int{i, j}]; ok && t.files[n].dir {
 				headers[n] = h
 			}
@@ -222,7 +222,7 @@ func (t *tree) writeDirs(ctx context.Context, w *tar.Writer, names, layers []str
 		if h == nil {
 			h = &tar.Header{Typeflag: tar.TypeDir, Mode: 0o755}
 		}
-		if err := copyEntry(ctx, w, n+"/", h, nil, count); err != nil {
+		if err := w.copy(n+"/", h, nil); err != nil {
 			return err
 		}
 	}

@@ -17,7 +17,7 @@ type Config struct {
 
 // Image is an image whose root disk is in the store.
 type Image struct {
-	Digest     string `json:"digest"`      // of the platform's manifest, "sha256:…"; for a directory a digest of its content
+	Digest     string `json:"digest"`      // "sha256:…" of the platform's manifest; what docker save wrote has its configuration's, a directory one of its content
 	Disk       string `json:"-"`           // path of the ext4 image
 	DiskBytes  int64  `json:"disk_bytes"`  // its length
 	DiskDigest string `json:"disk_digest"` // sha256 of it
@@ -32,7 +32,9 @@ type Fetcher interface {
 	// Fetch makes the image that ref names into a root disk, or finds it there.
 	// Forms of ref: registry reference ("localhost:5000/hello:latest"),
 	// "oci:DIR[:TAG]", "oci-archive:FILE[:TAG]", "docker-archive:FILE[:TAG]",
-	// "dir:DIR" (a root directory with skep-image.json holding a Config).
+	// "FILE.tar" (either kind of archive), "dir:DIR" (a root directory with
+	// skep-image.json holding a Config). Archives may be compressed. p, which may
+	// be nil, is told of the stages "pull" and "build", in bytes.
 	Fetch(ctx context.Context, ref string, p Progress) (Image, error)
 	// Get returns an image by digest; ErrNotFound if it is not there. A disk
 	// that no longer is what it was made as is an error that says so.

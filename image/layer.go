@@ -115,7 +115,15 @@ type counter struct {
 	done  atomic.Int64
 }
 
-func (c *counter) add(n int64) { c.p(c.stage, c.done.Add(n), c.total) }
+// progressStep is how many bytes go between two tellings.
+const progressStep = 256 << 10
+
+func (c *counter) add(n int64) {
+	done := c.done.Add(n)
+	if done == n || done == c.total || done/progressStep != (done-n)/progressStep {
+		c.p(c.stage, done, c.total)
+	}
+}
 
 // countingReader ends with its context. c may be nil.
 type countingReader struct {

@@ -1,10 +1,8 @@
 package image
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -149,85 +147,6 @@ func write(t *testing.T, path, data string) {
 	if err := os.WriteFile(path, []byte(data), 0o644); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// TestManyFiles needs more than one group of inodes.
-func TestManyFiles(t *testing.T) {
-	testenv.Need(t, "mkfs")
-	es := make([]entry, 33_000)
-	for i := range es {
-		es[i] = file(fmt.Sprintf("d%d/f%d", i%7, i), "")
-	}
-	s := open(t, Options{})
-	ref, _ := writeLayout(t, imageOf(t, layerOf(t, es...)))
-	img, err := s.Fetch(t.Context(), ref, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	checkDisk(t, img.Disk)
-	if got := inspect(t, img.Disk, "stat /d6/f32997"); !strings.Contains(got, "regular") {
-		t.Errorf("a file is missing: %s", got)
-	}
-}
-
-// acl is an access control list as getxattr shows it.
-func acl(entries ...[3]uint32) string {
-	b := []byte{2, 0, 0, 0}
-	for _, e := range entries {
-		b = binary.LittleEndian.AppendUint16(b, uint16(e[0]))
-		b = binary.LittleEndian.AppendUint16(b, uint16(e[1]))
-		b = binary.LittleEndian.AppendUint32(b, e[2])
-	}
-	return string(b)
-}
-
-func TestExtendedAttributes(t *testing.T) {
-	testenv.Need(t, "mkfs")
-	const none = 0xffffffff
-	list := acl([3]uint32{1, 6, none}, [3]uint32{2, 4, 1000}, [3]uint32{4, 4, none}, [3]uint32{16, 4, none}, [3]uint32{32, 4, none})
-	capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
-	e := entry{tar.Header{Name: "f", Typeflag: tar.TypeReg, Mode: 0o644, PAXRecords: map[string]string{
-		"SCHILY.xattr.security.capability": capability, "SCHILY.xattr.system.posix_acl_access": list,
-		"SCHILY.xattr.security.selinux": "label", "SCHILY.xattr.com.apple.quarantine": "q", "SCHILY.xattr.trusted.overlay.opaque": "y",
-		"SCHILY.xattr.user.long": strings.Repeat("v", 1000),
-	}}, "x"}
-	old := entry{tar.Header{Name: "old", Typeflag: tar.TypeReg}, ""}
-	s := open(t, Options{})
-	ref, _ := writeLayout(t, imageOf(t, layerOf(t, e, old)))
-	img, err := s.Fetch(t.Context(), ref, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	checkDisk(t, img.Disk)
-	got := inspect(t, img.Disk, "ea_list /f")
-	for _, want := range []string{"security.capability (20)", "system.posix_acl_access (28)", "user.long (1000)"} {
-		if !strings.Contains(got, want) {
-			t.Errorf("the disk lacks %s:\n%s", want, got)
-		}
-	}
-	for _, not := range []string{"selinux", "apple", "overlay"} {
-		if strings.Contains(got, not) {
-			t.Errorf("the disk has %s:\n%s", not, got)
-		}
-	}
-	disk, err := diskACL([]byte(list))
-	if want := "\x01\x00\x00\x00" + "\x01\x00\x06\x00" + "\x02\x00\x04\x00\xe8\x03\x00\x00" + "\x04\x00\x04\x00" + "\x10\x00\x04\x00" + "\x20\x00\x04\x00"; err != nil || string(disk) != want {
-		t.Errorf("the list becomes %x, %v: want %x", disk, err, want)
-	}
-	for _, bad := range []string{"", "\x01\x00\x00\x00", list[:len(list)-1]} {
-		if _, err := diskACL([]byte(bad)); err == nil {
-			t.Errorf("%x is taken for an access control list", bad)
-		}
-	}
-}
-
-func FuzzDiskACL(f *testing.F) {
-	f.Add([]byte(acl([3]uint32{2, 4, 1000})))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if out, err := diskACL(b); err == nil && (len(out) > len(b) || out[0] != 1) {
-			t.Errorf("%x gives %x", b, out)
-		}
-	})
 }
 
 // TestOneDirectoryOneDigest changes a directory in every way that counts.
