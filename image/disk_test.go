@@ -2,8 +2,10 @@ package image
 
 import (
 	"archive/tar"
+	"bytes"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,18 +20,20 @@ import (
 // TestManyFiles needs more than one group of inodes.
 func TestManyFiles(t *testing.T) {
 	testenv.Need(t, "mkfs")
-	es := make([]entry, 33_000)
-	for i := range es {
-		es[i] = file(fmt.Sprintf("d%d/f%d", i%7, i), "")
-	}
-	s := open(t, Options{})
-	ref, _ := writeLayout(t, imageOf(t, layerOf(t, es...)))
-	img, err := s.Fetch(t.Context(), ref, nil)
+	disk := filepath.Join(t.TempDir(), diskFile)
+	err := open(t, Options{}).writeDisk(disk, nil, func(w *tar.Writer) error {
+		for i := range 33_000 {
+			if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("d%d/f%d", i%7, i), Mode: 0o644}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkDisk(t, img.Disk)
-	if got := inspect(t, img.Disk, "stat /d6/f32997"); !strings.Contains(got, "regular") {
+	checkDisk(t, disk)
+	if got := inspect(t, disk, "stat /d6/f32997"); !strings.Contains(got, "regular") {
 		t.Errorf("a file is missing: %s", got)
 	}
 }
@@ -172,4 +176,52 @@ func mount(t *testing.T, disk string) string {
 		}
 	})
 	return root
+}
+
+// FuzzLayer takes bytes for a layer, through to the disk: an error or a disk, and
+// never a panic.
+func FuzzLayer(f *testing.F) {
+	add := func(es ...entry) {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for _, e := range es {
+			e.Size = int64(len(e.body))
+			if err := w.WriteHeader(&e.Header); err != nil {
+				f.Fatal(err)
+			}
+			if _, err := w.Write([]byte(e.body)); err != nil {
+				f.Fatal(err)
+			}
+		}
+		f.Add(b.Bytes())
+	}
+	add(file("a", "x"), file("d/b", ""), entry{tar.Header{Typeflag: tar.TypeLink, Name: "l", Linkname: "a"}, ""})
+	add(entry{tar.Header{Typeflag: tar.TypeSymlink, Name: "s", Linkname: strings.Repeat("x/", 50)}, ""}, file("s/b", "y"))
+	add(entry{tar.Header{Typeflag: tar.TypeDir, Name: "d/", PAXRecords: map[string]string{paxXattr + "user.a": strings.Repeat("v", 100)}}, ""}, file("d/.wh..wh..opq", ""))
+	add(entry{tar.Header{Typeflag: tar.TypeBlock, Name: "lost+found", Devmajor: 1 << 20, Devminor: 1 << 20}, ""})
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d, err := os.MkdirTemp(dir, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(d)
+		layer := filepath.Join(d, "layer")
+		if err := os.WriteFile(layer, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := &Store{dir: d, opts: Options{MaxBytes: 1 << 20, MaxEntries: 100}}
+		tr := newTree(100, 1<<20)
+		err = eachEntry(t.Context(), layer, func(_ int, h *tar.Header, _ io.Reader) error { return tr.hide(h) })
+		if err == nil {
+			err = eachEntry(t.Context(), layer, func(j int, h *tar.Header, _ io.Reader) error { return tr.apply(0, j, h) })
+		}
+		if err != nil {
+			return
+		}
+		count := &counter{p: func(string, int64, int64) {}}
+		_ = s.writeDisk(filepath.Join(d, diskFile), nil, func(w *tar.Writer) error {
+			return tr.write(newEntryWriter(t.Context(), w, count), []string{layer})
+		})
+	})
 }
