@@ -154,6 +154,23 @@ func ReadFrame(r io.Reader, buf []byte) (Kind, []byte, error) {
 	return Kind(head[4]), buf[:n], nil
 }
 
+// NextFrame finds the first frame in what has been read so far. size is the
+// bytes that it takes, 0 when it is not all there yet.
+func NextFrame(b []byte) (k Kind, payload []byte, size int, err error) {
+	if len(b) < 5 {
+		return 0, nil, 0, nil
+	}
+	n := binary.LittleEndian.Uint32(b)
+	if n > MaxPayload {
+		return 0, nil, 0, fmt.Errorf("frame of kind %d announces %d bytes: at most %d are allowed", b[4], n, MaxPayload)
+	}
+	size = 5 + int(n)
+	if len(b) < size {
+		return 0, nil, 0, nil
+	}
+	return Kind(b[4]), b[5:size], size, nil
+}
+
 // Decode reads a frame's JSON payload. Unknown fields, trailing data and an
 // empty payload are errors.
 func Decode(payload []byte, v any) error {

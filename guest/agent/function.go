@@ -226,10 +226,9 @@ func (f *function) clone(c guest.Clone) error {
 }
 
 // prepare flushes what a snapshot should not hold half done.
-func (a *Agent) prepare(l *link) error {
+func (a *Agent) prepare() error {
 	select {
 	case <-a.out.drained():
-	case <-l.ended:
 	case <-time.After(time.Second): // the host is slow; the rest stays in the ring
 	}
 	unix.Sync()

@@ -63,23 +63,13 @@ func (o *output) stateChanged() {
 	o.wake()
 }
 
-// next waits for something to tell, until end is closed.
-func (o *output) next(end <-chan struct{}) (chunk, bool) {
+// next waits for something to tell.
+func (o *output) next() chunk {
 	for {
-		select {
-		case <-end:
-			o.wake() // for the link that replaces this one
-			return chunk{}, false
-		default:
-		}
 		if c, ok := o.take(); ok {
-			return c, true
+			return c
 		}
-		select {
-		case <-end:
-			return chunk{}, false
-		case <-o.signal:
-		}
+		<-o.signal
 	}
 }
 
