@@ -189,29 +189,31 @@ func (c *client) why() error {
 func (c *client) send(commands []command) ([]<-chan message, error) {
 	c.sending.Lock()
 	defer c.sending.Unlock()
-	answers := make([]<-chan message, len(commands))
-	var out []byte
-	for i := range commands {
+	answers, lines := make([]<-chan message, len(commands)), make([][]byte, len(commands))
+	for i := range commands { // all before the first write: an answer finds its call waiting
 		answer, id, err := c.register()
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", commands[i].Execute, err)
 		}
 		commands[i].ID, answers[i] = id, answer
-		line, err := json.Marshal(commands[i])
-		if err != nil {
+		if lines[i], err = json.Marshal(commands[i]); err != nil {
 			return nil, fmt.Errorf("%s: %w", commands[i].Execute, err)
 		}
+		lines[i] = append(lines[i], '\n')
+	}
+	var out []byte
+	for i, line := range lines {
 		if f := commands[i].file; f != nil {
 			if err := c.write(out, nil); err != nil {
 				return nil, err
 			}
-			if err := c.write(append(line, '\n'), f); err != nil {
+			if err := c.write(line, f); err != nil {
 				return nil, err
 			}
 			out = out[:0]
 			continue
 		}
-		out = append(append(out, line...), '\n')
+		out = append(out, line...)
 	}
 	return answers, c.write(out, nil)
 }
