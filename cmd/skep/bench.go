@@ -19,11 +19,11 @@ import (
 func (c *cli) benchCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "bench",
-		Short:   "measure starts",
+		Short:   "measure starts, and the gateway",
 		Example: `  skep bench start -n 20 --out samples.jsonl`,
 	}
 	onlyVerbs(cmd)
-	cmd.AddCommand(c.benchStartCmd())
+	cmd.AddCommand(c.benchStartCmd(), c.benchGatewayCmd())
 	return cmd
 }
 
