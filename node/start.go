@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/memory"
@@ -184,6 +186,21 @@ func (n *Node) makeDir(inst *instance, dir string) error {
 	return nil
 }
 
+// hasSpace refuses a boot whose guest memory may not fit. The file is sparse; a
+// guest that touches a page for which there is no block kills its VMM with a
+// SIGBUS, which tells nobody why.
+func hasSpace(dir string, need int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < need {
+		return fmt.Errorf("no space for guest memory: the file system of %s has %d MiB free, the machine may need %d MiB; free some, or give the function less memory: %w",
+			dir, free>>20, need>>20, unix.ENOSPC)
+	}
+	return nil
+}
+
 // boot starts the instance from its kernel.
 func (n *Node) boot(ctx context.Context, inst *instance) error {
 	inst.phases, inst.kind = api.Phases{}, api.StartBoot
@@ -193,6 +210,9 @@ func (n *Node) boot(ctx context.Context, inst *instance) error {
 		return err
 	}
 	if err := n.makeDir(inst, inst.memDir()); err != nil {
+		return err
+	}
+	if err := hasSpace(inst.memDir(), int64(inst.dep.fn.MemoryMiB)<<20); err != nil {
 		return err
 	}
 	inst.memoryFile = filepath.Join(inst.memDir(), snapshot.PartMemory)

@@ -151,7 +151,7 @@ func corrupt(t *testing.T, path string) {
 func TestDiskFull(t *testing.T) {
 	testenv.Need(t, "root")
 	dir := t.TempDir()
-	if err := syscall.Mount("skep-test", dir, "tmpfs", 0, "size=120m"); err != nil {
+	if err := syscall.Mount("skep-test", dir, "tmpfs", 0, "size=56m"); err != nil {
 		t.Skipf("mounting a small tmpfs: %v; run as root outside a container", err)
 	}
 	t.Cleanup(func() {
