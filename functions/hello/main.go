@@ -30,11 +30,16 @@ func main() {
 	if port == "" {
 		port = "8080"
 	}
-	srv := &http.Server{Addr: ":" + port, Handler: routes(), Protocols: new(http.Protocols)}
+	fmt.Println("hello: listening on port", port)
+	log.Fatal(server(":" + port).ListenAndServe())
+}
+
+// server speaks HTTP/1.1, and HTTP/2 without encryption to who begins with it.
+func server(addr string) *http.Server {
+	srv := &http.Server{Addr: addr, Handler: routes(), Protocols: new(http.Protocols)}
 	srv.Protocols.SetHTTP1(true)
 	srv.Protocols.SetUnencryptedHTTP2(true)
-	fmt.Println("hello: listening on port", port)
-	log.Fatal(srv.ListenAndServe())
+	return srv
 }
 
 // clones counts calls of the clone hook.
