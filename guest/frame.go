@@ -26,8 +26,42 @@ const (
 	KindDropped Kind = 11 // agent: Dropped, output that the host was too slow for
 )
 
-// MaxPayload bounds a frame's payload in bytes, in both directions.
-const MaxPayload = 128 << 10
+// MaxOutput bounds the payload of a frame of output, in bytes.
+const MaxOutput = 32 << 10
+
+// maxText bounds the payload of frames that hold a text or a small value.
+const maxText = 4 << 10
+
+// FromHost returns how long the payload of a frame of the host may be; -1 for a
+// kind that the host does not send.
+func FromHost(k Kind) int {
+	switch k {
+	case KindStart:
+		return 1 << 20
+	case KindClone:
+		return 64 << 10
+	case KindStop:
+		return maxText
+	case KindPrepare:
+		return 0
+	}
+	return -1
+}
+
+// FromAgent is the same for the agent, whose frames are hostile input.
+func FromAgent(k Kind) int {
+	switch k {
+	case KindHello:
+		return 1 + maxVersion
+	case KindStdout, KindStderr:
+		return MaxOutput
+	case KindDone, KindExit, KindDropped:
+		return maxText
+	case KindReady:
+		return 0
+	}
+	return -1
+}
 
 // Hello is the agent's first frame on each connection.
 type Hello struct {
@@ -36,14 +70,8 @@ type Hello struct {
 	Ready   bool
 }
 
-// Hello, Clone and Done are on the way of every cold start, where the guest has
-// to page in, and an emulator to translate, all code that reads them. So they
-// are not JSON but:
-//
-//	Hello  1 byte: 1 started, 2 ready; the rest: version
-//	Clone  8 bytes: UnixNano, little-endian; three times 2 bytes length and so
-//	       many bytes: Instance, Entropy, Hook
-//	Done   the error's text; empty when it worked
+// maxVersion bounds the version in a hello, in bytes.
+const maxVersion = 100
 
 // Encode returns the payload of a KindHello frame.
 func (h Hello) Encode() []byte {
@@ -59,7 +87,7 @@ func (h Hello) Encode() []byte {
 
 // DecodeHello reads what Encode returns.
 func DecodeHello(p []byte) (Hello, error) {
-	if len(p) < 1 || len(p) > 100 || p[0] > 3 {
+	if len(p) < 1 || len(p) > 1+maxVersion || p[0] > 3 {
 		return Hello{}, errors.New("malformed hello")
 	}
 	return Hello{Version: string(p[1:]), Started: p[0]&1 != 0, Ready: p[0]&2 != 0}, nil
@@ -111,24 +139,21 @@ type Dropped struct {
 	Bytes int64 `json:"bytes"`
 }
 
-// WriteFrame writes one frame: payload length (4 bytes, little-endian), kind
-// (1 byte), payload.
+// headLen is the length of a frame's head: payload length and kind.
+const headLen = 5
+
+// WriteFrame writes one frame with one call of Write. Limits are the
+// reader's to check.
 func WriteFrame(w io.Writer, k Kind, payload []byte) error {
-	if len(payload) > MaxPayload {
-		return fmt.Errorf("frame of kind %d has %d bytes: at most %d are allowed", k, len(payload), MaxPayload)
-	}
-	b := make([]byte, 5, 5+len(payload))
+	b := make([]byte, headLen, headLen+len(payload))
 	binary.LittleEndian.PutUint32(b, uint32(len(payload)))
 	b[4] = byte(k)
 	_, err := w.Write(append(b, payload...))
 	return err
 }
 
-// WriteJSON writes a frame whose payload is v as JSON; nil has no payload.
+// WriteJSON writes a frame whose payload is v as JSON.
 func WriteJSON(w io.Writer, k Kind, v any) error {
-	if v == nil {
-		return WriteFrame(w, k, nil)
-	}
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -136,39 +161,28 @@ func WriteJSON(w io.Writer, k Kind, v any) error {
 	return WriteFrame(w, k, b)
 }
 
-// ReadFrame reads one frame. The payload lies in buf, which has MaxPayload
-// bytes, and is valid until the next call. The length is checked before
-// anything of that size is read.
-func ReadFrame(r io.Reader, buf []byte) (Kind, []byte, error) {
-	var head [5]byte
+// ReadFrame reads one frame whose kind and length limit (FromHost, FromAgent)
+// allows; both are checked before the payload is read. The payload lies in buf
+// where that is long enough, and is valid until buf is used again.
+func ReadFrame(r io.Reader, limit func(Kind) int, buf []byte) (Kind, []byte, error) {
+	var head [headLen]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return 0, nil, err
 	}
-	n := binary.LittleEndian.Uint32(head[:4])
-	if n > MaxPayload || int(n) > len(buf) {
-		return 0, nil, fmt.Errorf("frame of kind %d announces %d bytes: at most %d are allowed", head[4], n, MaxPayload)
+	k, n := Kind(head[4]), binary.LittleEndian.Uint32(head[:4])
+	switch most := limit(k); {
+	case most < 0:
+		return 0, nil, fmt.Errorf("a frame of kind %d, which this side does not send", k)
+	case uint64(n) > uint64(most):
+		return 0, nil, fmt.Errorf("a frame of kind %d announces %d bytes: at most %d are allowed", k, n, most)
+	}
+	if int(n) > len(buf) {
+		buf = make([]byte, n)
 	}
 	if _, err := io.ReadFull(r, buf[:n]); err != nil {
-		return 0, nil, fmt.Errorf("frame of kind %d ends early: %w", head[4], err)
+		return 0, nil, fmt.Errorf("a frame of kind %d ends early: %w", k, err)
 	}
-	return Kind(head[4]), buf[:n], nil
-}
-
-// NextFrame finds the first frame in what has been read so far. size is the
-// bytes that it takes, 0 when it is not all there yet.
-func NextFrame(b []byte) (k Kind, payload []byte, size int, err error) {
-	if len(b) < 5 {
-		return 0, nil, 0, nil
-	}
-	n := binary.LittleEndian.Uint32(b)
-	if n > MaxPayload {
-		return 0, nil, 0, fmt.Errorf("frame of kind %d announces %d bytes: at most %d are allowed", b[4], n, MaxPayload)
-	}
-	size = 5 + int(n)
-	if len(b) < size {
-		return 0, nil, 0, nil
-	}
-	return Kind(b[4]), b[5:size], size, nil
+	return k, buf[:n], nil
 }
 
 // Decode reads a frame's JSON payload. Unknown fields, trailing data and an
@@ -179,8 +193,8 @@ func Decode(payload []byte, v any) error {
 	if err := d.Decode(v); err != nil {
 		return err
 	}
-	if d.More() {
-		return fmt.Errorf("data after the JSON value")
+	if _, err := d.Token(); err != io.EOF {
+		return errors.New("data after the JSON value")
 	}
 	return nil
 }

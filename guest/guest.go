@@ -7,8 +7,34 @@
 //
 // The transport is one TCP connection from the host to AgentPort, dialled
 // inside the instance's network namespace: the same for every VMM. The newest
-// connection wins, since a restored guest still holds the one of the machine
-// that was snapshotted.
+// connection wins: whoever dials later knows better which machine this is.
+//
+// Both sides send frames:
+//
+//	offset size
+//	0      4     length of the payload, little-endian
+//	4      1     kind
+//	5      …     payload
+//
+//	kind        from   payload                                       at most
+//	1  hello    agent  1 byte: 1 started, 2 ready; the rest: version 101 bytes
+//	2  start    host   Start as JSON                                 1 MiB
+//	3  clone    host   8 bytes UnixNano; 2 bytes length and so many  64 KiB
+//	                   bytes, three times: Instance, Entropy, Hook
+//	4  prepare  host   none                                          0
+//	5  stop     host   Stop as JSON                                  4 KiB
+//	6  done     agent  text of an error; none when it worked         4 KiB
+//	7  ready    agent  none                                          0
+//	8  exit     agent  Exit as JSON                                  4 KiB
+//	9  stdout   agent  bytes that the function wrote                 32 KiB
+//	10 stderr   agent  the same                                      32 KiB
+//	11 dropped  agent  Dropped as JSON                               4 KiB
+//
+// The agent says hello on each connection, and answers each frame of the host
+// with one done, in order. Numbers are little-endian. Unknown kinds, fields and
+// lengths above the limit end the connection. What is on the way of every cold
+// start (hello, clone, done) is not JSON: the guest would have to page in, and
+// an emulator to translate, all code that reads it.
 package guest
 
 import "net"

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"reflect"
 	"strings"
@@ -30,7 +31,7 @@ func connect(t *testing.T, logs func(string, []byte)) (s *Session, agentEnd net.
 // answer reads one frame as the agent and answers it.
 func answer(t *testing.T, c net.Conn, want Kind, problem string) {
 	t.Helper()
-	k, _, err := ReadFrame(c, make([]byte, MaxPayload))
+	k, _, err := ReadFrame(c, FromHost, nil)
 	if err != nil || k != want {
 		t.Errorf("the agent got frame %d, %v; want %d", k, err, want)
 	}
@@ -96,6 +97,10 @@ func TestHostileFrames(t *testing.T) {
 		"unknown field": append([]byte{11, 0, 0, 0, byte(KindExit)}, `{"evil":"x"}`[:11]...),
 		"no question":   {0, 0, 0, 0, byte(KindDone), 0, 0, 0, 0, byte(KindDone)},
 		"host's kind":   {0, 0, 0, 0, byte(KindStart)},
+		"long text":     {0, 0x20, 0, 0, byte(KindDone)},
+		"long output":   {1, 0x80, 0, 0, byte(KindStdout)},
+		"second hello":  {1, 0, 0, 0, byte(KindHello), 0},
+		"data after it": append([]byte{14, 0, 0, 0, byte(KindDropped)}, `{"bytes":1} {}`...),
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, agent := connect(t, nil)
@@ -105,6 +110,68 @@ func TestHostileFrames(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 		})
+	}
+}
+
+// TestPrepareClosesTheConnection on both sides, and that is no loss.
+func TestPrepareClosesTheConnection(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	agentDone := make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			WriteFrame(c, KindHello, Hello{Version: "7"}.Encode())
+			answer(t, c, KindPrepare, "")
+			_, _, err = ReadFrame(c, FromHost, nil)
+			c.Close()
+		}
+		agentDone <- err
+	}()
+	conn, err := net.Dial("tcp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Connect(t.Context(), conn, func(string, []byte) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-agentDone; !errors.Is(err, io.EOF) {
+		t.Errorf("the agent sees %v, want the end", err)
+	}
+	select {
+	case <-s.Exited():
+		t.Errorf("the function is said to have ended: %v", s.ExitErr())
+	default:
+	}
+	if err := s.Clone(t.Context(), Clone{}); !errors.Is(err, ErrLost) {
+		t.Errorf("a question after that: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCancelledQuestion ends the connection: its answer must not be taken for
+// another's.
+func TestCancelledQuestion(t *testing.T) {
+	s, agent := connect(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		ReadFrame(agent, FromHost, nil)
+		cancel()
+	}()
+	if err := s.Clone(ctx, Clone{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	if err := s.Clone(t.Context(), Clone{}); !errors.Is(err, ErrLost) {
+		t.Errorf("the next question: %v", err)
 	}
 }
 
@@ -124,15 +191,51 @@ func TestLines(t *testing.T) {
 
 func FuzzReadFrame(f *testing.F) {
 	f.Add([]byte{3, 0, 0, 0, 9, 'a', 'b', 'c'})
+	f.Add([]byte{0, 0, 0, 0, 4})
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 1})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		k, p, err := ReadFrame(bytes.NewReader(b), make([]byte, MaxPayload))
-		if err != nil {
-			return
+		for _, limit := range []func(Kind) int{FromHost, FromAgent} {
+			k, p, err := ReadFrame(bytes.NewReader(b), limit, make([]byte, 16))
+			if err != nil {
+				continue
+			}
+			if len(p) > limit(k) {
+				t.Errorf("a frame of kind %d with %d bytes", k, len(p))
+			}
+			var again bytes.Buffer
+			if err := WriteFrame(&again, k, p); err != nil || !bytes.Equal(again.Bytes(), b[:again.Len()]) {
+				t.Errorf("%x reads and writes as %x (%v)", b, again.Bytes(), err)
+			}
 		}
-		var again bytes.Buffer
-		if err := WriteFrame(&again, k, p); err != nil || !bytes.Equal(again.Bytes(), b[:again.Len()]) {
-			t.Errorf("%x reads and writes as %x (%v)", b, again.Bytes(), err)
+	})
+}
+
+// FuzzSession lets an agent send anything. The session must end, and take no
+// line that is too long.
+func FuzzSession(f *testing.F) {
+	f.Add([]byte("\x05\x00\x00\x00\x09abc\nd\x00\x00\x00\x00\x07"))
+	f.Add([]byte("\x0e\x00\x00\x00\x08{\"status\":\"0\"}\x0b\x00\x00\x00\x0b{\"bytes\":1}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		host, agent := net.Pipe()
+		go func() {
+			WriteFrame(agent, KindHello, Hello{Version: "7"}.Encode())
+			agent.Write(b)
+			agent.Close()
+		}()
+		s, err := Connect(t.Context(), host, func(_ string, line []byte) {
+			if len(line) > maxLine && !bytes.HasPrefix(line, []byte("[")) {
+				t.Errorf("a line of %d bytes", len(line))
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-s.Exited()
+		if s.ExitErr() == nil {
+			t.Error("no reason for the end")
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -1,7 +1,7 @@
 package guest
 
 import (
-	"bytes"
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,103 +15,153 @@ import (
 // ErrLost says that the agent's connection ended.
 var ErrLost = errors.New("the guest's agent is gone")
 
-// maxLine bounds a line of output; a longer one is split.
-const maxLine = 16 << 10
+// ExitError says that the function's process has ended, which is not supposed
+// to happen, whatever its status.
+type ExitError struct {
+	Status string // as the agent tells it: "exit status 3", "killed by SIGKILL"
+}
 
-// maxAnswer bounds the text of an agent's error.
-const maxAnswer = 4 << 10
+func (e *ExitError) Error() string {
+	return fmt.Sprintf("the function's process has ended: %q", e.Status)
+}
+
+// Bounds of what the host waits for, where the caller's context does not end
+// before.
+const (
+	helloLimit  = time.Minute      // for the agent to greet
+	answerLimit = 5 * time.Minute  // for an answer, the function's own time to stop not counted
+	frameLimit  = 30 * time.Second // for the rest of a frame that has begun
+)
 
 // Session is the host's end of a connection to an agent. What the agent sends
 // is hostile input: capped, decoded strictly, and never trusted beyond its own
-// instance.
+// instance. Its methods may be called from many goroutines.
 type Session struct {
 	conn  net.Conn
 	hello Hello
 	logs  func(stream string, line []byte)
-	done  chan string
-	ready chan struct{}
-	exit  chan struct{}
+	done  chan string   // answers; capacity 1
+	ready chan struct{} // closed when the function's server answers
+	exit  chan struct{} // closed with exitErr
 	read  chan struct{} // closed when the reader has ended
+	call  sync.Mutex    // held by a question until its answer
 
-	call    sync.Mutex // one request at a time
-	mu      sync.Mutex // guards exitErr
-	exitErr error
+	mu       sync.Mutex // guards what follows
+	exitErr  error
+	detached bool // Prepare has succeeded: the connection's end is no news
 }
+
+var _ io.Closer = (*Session)(nil)
 
 // Connect greets the agent at the other end of conn, which the Session owns
 // from then on (also when Connect fails). logs is called for each line of the
-// function's output, never two at once; the line is valid during the call.
+// function's output, never two at once; the line is valid during the call. A
+// slow logs slows nobody but the log: what the agent cannot hold is dropped,
+// and the log says how much.
 func Connect(ctx context.Context, conn net.Conn, logs func(stream string, line []byte)) (*Session, error) {
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	buf := make([]byte, MaxPayload)
-	k, p, err := ReadFrame(conn, buf)
-	if err == nil && k != KindHello {
-		err = fmt.Errorf("its first frame is of kind %d, want a hello", k)
-	}
-	var h Hello
-	if err == nil {
-		h, err = DecodeHello(p)
-	}
-	if !stop() && err == nil {
+	ctx, cancel := context.WithTimeout(ctx, helloLimit)
+	defer cancel()
+	s := &Session{conn: conn, logs: logs, done: make(chan string, 1),
+		ready: make(chan struct{}), exit: make(chan struct{}), read: make(chan struct{})}
+	r := bufio.NewReaderSize(conn, headLen+maxText)
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	h, err := readHello(r)
+	if !stop() {
 		err = ctx.Err()
 	}
 	if err != nil {
 		conn.Close()
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
 		return nil, fmt.Errorf("hearing the agent's hello: %w", err)
 	}
-	s := &Session{conn: conn, hello: h, logs: logs, done: make(chan string, 1),
-		ready: make(chan struct{}), exit: make(chan struct{}), read: make(chan struct{})}
+	s.hello = h
 	if h.Ready {
 		close(s.ready)
 	}
-	go s.reader(buf)
+	go s.reader(r)
 	return s, nil
+}
+
+func readHello(r io.Reader) (Hello, error) {
+	k, p, err := ReadFrame(r, FromAgent, nil)
+	if err != nil {
+		return Hello{}, err
+	}
+	if k != KindHello {
+		return Hello{}, fmt.Errorf("its first frame is of kind %d", k)
+	}
+	return DecodeHello(p)
 }
 
 // Version is the agent's.
 func (s *Session) Version() string { return s.hello.Version }
 
-// Start tells a booted agent what to run.
+// Start tells a booted agent what to run. It returns when the function's
+// process runs; Ready waits for its server.
 func (s *Session) Start(ctx context.Context, v Start) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	return s.ask(ctx, KindStart, b)
+	return s.ask(ctx, KindStart, b, answerLimit)
 }
 
 // Clone tells a restored agent that it is a clone, and returns when it has
-// taken that in.
+// taken that in: entropy, time and name are new, and the hook has returned.
 func (s *Session) Clone(ctx context.Context, c Clone) error {
-	return s.ask(ctx, KindClone, c.Encode())
+	return s.ask(ctx, KindClone, c.Encode(), answerLimit)
 }
 
-// Prepare readies the guest for its snapshot: output flushed, files synced.
-func (s *Session) Prepare(ctx context.Context) error { return s.ask(ctx, KindPrepare, nil) }
-
-// Ready returns when the function's server answers, or with how it exited.
-func (s *Session) Ready(ctx context.Context) error {
+// Prepare readies the guest for its snapshot: the function's output so far has
+// been handed over, files are synced, and the connection is closed on both
+// sides, so that no clone wakes up with half of it. What the function writes
+// from then on waits in the guest for the next connection. Prepare is the last
+// call but Close; the end of this connection does not close Exited.
+//
+// The guest's page cache stays: the function's files are in it, a clone would
+// read them from disk again, and pages that are freed keep their content, so
+// that the snapshot would be no smaller.
+func (s *Session) Prepare(ctx context.Context) error {
+	if err := s.ask(ctx, KindPrepare, nil, answerLimit); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.detached = true
+	s.mu.Unlock()
+	half, ok := s.conn.(interface{ CloseWrite() error })
+	if !ok {
+		return s.Close()
+	}
+	if err := half.CloseWrite(); err != nil {
+		return fmt.Errorf("%w: %w", ErrLost, err)
+	}
 	select {
-	case <-s.ready:
+	case <-s.read: // the agent has closed its end too
 		return nil
-	case <-s.exit:
-		return s.ExitErr()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// Stop sends the function its stop signal, SIGKILL after the grace, and returns
-// when it has exited.
+// Ready returns when the function's server answers, or with an *ExitError, or
+// with ErrLost.
+func (s *Session) Ready(ctx context.Context) error {
+	select {
+	case <-s.ready:
+	case <-s.exit:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return s.ExitErr()
+}
+
+// Stop sends the function its stop signal, SIGKILL to all of its processes
+// after the grace, and returns when it has exited.
 func (s *Session) Stop(ctx context.Context, grace time.Duration) error {
 	b, err := json.Marshal(Stop{GraceMillis: grace.Milliseconds()})
 	if err != nil {
 		return err
 	}
-	if err := s.ask(ctx, KindStop, b); err != nil && !errors.Is(err, ErrLost) {
+	if err := s.ask(ctx, KindStop, b, grace+answerLimit); err != nil && !errors.Is(err, ErrLost) {
 		return err
 	}
 	select {
@@ -126,7 +176,7 @@ func (s *Session) Stop(ctx context.Context, grace time.Duration) error {
 // ExitErr says which, and how.
 func (s *Session) Exited() <-chan struct{} { return s.exit }
 
-// ExitErr is nil until Exited is closed.
+// ExitErr is nil until Exited is closed; then an *ExitError, or it wraps ErrLost.
 func (s *Session) ExitErr() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,134 +193,48 @@ func (s *Session) Close() error {
 	return err
 }
 
-func (s *Session) ask(ctx context.Context, k Kind, payload []byte) error {
+// ask sends a frame and waits for its answer. When ctx or the limit ends before
+// that, so does the connection: the answer might come after all, and be taken
+// for another question's.
+func (s *Session) ask(ctx context.Context, k Kind, payload []byte, limit time.Duration) error {
 	s.call.Lock()
 	defer s.call.Unlock()
-	stop := context.AfterFunc(ctx, func() { s.conn.SetWriteDeadline(time.Unix(1, 0)) })
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { s.conn.Close() })
+	defer stop()
+	if most := FromHost(k); len(payload) > most {
+		return fmt.Errorf("a message of %d bytes for the agent: at most %d are allowed", len(payload), most)
+	}
 	err := WriteFrame(s.conn, k, payload)
-	if !stop() {
-		return ctx.Err()
+	if err == nil {
+		select {
+		case d := <-s.done:
+			return answered(d)
+		case <-s.read:
+			err = s.ExitErr()
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrLost, err)
+	if ctx.Err() != nil {
+		return fmt.Errorf("waiting for the agent: %w", ctx.Err())
 	}
-	select {
+	select { // the answer may have been the last that came
 	case d := <-s.done:
-		if d != "" {
-			return fmt.Errorf("the agent answers: %s", d)
-		}
-		return nil
-	case <-s.read:
-		return fmt.Errorf("%w: %w", ErrLost, s.ExitErr())
-	case <-ctx.Done():
-		// The answer may still come; this connection is of no use for another question.
-		s.conn.Close()
-		return ctx.Err()
-	}
-}
-
-func (s *Session) reader(buf []byte) {
-	defer close(s.read)
-	out, errs := lineSplitter{stream: "stdout", to: s.logs}, lineSplitter{stream: "stderr", to: s.logs}
-	var err error
-	for err == nil {
-		var k Kind
-		var p []byte
-		if k, p, err = ReadFrame(s.conn, buf); err == nil {
-			err = s.take(k, p, &out, &errs)
-		}
-	}
-	out.flush()
-	errs.flush()
-	s.conn.Close()
-	s.exited(fmt.Errorf("%w: %w", ErrLost, err))
-}
-
-func (s *Session) take(k Kind, p []byte, out, errs *lineSplitter) error {
-	switch k {
-	case KindStdout:
-		out.write(p)
-	case KindStderr:
-		errs.write(p)
-	case KindDropped:
-		var d Dropped
-		if err := Decode(p, &d); err != nil {
-			return err
-		}
-		s.logs("stderr", fmt.Appendf(nil, "[%d bytes of output were dropped: they came faster than they could be taken]", d.Bytes))
-	case KindReady:
-		select {
-		case <-s.ready:
-		default:
-			close(s.ready)
-		}
-	case KindExit:
-		var e Exit
-		if err := Decode(p, &e); err != nil {
-			return err
-		}
-		if len(e.Status) > 200 {
-			e.Status = e.Status[:200]
-		}
-		out.flush()
-		errs.flush()
-		s.exited(fmt.Errorf("the function's process has ended: %q", e.Status))
-	case KindDone:
-		select {
-		case s.done <- string(p[:min(len(p), maxAnswer)]):
-		default:
-			return errors.New("an answer to no question")
-		}
+		return answered(d)
 	default:
-		return fmt.Errorf("a frame of unknown kind %d", k)
 	}
-	return nil
-}
-
-func (s *Session) exited(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.exitErr == nil {
-		s.exitErr = err
-		close(s.exit)
+	switch {
+	case err == nil: // after Prepare
+		return ErrLost
+	case errors.Is(err, ErrLost):
+		return err
 	}
+	return fmt.Errorf("%w: %w", ErrLost, err)
 }
 
-// lineSplitter cuts a stream into lines of at most maxLine bytes.
-type lineSplitter struct {
-	stream string
-	to     func(stream string, line []byte)
-	rest   []byte
-}
-
-func (l *lineSplitter) write(p []byte) {
-	for len(p) > 0 {
-		i := bytes.IndexByte(p, '\n')
-		piece, whole := p, false
-		if i >= 0 {
-			piece, whole = p[:i], true
-			p = p[i+1:]
-		} else {
-			p = nil
-		}
-		for len(l.rest)+len(piece) > maxLine {
-			n := maxLine - len(l.rest)
-			l.to(l.stream, append(l.rest, piece[:n]...))
-			l.rest, piece = l.rest[:0], piece[n:]
-		}
-		l.rest = append(l.rest, piece...)
-		if whole {
-			l.to(l.stream, l.rest)
-			l.rest = l.rest[:0]
-		}
+func answered(problem string) error {
+	if problem == "" {
+		return nil
 	}
+	return fmt.Errorf("the agent answers: %s", problem)
 }
-
-func (l *lineSplitter) flush() {
-	if len(l.rest) > 0 {
-		l.to(l.stream, l.rest)
-		l.rest = l.rest[:0]
-	}
-}
-
-var _ io.Closer = (*Session)(nil)

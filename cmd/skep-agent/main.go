@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/skep-dev/skep/guest/agent"
@@ -21,6 +22,8 @@ func main() {
 	}
 	// The agent allocates next to nothing once the function runs, and a garbage
 	// collection in a clone would touch pages that nothing else needs.
+	// Nor does it need more than one thread at a time.
+	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(16 << 20)
 	err := agent.Run()

@@ -5,8 +5,10 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
-	"runtime"
+	"net"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,9 +21,9 @@ const Version = "3"
 
 // Agent is the state of PID 1 after the machine has been set up.
 type Agent struct {
-	out  *output
-	fn   *function
-	link link
+	out   *output
+	fn    *function
+	links chan net.Conn
 }
 
 // Run sets the machine up and serves the host. It only returns on a fatal error.
@@ -29,88 +31,49 @@ func Run() error {
 	if err := setUp(); err != nil {
 		return err
 	}
-	a := &Agent{out: newOutput()}
-	a.fn = newFunction(a.out)
-	go a.fn.reap()
-	go a.tell()
-	return a.serve()
-}
-
-// serve is one thread that waits in poll for a new connection and for the
-// host's next frame. The code that answers a clone's first message is the first
-// that runs after a restore: it calls the kernel itself, since a goroutine for
-// each and the runtime's own poller would be several times as much to page in.
-func (a *Agent) serve() error {
-	runtime.LockOSThread()
-	l, err := listen()
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: guest.Address, Port: guest.AgentPort})
 	if err != nil {
 		return fmt.Errorf("listening for the host: %w", err)
 	}
-	fds := []unix.PollFd{{Fd: int32(l), Events: unix.POLLIN}, {Fd: -1, Events: unix.POLLIN}}
-	in := newFrames()
+	a := &Agent{out: newOutput(), links: make(chan net.Conn)}
+	a.fn = newFunction(a.out)
+	go a.fn.reap()
+	go a.accept(l)
+	return a.serve()
+}
+
+// accept hands on connections from the host, and nobody else's.
+func (a *Agent) accept(l *net.TCPListener) {
 	for {
-		fds[1].Fd = int32(a.link.descriptor())
-		if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
-			return fmt.Errorf("waiting for the host: %w", err)
+		c, err := l.AcceptTCP()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "skep-agent: accepting:", err)
+			time.Sleep(100 * time.Millisecond) // out of descriptors, perhaps: do not spin
+			continue
 		}
-		switch {
-		case fds[0].Revents != 0:
-			if c, err := accept(l); err == nil {
-				in.reset()
-				a.link.replace(c)
-				a.greet()
-			}
-		case fds[1].Revents != 0:
-			if err := in.read(int(fds[1].Fd), a.answer); err != nil {
-				a.link.close()
-			}
+		if p, ok := c.RemoteAddr().(*net.TCPAddr); !ok || !p.IP.Equal(guest.Gateway) {
+			c.Close()
+			continue
 		}
+		a.links <- c
 	}
 }
 
-// greet says hello on a new connection.
-func (a *Agent) greet() {
-	started, ready, _ := a.fn.state()
-	if a.link.frame(guest.KindHello, guest.Hello{Version: Version, Started: started, Ready: ready}.Encode()) != nil {
-		a.link.close()
-	}
-}
-
-// answer handles a frame of the host.
-func (a *Agent) answer(k guest.Kind, p []byte) error {
-	var problem []byte
-	if err := a.handle(k, p); err != nil {
-		problem = []byte(err.Error())
-	}
-	return a.link.frame(guest.KindDone, problem)
-}
-
-// tell sends the function's output, and that it is ready or has ended, on
-// whatever connection there is.
-func (a *Agent) tell() {
-	toldReady := false
-	for {
-		c := a.out.next()
-		switch {
-		case c.data != nil:
-			a.link.frame(c.kind, c.data)
-		case c.dropped > 0:
-			a.link.json(guest.KindDropped, guest.Dropped{Bytes: c.dropped})
-		default: // the state has changed
-			_, ready, exit := a.fn.state()
-			if ready && !toldReady {
-				toldReady = true
-				a.link.frame(guest.KindReady, nil)
-			}
-			if exit != "" {
-				a.link.json(guest.KindExit, guest.Exit{Status: exit})
-			}
+// serve keeps one link at a time: the newest. A restored guest still holds the
+// link of the machine that was snapshotted.
+func (a *Agent) serve() error {
+	var now *link
+	for c := range a.links {
+		if now != nil {
+			now.close()
 		}
+		now = newLink(c, a)
 	}
+	return errors.New("no more links")
 }
 
 // handle does what a frame of the host asks for.
-func (a *Agent) handle(k guest.Kind, p []byte) error {
+func (a *Agent) handle(l *link, k guest.Kind, p []byte) error {
 	switch k {
 	case guest.KindStart:
 		var s guest.Start
@@ -125,7 +88,7 @@ func (a *Agent) handle(k guest.Kind, p []byte) error {
 		}
 		return a.fn.clone(c)
 	case guest.KindPrepare:
-		return a.prepare()
+		return a.prepare(l)
 	case guest.KindStop:
 		var s guest.Stop
 		if err := guest.Decode(p, &s); err != nil {
@@ -134,4 +97,25 @@ func (a *Agent) handle(k guest.Kind, p []byte) error {
 		return a.fn.stop(time.Duration(s.GraceMillis) * time.Millisecond)
 	}
 	return fmt.Errorf("unknown frame of kind %d", k)
+}
+
+// drainLimit bounds how long a snapshot waits for a host that takes no output.
+const drainLimit = time.Second
+
+// prepare flushes what a snapshot should not hold half done. The host closes
+// the link when it has the answer. From before the answer on, nothing is sent
+// any more but that: it would be lost, while in the queue it is there for the
+// clones' first link.
+func (a *Agent) prepare(l *link) error {
+	select {
+	case <-a.out.drained():
+	case <-l.ended:
+	case <-time.After(drainLimit): // the rest stays in the queue
+	}
+	a.out.hold(l.ended)
+	if err := a.fn.rehearse(); err != nil {
+		return err
+	}
+	unix.Sync()
+	return nil
 }

@@ -1,11 +1,13 @@
 package agent
 
 import (
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,6 +24,7 @@ type function struct {
 
 	mu    sync.Mutex // guards all below
 	spec  guest.Start
+	names *names
 	pid   int
 	ready bool
 	exit  string        // how it ended; "" while it runs
@@ -52,6 +55,10 @@ func (f *function) start(s guest.Start) error {
 		return err
 	}
 	if err := makeRoot(s); err != nil {
+		return err
+	}
+	var err error
+	if f.names, err = writeEtc(s); err != nil {
 		return err
 	}
 	group, err := makeGroup()
@@ -105,7 +112,7 @@ func (f *function) run(path string, env []string, who identity, group *os.File) 
 		return errors.Join(fmt.Errorf("running %s in %s: %w", path, f.spec.Dir, err), stdout.Close(), stderr.Close())
 	}
 	// The kernel should end the function before it ends init, which it inherited this from.
-	os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("500"), 0)
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("500"), 0) // it may have ended already
 	f.pid = pid
 	go f.pass(guest.KindStdout, stdout)
 	go f.pass(guest.KindStderr, stderr)
@@ -113,10 +120,13 @@ func (f *function) run(path string, env []string, who identity, group *os.File) 
 	return nil
 }
 
+// passBytes is how much output is read at once; a frame holds it.
+const passBytes = 16 << 10
+
 // pass copies what the function writes to the host's queue.
 func (f *function) pass(kind guest.Kind, r *os.File) {
 	defer r.Close()
-	buf := make([]byte, 16<<10)
+	buf := make([]byte, passBytes)
 	for {
 		n, err := r.Read(buf)
 		if n > 0 {
@@ -184,38 +194,67 @@ func describe(ws unix.WaitStatus) string {
 // stop sends the stop signal, and SIGKILL to all of the function's processes
 // after the grace. It returns when the server has ended.
 func (f *function) stop(grace time.Duration) error {
-	f.mu.Lock()
-	pid, name := f.pid, f.spec.StopSignal
-	f.mu.Unlock()
-	if pid == 0 {
-		return errors.New("the function was not started")
-	}
-	sig := unix.SIGTERM
-	if n := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(name), "SIG")); n != 0 {
-		sig = n
-	}
-	if _, _, exit := f.state(); exit == "" {
-		unix.Kill(pid, sig)
+	if err := f.signal(); err != nil {
+		return err
 	}
 	select {
 	case <-f.ended:
+		return nil
 	case <-time.After(grace):
-		killGroup()
-		<-f.ended
 	}
+	if err := killGroup(); err != nil {
+		return fmt.Errorf("killing the function's processes: %w", err)
+	}
+	<-f.ended
 	return nil
+}
+
+// signal sends the stop signal to the server, if that still runs.
+func (f *function) signal() error {
+	f.mu.Lock() // so that the pid is not reaped, and another's, meanwhile
+	defer f.mu.Unlock()
+	switch {
+	case f.pid == 0:
+		return errors.New("the function was not started")
+	case f.exit != "":
+		return nil
+	}
+	return unix.Kill(f.pid, stopSignal(f.spec.StopSignal))
+}
+
+// stopSignal reads the name ("SIGINT", "int") or number of an image's stop signal.
+func stopSignal(name string) unix.Signal {
+	if n, err := strconv.Atoi(name); err == nil && n > 0 && n < 65 {
+		return unix.Signal(n)
+	}
+	if s := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(name), "SIG")); s != 0 {
+		return s
+	}
+	return unix.SIGTERM
+}
+
+// hookLimit bounds a call of the function's clone hook.
+const hookLimit = 10 * time.Second
+
+// hookBody is what the clone hook is sent.
+type hookBody struct {
+	Instance string `json:"instance"`
+	Entropy  string `json:"entropy"` // hexadecimal, 64 bytes
 }
 
 // clone makes this machine another than the one that was snapshotted.
 func (f *function) clone(c guest.Clone) error {
-	if err := renew(c.Instance, c.UnixNano, c.Entropy); err != nil {
+	if err := f.rename(c); err != nil {
 		return err
 	}
 	if c.Hook == "" {
 		return nil
 	}
-	body := fmt.Sprintf(`{"instance":%q,"entropy":"%x"}`, c.Instance, c.Entropy)
-	status, err := request(f.spec.Port, "POST", c.Hook, body, 10*time.Second)
+	body, err := json.Marshal(hookBody{Instance: c.Instance, Entropy: hex.EncodeToString(c.Entropy)})
+	if err != nil {
+		return err
+	}
+	status, err := request(f.spec.Port, "POST", c.Hook, string(body), hookLimit)
 	if err != nil {
 		return fmt.Errorf("calling the clone hook %s: %w", c.Hook, err)
 	}
@@ -225,62 +264,41 @@ func (f *function) clone(c guest.Clone) error {
 	return nil
 }
 
-// prepare flushes what a snapshot should not hold half done.
-func (a *Agent) prepare() error {
-	select {
-	case <-a.out.drained():
-	case <-time.After(time.Second): // the host is slow; the rest stays in the ring
+func (f *function) rename(c guest.Clone) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.names == nil {
+		return errors.New("this machine was not started, so it is no clone")
 	}
-	unix.Sync()
+	if err := renew(c.Instance, c.UnixNano, c.Entropy); err != nil {
+		return err
+	}
+	return f.names.change(c.Instance)
+}
+
+// rehearse does all that a clone will be asked for, and changes nothing. What
+// that needs of memory and page tables is then in the snapshot, and no clone
+// has to make it.
+func (f *function) rehearse() error {
+	f.mu.Lock()
+	names := f.names
+	f.mu.Unlock()
+	if names == nil {
+		return nil
+	}
+	var entropy [64]byte
+	if _, err := unix.Getrandom(entropy[:], 0); err != nil {
+		return fmt.Errorf("rehearsing a clone: %w", err)
+	}
+	for range 2 {
+		message := guest.Clone{Instance: names.instance, UnixNano: time.Now().UnixNano(), Entropy: entropy[:]}.Encode()
+		c, err := guest.DecodeClone(message)
+		if err != nil {
+			return fmt.Errorf("rehearsing a clone: %w", err)
+		}
+		if err := f.rename(c); err != nil {
+			return fmt.Errorf("rehearsing a clone: %w", err)
+		}
+	}
 	return nil
-}
-
-// lookPath finds the program in the function's root as a shell would.
-func lookPath(root, dir, name string, env []string) (string, error) {
-	if strings.Contains(name, "/") {
-		return name, nil // relative to the working directory, as execve has it
-	}
-	paths := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	for _, e := range env {
-		if v, ok := strings.CutPrefix(e, "PATH="); ok {
-			paths = v
-		}
-	}
-	for _, p := range filepath.SplitList(paths) {
-		full := filepath.Join(p, name)
-		if !filepath.IsAbs(full) {
-			full = filepath.Join(dir, full)
-		}
-		if executable(root, full) {
-			return full, nil
-		}
-	}
-	return "", fmt.Errorf("no program %q in the image's PATH %s", name, paths)
-}
-
-// executable reports whether path, seen by a process whose root directory is
-// root, is a file that can be run.
-func executable(root, path string) bool {
-	f, err := openInRoot(root, path)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	return err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0
-}
-
-// openInRoot opens a path for reading as a process would that has root as its
-// root directory: symbolic links do not lead out of it.
-func openInRoot(root, path string) (*os.File, error) {
-	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: root, Err: err}
-	}
-	defer unix.Close(dir)
-	fd, err := unix.Openat2(dir, path, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK, Resolve: unix.RESOLVE_IN_ROOT})
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	return os.NewFile(uintptr(fd), path), nil
 }

@@ -25,8 +25,9 @@ type output struct {
 	bytes   int
 	dropped int64
 	changed bool
-	signal  chan struct{} // capacity 1: there is something
-	empty   chan struct{} // closed and renewed when everything is handed out
+	held    <-chan struct{} // of the link that gets nothing more
+	signal  chan struct{}   // capacity 1: there is something
+	empty   chan struct{}   // closed and renewed when everything is handed out
 }
 
 func newOutput() *output {
@@ -63,20 +64,32 @@ func (o *output) stateChanged() {
 	o.wake()
 }
 
-// next waits for something to tell.
-func (o *output) next() chunk {
+// next waits for something to tell, until end is closed.
+func (o *output) next(end <-chan struct{}) (chunk, bool) {
 	for {
-		if c, ok := o.take(); ok {
-			return c
+		select {
+		case <-end:
+			o.wake() // for the link that replaces this one
+			return chunk{}, false
+		default:
 		}
-		<-o.signal
+		if c, ok := o.take(end); ok {
+			return c, true
+		}
+		select {
+		case <-end:
+			return chunk{}, false
+		case <-o.signal:
+		}
 	}
 }
 
-func (o *output) take() (chunk, bool) {
+func (o *output) take(end <-chan struct{}) (chunk, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
+	case o.held == end:
+		return chunk{}, false
 	case o.dropped > 0:
 		c := chunk{dropped: o.dropped}
 		o.dropped = 0
@@ -104,4 +117,11 @@ func (o *output) drained() <-chan struct{} {
 	c := o.empty
 	o.wake()
 	return c
+}
+
+// hold keeps everything from the link whose end that is.
+func (o *output) hold(end <-chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.held = end
 }

@@ -20,7 +20,7 @@ func renew(instance string, unixNano int64, entropy []byte) error {
 		return err
 	}
 	if err := unix.Sethostname([]byte(instance)); err != nil {
-		return fmt.Errorf("setting the host name: %w", err)
+		return fmt.Errorf("setting the host name to %q: %w", instance, err)
 	}
 	return nil
 }
@@ -41,7 +41,7 @@ const entropyLimit = 256
 // same random numbers until the kernel's own next reseed.
 func addEntropy(b []byte) error {
 	if len(b) < 32 || len(b) > entropyLimit {
-		return errors.New("entropy: want 32 to 256 bytes")
+		return fmt.Errorf("%d bytes of entropy: want 32 to %d", len(b), entropyLimit)
 	}
 	f, err := os.OpenFile("/dev/urandom", os.O_RDWR, 0)
 	if err != nil {
@@ -57,7 +57,7 @@ func addEntropy(b []byte) error {
 	if _, _, e := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info[0]))); e != 0 {
 		return fmt.Errorf("adding entropy: %w", e)
 	}
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDRESEEDCRNG, 0); e != 0 && e != unix.ENODATA {
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDRESEEDCRNG, 0); e != 0 && !errors.Is(e, unix.ENODATA) {
 		return fmt.Errorf("reseeding the random generator: %w", e)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -118,11 +119,12 @@ func eachLine(root, path string, f func(fields []string) bool) error {
 	return lines.Err()
 }
 
-// environment is the image's and the function's, with what every server expects.
+// environment is the image's and the function's, with what every server
+// expects. HOSTNAME is not in it: in a clone it would be wrong.
 func environment(s guest.Start, who identity) []string {
-	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + who.home, "HOSTNAME=" + s.Instance}
-	at := map[string]int{"PATH": 0, "HOME": 1, "HOSTNAME": 2}
-	for _, e := range append(s.Env, "PORT="+strconv.Itoa(s.Port)) {
+	env := []string{"PATH=" + defaultPath, "HOME=" + who.home}
+	at := map[string]int{"PATH": 0, "HOME": 1}
+	for _, e := range append(slices.Clone(s.Env), "PORT="+strconv.Itoa(s.Port)) {
 		k, _, ok := strings.Cut(e, "=")
 		if !ok || k == "" {
 			continue
