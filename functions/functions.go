@@ -52,6 +52,12 @@ func Names() []string {
 // Build makes the image of a built-in function in cacheDir, unless it is there,
 // and returns the reference to deploy. step is told what is being done; nil is
 // allowed.
+//
+// hello needs its program skep-hello beside skep, where `make build` puts it, or
+// Go and the sources. hello-python needs mmdebstrap and a Debian or Ubuntu host,
+// whose release and package sources it uses; what was made of them stays as it
+// is until cacheDir is removed. Nothing else needs cacheDir once the function
+// is deployed.
 func Build(ctx context.Context, cacheDir, name string, step func(string)) (ref string, err error) {
 	if step == nil {
 		step = func(string) {}

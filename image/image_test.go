@@ -110,6 +110,7 @@ func nothingLeft(t *testing.T, s *Store) {
 // inspect asks debugfs, which reads the disk as a kernel would.
 func inspect(t *testing.T, disk, command string) string {
 	t.Helper()
+	testenv.Need(t, "mkfs")
 	out, err := exec.Command("debugfs", "-R", command, disk).Output()
 	if err != nil {
 		t.Fatalf("debugfs %s: %v", command, err)
@@ -120,6 +121,7 @@ func inspect(t *testing.T, disk, command string) string {
 // checkDisk runs e2fsck.
 func checkDisk(t *testing.T, disk string) {
 	t.Helper()
+	testenv.Need(t, "mkfs")
 	if out, err := exec.Command("e2fsck", "-fn", disk).CombinedOutput(); err != nil {
 		t.Errorf("e2fsck: %v:\n%s", err, out)
 	}
