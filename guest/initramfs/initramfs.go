@@ -63,12 +63,12 @@ func Pack(agentBinary string, k kernel.Kernel) ([]byte, error) {
 	}
 	var buf bytes.Buffer
 	a := archive{w: cpio.NewWriter(&buf)}
-	for _, d := range []string{"dev", "proc", "sys", "lower", "rw", "root", "modules"} {
+	for _, d := range []string{"dev", "proc", "sys", "lower", "rw", "root", strings.TrimPrefix(agent.ModuleDir, "/")} {
 		a.add(d, cpio.TypeDir|0o755, nil)
 	}
 	var order strings.Builder
 	for _, m := range modules {
-		path := "modules/" + m.name + ".ko"
+		path := strings.TrimPrefix(agent.ModuleDir, "/") + "/" + m.name + ".ko"
 		a.add(path, cpio.TypeReg|0o644, m.data)
 		fmt.Fprintln(&order, "/"+path)
 	}
@@ -95,10 +95,13 @@ func (a *archive) add(name string, mode cpio.FileMode, data []byte) {
 // AgentEnv names the environment variable with the path of the agent's binary.
 const AgentEnv = "SKEP_AGENT"
 
-// FindAgent finds the agent's binary: where AgentEnv says, or beside the
-// running program.
+// FindAgent finds the agent's binary: where AgentEnv says, beside the running
+// program, or in ../libexec of that.
 func FindAgent() (string, error) {
 	if p := os.Getenv(AgentEnv); p != "" {
+		if _, err := os.Stat(p); err != nil {
+			return "", fmt.Errorf("the agent's binary, by %s: %w", AgentEnv, err)
+		}
 		return p, nil
 	}
 	self, err := os.Executable()
@@ -108,9 +111,12 @@ func FindAgent() (string, error) {
 	if p, err := filepath.EvalSymlinks(self); err == nil {
 		self = p
 	}
-	p := filepath.Join(filepath.Dir(self), "skep-agent")
-	if _, err := os.Stat(p); err != nil {
-		return "", fmt.Errorf("the agent's binary is not beside %s: %w; `make build` makes both, or set %s to its path", self, err, AgentEnv)
+	beside := filepath.Dir(self)
+	for _, dir := range []string{beside, filepath.Join(beside, "..", "libexec")} {
+		p := filepath.Join(dir, "skep-agent")
+		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() {
+			return p, nil
+		}
 	}
-	return p, nil
+	return "", fmt.Errorf("no skep-agent beside %s or in ../libexec: `make build` makes both, or set %s to its path", self, AgentEnv)
 }
