@@ -59,7 +59,6 @@ type server struct {
 type counters struct {
 	faults, zeroPages, prefetched, bytesRead atomic.Int64
 	fetch, install, handler                  atomic.Int64 // nanoseconds
-	residual                                 atomic.Int64 // faults after the vCPUs were let run
 }
 
 // errGone ends the loop quietly: the process or its memory is no more.
