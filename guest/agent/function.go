@@ -278,7 +278,8 @@ func (f *function) rename(c guest.Clone) error {
 
 // rehearse does all that a clone will be asked for, and changes nothing. What
 // that needs of memory and page tables is then in the snapshot, and no clone
-// has to make it.
+// has to make it: with it, and a buffer made ahead, the message takes some 180
+// pages instead of 350.
 func (f *function) rehearse() error {
 	f.mu.Lock()
 	names := f.names

@@ -7,7 +7,7 @@ var parameters = []struct{ value, reason string }{
 	{"rdinit=/init", "the agent, in the initramfs"},
 	{"quiet", "a serial port is slow"},
 	{"loglevel=3", "errors all the same: they are what is left of a guest that died"},
-	{"nokaslr", "all clones of a snapshot would share the random layout; a bzImage has 24 MiB less of itself in memory and need not relocate"},
+	{"nokaslr", "all clones of a snapshot would share the random layout; a bzImage has about 25 MiB less of itself in memory"},
 	{"mitigations=off", "one tenant a machine: within the guest there is nobody to protect from another; the host's own stay"},
 	{"random.trust_cpu=on", "start without waiting for entropy; the agent adds the host's before the function runs"},
 	{"random.trust_bootloader=on", "the same"},
