@@ -28,7 +28,7 @@ func openMapped(policy string, src Source, note string) (Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("memory policy %s: %w", policy, err)
 	}
-	return mapped{api.MemoryStats{Policy: policy, Wasted: -1, Note: note}}, nil
+	return mapped{api.MemoryStats{Policy: policy, Missed: -1, Wasted: -1, Note: note}}, nil
 }
 
 // mapped is a session that has nothing to do.

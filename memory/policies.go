@@ -18,6 +18,8 @@ type Options struct {
 	// Reads bounds the reads that wait for the disk at once, over all instances;
 	// default 64. Each holds a thread.
 	Reads int
+	// Frozen keeps working sets as they were recorded: nothing is learned.
+	Frozen bool
 }
 
 // Policies is the table of policies and what they share: buffers, a bound on
@@ -29,9 +31,11 @@ type Policies struct {
 	holes    holeMaps
 	spin     spinners
 	turns    *semaphore.Weighted // of sessions that read their working set
+	frozen   bool
 
 	mu        sync.Mutex
-	recording map[string]bool // guarded by mu: directories of snapshots that a session is recording
+	histories map[string]*history // guarded by mu: by directory of the snapshot's trace
+	recording map[string]bool     // guarded by mu: directories of snapshots that a session is recording
 }
 
 // Default is the policy for whoever does not choose.
@@ -45,7 +49,8 @@ func New(o Options) *Policies {
 	if o.Reads <= 0 {
 		o.Reads = 64
 	}
-	t := &Policies{pool: newPool(o.BufferBytes), slots: make(chan struct{}, o.Reads), recording: make(map[string]bool), turns: semaphore.NewWeighted(streamTurns)}
+	t := &Policies{pool: newPool(o.BufferBytes), slots: make(chan struct{}, o.Reads), recording: make(map[string]bool), turns: semaphore.NewWeighted(streamTurns),
+		frozen: o.Frozen, histories: make(map[string]*history)}
 	t.spin.max.Store(int32(max(runtime.GOMAXPROCS(0)/2, 1)))
 	t.policies = []Policy{
 		mmapPolicy{},

@@ -26,7 +26,7 @@ func (o *Policies) openRecording(s *session, why error) {
 		return
 	}
 	s.say("recording it")
-	s.server.rec = newRecorder(s.back.pages)
+	s.server.rec = newRecorder(s.back.pages, firstTouches)
 }
 
 // claim makes the caller the one who records a snapshot.
@@ -56,6 +56,10 @@ func (s *session) Responded() {
 	if touches == nil {
 		return
 	}
+	if s.learner != nil {
+		s.observed(touches)
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -74,7 +78,7 @@ func (s *session) Responded() {
 // discardRecording ends one whose invocation never got its response: what it
 // holds is not what an invocation needs.
 func (s *session) discardRecording() {
-	if rec := s.server.rec; rec != nil && rec.freeze() != nil {
+	if rec := s.server.rec; rec != nil && rec.freeze() != nil && s.learner == nil {
 		s.owner.release(s.src.Dir)
 	}
 }
@@ -86,7 +90,10 @@ func (s *session) save(touches []workingset.Touch) error {
 	if err := workingset.SaveTrace(s.src.Dir, t); err != nil {
 		return err
 	}
-	return saveSet(s.src, s.back, t)
+	if err := saveSet(s.src, s.back, t); err != nil {
+		return err
+	}
+	return s.owner.history(s.src).recorded()
 }
 
 // saveSet makes the working set of a trace's pages.

@@ -17,11 +17,15 @@ type recorder struct {
 	touches []workingset.Touch
 }
 
-// firstTouches is how many touches are recorded before memory for more is taken.
-const firstTouches = 8192
+// How many touches are recorded before memory for more is taken: of a guest
+// without a working set, and of one with.
+const (
+	firstTouches    = 8192
+	residualTouches = 512
+)
 
-func newRecorder(pages uint32) *recorder {
-	return &recorder{seen: newBitmap(int(pages)), touches: make([]workingset.Touch, 0, firstTouches)}
+func newRecorder(pages uint32, touches int) *recorder {
+	return &recorder{seen: newBitmap(int(pages)), touches: make([]workingset.Touch, 0, touches)}
 }
 
 func (r *recorder) touch(page uint32, write bool) {

@@ -40,7 +40,8 @@ func (s *server) serveFault(ev userfaultfd.Event) (again bool, err error) {
 	}
 	addr := ev.Address &^ (pageSize - 1)
 	zero := s.isZero(page)
-	if !zero && s.plan != nil {
+	held := s.sample.contents(page)
+	if !zero && s.plan != nil && held == nil {
 		if served, again, err := s.serveFromPlan(page); served || again || err != nil {
 			if served {
 				s.counter.faults.Add(1)
@@ -48,9 +49,12 @@ func (s *server) serveFault(ev userfaultfd.Event) (again bool, err error) {
 			return again, err
 		}
 	}
-	if zero {
+	switch {
+	case zero:
 		_, err = s.zeroPages(addr, pageSize)
-	} else {
+	case held != nil:
+		_, err = s.guest.FD.Copy(addr, held, 0)
+	default:
 		if err := s.back.read(s.buf[:pageSize], page); err != nil {
 			return false, fmt.Errorf("reading page %d of the snapshot's memory for a fault: %w", page, err)
 		}
@@ -161,12 +165,12 @@ func (s *server) installPiece() error {
 // when events must be read first.
 func (s *server) installRun(r *planned) (done bool, err error) {
 	for page := r.First; page < r.End(); {
-		if s.present.has(page) || s.removed.has(page) {
+		if !s.lacks(page) {
 			page++
 			continue
 		}
 		end := page + 1
-		for end < r.End() && !s.present.has(end) && !s.removed.has(end) {
+		for end < r.End() && s.lacks(end) {
 			end++
 		}
 		addr, contiguous, ok := s.hostAddr(page)
@@ -190,6 +194,11 @@ func (s *server) installRun(r *planned) (done bool, err error) {
 	}
 	s.plan.finish(r)
 	return true, nil
+}
+
+// lacks says that a page is to be installed ahead.
+func (s *server) lacks(page uint32) bool {
+	return !s.present.has(page) && !s.removed.has(page) && !s.sample.holds(page)
 }
 
 func (s *server) installedPages(r *planned, page, n uint32) {

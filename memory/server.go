@@ -28,6 +28,7 @@ type server struct {
 	rec     *recorder // may be nil
 	counter *counters
 	spin    *spinners
+	sample  *sample // may be nil
 
 	// Owned by loop.
 	removed bitmap // given back by the guest: zeros from then on
@@ -44,6 +45,7 @@ type server struct {
 	closing bool    // guarded by mu
 	started bool    // guarded by mu: guest is set
 	abandon bool    // guarded by mu: forget what of the plan has not come
+	sampled bool    // guarded by mu: nothing is held back from now on
 	work    atomic.Bool
 
 	enough   chan struct{} // closed when so much of the plan is done that the vCPUs may run
@@ -120,6 +122,9 @@ func (s *server) push(c chunk) {
 
 // giveUp forgets what of the plan has not been pushed: nothing more will come.
 func (s *server) giveUp() { s.tell(func() { s.abandon = true }) }
+
+// endSample has pages no longer held back.
+func (s *server) endSample() { s.tell(func() { s.sampled = true }) }
 
 // stop makes loop end; it returns when it has, and all contents are let go.
 func (s *server) stop() {
@@ -209,9 +214,15 @@ func (s *server) takeWork() error {
 	}
 	for _, c := range s.queue {
 		s.plan.take(c)
+		if s.sample != nil {
+			s.sample.keepAll(s.plan.runs[c.from:c.to])
+		}
 		s.ready = append(s.ready, c.span)
 	}
 	s.queue = s.queue[:0]
+	if s.sampled {
+		s.sample = nil
+	}
 	if s.abandon {
 		s.mayLeave = len(s.plan.runs)
 	}

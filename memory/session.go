@@ -27,12 +27,16 @@ type session struct {
 
 	files []*setFile // closed by Close
 
+	learner *learner // nil: this session does not learn
+
 	// prefetch, when set, is what Install does before it waits.
 	prefetch func(ctx context.Context) error
 
 	mu       sync.Mutex
 	note     string // guarded by mu
 	recorded bool   // guarded by mu
+	missed   int64  // guarded by mu
+	wasted   int64  // guarded by mu
 	attached bool   // guarded by mu
 	closed   bool   // guarded by mu
 }
@@ -51,7 +55,7 @@ func (o *Policies) open(ctx context.Context, name string, src Source, makePlan f
 			return nil, fmt.Errorf("memory policy %s: %w", name, err)
 		}
 	}
-	s := &session{owner: o, policy: name, src: src, back: back}
+	s := &session{owner: o, policy: name, src: src, back: back, missed: -1, wasted: -1}
 	s.server = newServer(back, p, &s.count)
 	s.server.spin = &o.spin
 	// The request that opens a session ends before the session does.
@@ -136,7 +140,7 @@ func (s *session) Stats() api.MemoryStats {
 	c := &s.count
 	return api.MemoryStats{
 		Policy: s.policy, Prefetched: c.prefetched.Load(), Faults: c.faults.Load(), ZeroPages: c.zeroPages.Load(),
-		Wasted: -1, BytesRead: c.bytesRead.Load(), FetchTime: time.Duration(c.fetch.Load()),
+		Missed: s.missed, Wasted: s.wasted, BytesRead: c.bytesRead.Load(), FetchTime: time.Duration(c.fetch.Load()),
 		InstallTime: time.Duration(c.install.Load()), HandlerTime: time.Duration(c.handler.Load()),
 		Recorded: s.recorded, Note: s.note,
 	}

@@ -2,6 +2,7 @@ package memory
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -24,9 +25,19 @@ const streamReaders = 4
 const streamTurns = 2
 
 func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
+	var now turn
+	if !p.frozen {
+		now = p.history(src).begin()
+	}
+	if now.without {
+		return openMapped("mmap", src, fmt.Sprintf("prefetching does not pay for this snapshot: mapped, for %d more starts", now.left))
+	}
 	s, f, err := p.openSet(ctx, p.Name(), src, true)
 	if err != nil || f == nil {
 		return s, err
+	}
+	if !p.frozen {
+		s.learn(now)
 	}
 	s.server.mayLeave = s.server.plan.mayLeave()
 	f.fetchStream(s, streamReaders)

@@ -1,9 +1,9 @@
 // Package workingset is what skep remembers of how a restored guest uses its
 // memory: the trace, which pages were touched first and in which order, and the
 // working set, those pages' contents laid out for reading. Package memory
-// records them on a first restore and prefetches from them on later ones. Both
-// are files that belong to a snapshot: they lie in its directory, name it, and
-// die with it.
+// records them on a first restore, prefetches from them on later ones, and
+// learns from each how good they still are. All are files that belong to a
+// snapshot: they lie in its directory, name it, and die with it.
 //
 // All numbers are little-endian; CRC-32 is the one of IEEE 802.3 (zlib). A page is 4096 bytes and is numbered by its
 // place in the snapshot's memory file. Files are published by rename, and read
@@ -21,6 +21,25 @@
 //	28      4     L, length of the snapshot's id, 1 to 255
 //	32      L     the snapshot's id, then zeros up to a multiple of 8
 //	…       16·N  touches in order: page (4), flags (4; bit 0: a write), nanoseconds since the vCPUs ran (8)
+//	…       4     CRC-32 of everything before
+//
+// # Learned, version 1
+//
+//	offset  size  what
+//	0       8     magic "skeplern"
+//	8       4     version, 1
+//	12      4     page size, 4096
+//	16      8     size of the guest's memory in bytes
+//	24      4     N, number of pages that there is something to say of
+//	28      4     L, length of the snapshot's id, 1 to 255
+//	32      4     restores observed since the working set was recorded
+//	36      4     of the last of them, how many in a row it did not pay for
+//	40      4     times that it was recorded anew for that
+//	44      4     starts still to be made without it
+//	48      L     the snapshot's id, then zeros up to a multiple of 8
+//	…       12·N  pages, ascending: page (4), microseconds from when the vCPUs ran until its last first touch (4),
+//	              in which of the last eight restores it was missed (1; bit 0: the last), times in a row
+//	              that it was held back in vain (1), zeros (2)
 //	…       4     CRC-32 of everything before
 //
 // # Working set, version 1

@@ -10,6 +10,19 @@ import (
 // when there is none, ErrFormat when it is not usable.
 func LoadTrace(dir string, of Of) (*Trace, error) {
 	path := filepath.Join(dir, TraceFile)
+	p, err := readSmall(path, int64(traceHeader+maxID+8)+int64(of.pages())*touchSize)
+	if err != nil {
+		return nil, err
+	}
+	t, err := DecodeTrace(p, of)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return t, nil
+}
+
+// readSmall reads a file that must not be longer than limit bytes.
+func readSmall(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -19,18 +32,14 @@ func LoadTrace(dir string, of Of) (*Trace, error) {
 	if err != nil {
 		return nil, err
 	}
-	if limit := int64(traceHeader+maxID+8) + int64(of.pages())*touchSize; st.Size() > limit {
-		return nil, fmt.Errorf("%s: %w", path, refuse("it has %d bytes, more than any trace of this guest", st.Size()))
+	if st.Size() > limit {
+		return nil, fmt.Errorf("%s: %w", path, refuse("it has %d bytes, more than it can have for this guest", st.Size()))
 	}
 	p := make([]byte, st.Size())
 	if err := readAt(f, p, st.Size()); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	t, err := DecodeTrace(p, of)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return t, nil
+	return p, nil
 }
 
 // LoadSet reads the head of a snapshot's working set, and returns the file,
@@ -60,7 +69,7 @@ func SaveTrace(dir string, t *Trace) error {
 	if err != nil {
 		return fmt.Errorf("recording the trace: %w", err)
 	}
-	return publish(dir, TraceFile, func(f *os.File) error {
+	return replace(dir, TraceFile, true, func(f *os.File) error {
 		_, err := f.Write(p)
 		return err
 	})
@@ -68,16 +77,16 @@ func SaveTrace(dir string, t *Trace) error {
 
 // SaveSet publishes a working set in a snapshot's directory; see WriteSet.
 func SaveSet(dir string, of Of, runs []Run, read func(p []byte, first uint32) error) error {
-	return publish(dir, SetFile, func(f *os.File) error {
+	return replace(dir, SetFile, true, func(f *os.File) error {
 		_, err := WriteSet(f, of, runs, read)
 		return err
 	})
 }
 
-// publish writes a file so that there is the old one or all of the new one,
-// whatever happens. It does not make the directory: a snapshot that was deleted
-// meanwhile stays deleted.
-func publish(dir, name string, write func(*os.File) error) (err error) {
+// replace writes a file so that there is the old one or all of the new one,
+// whatever happens; when durable, a crash of the host included. It does not make
+// the directory: a snapshot that was deleted meanwhile stays deleted.
+func replace(dir, name string, durable bool, write func(*os.File) error) (err error) {
 	f, err := os.CreateTemp(dir, name+".tmp-*")
 	if err != nil {
 		return err
@@ -86,16 +95,18 @@ func publish(dir, name string, write func(*os.File) error) (err error) {
 		f.Close()
 		if err != nil {
 			os.Remove(f.Name())
-			err = fmt.Errorf("recording %s: %w", filepath.Join(dir, name), err)
+			err = fmt.Errorf("saving %s: %w", filepath.Join(dir, name), err)
 		}
 	}()
 	if err := write(f); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
-		return err
+	if durable {
+		if err := f.Sync(); err != nil {
+			return err
+		}
 	}
-	if err := os.Rename(f.Name(), filepath.Join(dir, name)); err != nil {
+	if err := os.Rename(f.Name(), filepath.Join(dir, name)); err != nil || !durable {
 		return err
 	}
 	d, err := os.Open(dir)

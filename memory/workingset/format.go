@@ -9,8 +9,9 @@ import (
 
 // Names of the files in a snapshot's directory.
 const (
-	TraceFile = "trace"
-	SetFile   = "ws"
+	TraceFile   = "trace"
+	SetFile     = "ws"
+	LearnedFile = "learned"
 )
 
 const (
@@ -65,7 +66,7 @@ func align(n, to int64) int64 { return (n + to - 1) / to * to }
 
 var le = binary.LittleEndian
 
-// checkCommon checks what both formats begin with.
+// checkCommon checks what all formats begin with.
 func checkCommon(p []byte, magic string, header int, of Of) error {
 	switch {
 	case len(p) < header:
