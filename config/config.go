@@ -33,6 +33,7 @@ type Config struct {
 	Accel        string // auto, kvm, tcg
 	QEMU         string // path or name of the QEMU binary; empty: the distribution's
 	MemoryPolicy string // of functions that name none; empty: the best there is
+	Learning     bool   // the stream policy's working sets follow what restores touch
 	KernelDir    string // where `skep setup` puts guest kernels; empty: below the user's cache directory
 	Kernel       string // path of a guest kernel; empty: the one in KernelDir
 	Modules      string // modules directory of Kernel; empty: none
@@ -64,6 +65,7 @@ func Default() Config {
 		VMM:             "auto",
 		Accel:           "auto",
 		CgroupRoot:      "auto",
+		Learning:        true,
 		ConfineUser:     true,
 		Slots:           4,
 		NATPool:         "10.211.0.0/16",
@@ -102,6 +104,7 @@ var Keys = []Key{
 	{"qemu", "QEMU binary (default: the distribution's)", func(c *Config) any { return &c.QEMU }},
 	{"firecracker", "Firecracker binary", func(c *Config) any { return &c.FirecrackerPath }},
 	{"memory_policy", "how restored memory is filled, for functions that name no policy (default: the best there is)", func(c *Config) any { return &c.MemoryPolicy }},
+	{"memory_learning", "let working sets follow what restores touch, under the stream policy", func(c *Config) any { return &c.Learning }},
 	{"kernel_dir", "where `skep setup` puts guest kernels", func(c *Config) any { return &c.KernelDir }},
 	{"kernel", "guest kernel, a bzImage or vmlinux (default: the newest in kernel_dir)", func(c *Config) any { return &c.Kernel }},
 	{"kernel_modules", "modules directory of that kernel", func(c *Config) any { return &c.Modules }},

@@ -51,7 +51,7 @@ type Metrics struct {
 }
 
 type memoryCounters struct {
-	faults, prefetched, zero, wasted, read, handler *prometheus.CounterVec // policy
+	faults, prefetched, zero, missed, wasted, read, handler *prometheus.CounterVec // policy
 }
 
 // NewMetrics returns metrics whose gauges are read from state; queue, when not
@@ -72,7 +72,8 @@ func NewMetrics(state State, v api.Version, queue func() int) *Metrics {
 			faults:     counter("skep_memory_faults_total", "Page faults of restored guests that were served.", "policy"),
 			prefetched: counter("skep_memory_prefetched_pages_total", "Pages installed before they were asked for.", "policy"),
 			zero:       counter("skep_memory_zero_pages_total", "Pages of zeros among those installed.", "policy"),
-			wasted:     counter("skep_memory_wasted_pages_total", "Prefetched pages known never to have been touched.", "policy"),
+			missed:     counter("skep_memory_missed_pages_total", "Pages touched on the way to a first response that were not in the working set.", "policy"),
+			wasted:     counter("skep_memory_wasted_pages_total", "Prefetched pages not touched on the way to a first response, estimated from samples.", "policy"),
 			read:       counter("skep_memory_read_bytes_total", "Bytes of snapshot memory read.", "policy"),
 			handler:    counter("skep_memory_handler_seconds_total", "Time spent serving page faults.", "policy"),
 		},
@@ -80,7 +81,7 @@ func NewMetrics(state State, v api.Version, queue func() int) *Metrics {
 		state:  state,
 	}
 	c := m.memory
-	m.registry.MustRegister(m.invocations, m.phases, m.bytes, m.failures, c.faults, c.prefetched, c.zero, c.wasted, c.read, c.handler,
+	m.registry.MustRegister(m.invocations, m.phases, m.bytes, m.failures, c.faults, c.prefetched, c.zero, c.missed, c.wasted, c.read, c.handler,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		&stateCollector{state: state, version: v, queue: queue})
 	return m
@@ -113,6 +114,7 @@ func (c memoryCounters) add(s api.MemoryStats) {
 	add(c.faults, float64(s.Faults))
 	add(c.prefetched, float64(s.Prefetched))
 	add(c.zero, float64(s.ZeroPages))
+	add(c.missed, float64(s.Missed))
 	add(c.wasted, float64(s.Wasted)) // -1, not known, adds nothing
 	add(c.read, float64(s.BytesRead))
 	add(c.handler, s.HandlerTime.Seconds())

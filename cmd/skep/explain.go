@@ -70,15 +70,18 @@ func phaseRows(p api.Phases) [][]string {
 }
 
 func memoryRows(m api.MemoryStats) [][]string {
-	wasted := "not known"
-	if m.Wasted >= 0 {
-		wasted = strconv.FormatInt(m.Wasted, 10)
+	known := func(pages int64) string {
+		if pages < 0 {
+			return "not known"
+		}
+		return strconv.FormatInt(pages, 10)
 	}
 	rows := [][]string{
 		{"MEMORY", ""},
 		{"policy", m.Policy},
 		{"pages prefetched", strconv.FormatInt(m.Prefetched, 10)},
-		{"of them never touched", wasted},
+		{"of them not touched", known(m.Wasted)},
+		{"pages missed", known(m.Missed)},
 		{"faults served", fmt.Sprintf("%d in %s ms", m.Faults, millis(m.HandlerTime))},
 		{"pages of zeros", strconv.FormatInt(m.ZeroPages, 10)},
 		{"bytes read", size(m.BytesRead)},

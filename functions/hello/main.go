@@ -30,6 +30,7 @@ func main() {
 	if port == "" {
 		port = "8080"
 	}
+	fillTable()
 	fmt.Println("hello: listening on port", port)
 	log.Fatal(server(":" + port).ListenAndServe())
 }
@@ -77,6 +78,7 @@ func routes() http.Handler {
 		http.NewResponseController(w).EnableFullDuplex()
 		io.Copy(flusher{w}, r.Body)
 	})
+	mux.HandleFunc("/table", sumTable)
 	mux.HandleFunc("/sse", serveEvents)
 	mux.HandleFunc("/ws", serveWebSocket)
 	mux.HandleFunc("/sleep", func(w http.ResponseWriter, r *http.Request) {
@@ -129,6 +131,32 @@ func misdeeds(mux *http.ServeMux) {
 		}
 		fmt.Fprintf(w, "started %d\n", started)
 	})
+}
+
+// table is memory that is filled before the function is ready, HELLO_TABLE_MIB of
+// it: which pages of it a request touches depends on the request.
+var table []uint64
+
+func fillTable() {
+	mib, _ := strconv.Atoi(os.Getenv("HELLO_TABLE_MIB"))
+	table = make([]uint64, mib<<20/8)
+	for i := range table {
+		table[i] = uint64(i)
+	}
+}
+
+// sumTable adds up part n of as many as are asked for.
+func sumTable(w http.ResponseWriter, r *http.Request) {
+	parts, n := max(1, number(r, "parts")), number(r, "part")
+	if n < 0 || n >= parts {
+		http.Error(w, "part is not below parts", http.StatusBadRequest)
+		return
+	}
+	sum := uint64(0)
+	for _, v := range table[len(table)*n/parts : len(table)*(n+1)/parts] {
+		sum += v
+	}
+	fmt.Fprintln(w, sum)
 }
 
 func serveEvents(w http.ResponseWriter, r *http.Request) {
