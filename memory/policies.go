@@ -34,6 +34,7 @@ type Policies struct {
 	frozen   bool
 
 	mu        sync.Mutex
+	flights   map[fileID]*flight  // guarded by mu: reads that may be joined, by file
 	histories map[string]*history // guarded by mu: by directory of the snapshot's trace
 	recording map[string]bool     // guarded by mu: directories of snapshots that a session is recording
 }
@@ -50,7 +51,7 @@ func New(o Options) *Policies {
 		o.Reads = 64
 	}
 	t := &Policies{pool: newPool(o.BufferBytes), slots: make(chan struct{}, o.Reads), recording: make(map[string]bool), turns: semaphore.NewWeighted(streamTurns),
-		frozen: o.Frozen, histories: make(map[string]*history)}
+		frozen: o.Frozen, flights: make(map[fileID]*flight), histories: make(map[string]*history)}
 	t.spin.max.Store(int32(max(runtime.GOMAXPROCS(0)/2, 1)))
 	t.policies = []Policy{
 		mmapPolicy{},

@@ -34,9 +34,13 @@ func (p wsfilePolicy) Open(ctx context.Context, src Source) (Session, error) {
 }
 
 func (o *Policies) openWhole(ctx context.Context, name string, src Source, direct bool) (Session, error) {
-	s, f, err := o.openSet(ctx, name, src, direct)
+	s, f, err := o.openSet(ctx, name, src)
 	if err != nil || f == nil {
 		return s, err
+	}
+	s.files = append(s.files, f)
+	if direct {
+		f.makeDirect(s)
 	}
 	s.prefetch = func(ctx context.Context) error {
 		s.notUsed(f, f.fetchWhole(ctx, s))
@@ -53,8 +57,9 @@ type setFile struct {
 }
 
 // openSet begins a session that installs the working set of the snapshot. Where
-// there is none to use, it records one instead and the setFile is nil.
-func (o *Policies) openSet(ctx context.Context, name string, src Source, direct bool) (*session, *setFile, error) {
+// there is none to use, it records one instead and the setFile is nil; else the
+// caller sees to its closing.
+func (o *Policies) openSet(ctx context.Context, name string, src Source) (*session, *setFile, error) {
 	set, file, why := workingset.LoadSet(src.Dir, src.of())
 	s, err := o.open(ctx, name, src, func(*backing) (*plan, error) {
 		if why != nil {
@@ -72,12 +77,7 @@ func (o *Policies) openSet(ctx context.Context, name string, src Source, direct 
 		o.openRecording(s, why)
 		return s, nil, nil
 	}
-	f := &setFile{Set: set, file: file, path: filepath.Join(src.Dir, workingset.SetFile)}
-	s.files = append(s.files, f)
-	if direct {
-		f.makeDirect(s)
-	}
-	return s, f, nil
+	return s, &setFile{Set: set, file: file, path: filepath.Join(src.Dir, workingset.SetFile)}, nil
 }
 
 // makeDirect makes reads by-pass the page cache, where the file system can.

@@ -27,6 +27,7 @@ type session struct {
 
 	files []*setFile // closed by Close
 
+	flight  *flight  // nil: this session reads by itself
 	learner *learner // nil: this session does not learn
 
 	// prefetch, when set, is what Install does before it waits.
@@ -168,6 +169,9 @@ func (s *session) Close() error {
 
 	s.cancel()
 	s.server.stop()
+	if s.flight != nil {
+		s.flight.leave(s)
+	}
 	var err error
 	if attached {
 		if gone := s.server.guest.Gone; gone != nil {

@@ -2,11 +2,9 @@ package memory
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // streamPolicy is the default. Reading the working set starts with the request
@@ -32,7 +30,7 @@ func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 	if now.without {
 		return openMapped("mmap", src, fmt.Sprintf("prefetching does not pay for this snapshot: mapped, for %d more starts", now.left))
 	}
-	s, f, err := p.openSet(ctx, p.Name(), src, true)
+	s, f, err := p.openSet(ctx, p.Name(), src)
 	if err != nil || f == nil {
 		return s, err
 	}
@@ -40,7 +38,10 @@ func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 		s.learn(now)
 	}
 	s.server.mayLeave = s.server.plan.mayLeave()
-	f.fetchStream(s, streamReaders)
+	f.makeDirectUnlessCached(s)
+	if err := p.board(s, f); err != nil {
+		return nil, errors.Join(fmt.Errorf("memory policy %s: %w", p.Name(), err), s.Close())
+	}
 	return s, nil
 }
 
@@ -72,60 +73,4 @@ func (p *plan) mayLeave() int {
 		need -= time.Duration(p.runs[i].Pages)
 	}
 	return 0
-}
-
-// fetchStream begins to read the contents buffer by buffer, in order, when its
-// turn has come: reading few working sets at a time keeps the disk as busy as
-// reading all of them, and the first are done sooner.
-func (f *setFile) fetchStream(s *session, n int) {
-	s.work.Go(func() {
-		if s.owner.turns.Acquire(s.ctx, 1) != nil {
-			return // the session is over
-		}
-		defer s.owner.turns.Release(1)
-		start := time.Now()
-		s.notUsed(f, f.fetchParts(s, n))
-		s.count.fetch.Store(int64(time.Since(start)))
-	})
-}
-
-// fetchParts reads all buffers, n at a time. It returns the first error.
-func (f *setFile) fetchParts(s *session, n int) error {
-	spans := s.server.plan.spans(bufferSize)
-	group, ctx := errgroup.WithContext(s.ctx)
-	var next atomic.Int64
-	for range min(n, len(spans)) {
-		group.Go(func() error {
-			for i := int(next.Add(1)) - 1; i < len(spans) && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
-				if err := f.fetchPart(s, spans[i], int64(i)*bufferSize); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	return group.Wait()
-}
-
-// fetchPart reads and verifies one buffer of contents.
-func (f *setFile) fetchPart(s *session, sp span, from int64) error {
-	c := chunk{span: sp}
-	if n := min(bufferSize, f.ContentBytes-from); n > 0 {
-		bufs, err := s.owner.pool.get(s.ctx, 1)
-		if err != nil {
-			return err
-		}
-		c.buf, c.data = bufs[0], bufs[0].mem[:n]
-		err = f.readVector([][]byte{c.data}, f.ContentOffset+from)
-		if err == nil {
-			err = f.Verify(c.data, from)
-		}
-		if err != nil {
-			c.buf.unref()
-			return err
-		}
-		s.count.bytesRead.Add(n)
-	}
-	s.server.push(c)
-	return nil
 }
