@@ -34,6 +34,7 @@ type Config struct {
 	QEMU         string // path or name of the QEMU binary; empty: the distribution's
 	MemoryPolicy string // of functions that name none; empty: the best there is
 	Learning     bool   // the stream policy's working sets follow what restores touch
+	SampleEvery  int    // one restore in so many holds a sample of its working set back; 0: 16
 	KernelDir    string // where `skep setup` puts guest kernels; empty: below the user's cache directory
 	Kernel       string // path of a guest kernel; empty: the one in KernelDir
 	Modules      string // modules directory of Kernel; empty: none
@@ -105,6 +106,7 @@ var Keys = []Key{
 	{"firecracker", "Firecracker binary", func(c *Config) any { return &c.FirecrackerPath }},
 	{"memory_policy", "how restored memory is filled, for functions that name no policy (default: the best there is)", func(c *Config) any { return &c.MemoryPolicy }},
 	{"memory_learning", "let working sets follow what restores touch, under the stream policy", func(c *Config) any { return &c.Learning }},
+	{"memory_sample_every", "one restore in so many holds back a sample of its working set, to find what is no longer touched (0: 16)", func(c *Config) any { return &c.SampleEvery }},
 	{"kernel_dir", "where `skep setup` puts guest kernels", func(c *Config) any { return &c.KernelDir }},
 	{"kernel", "guest kernel, a bzImage or vmlinux (default: the newest in kernel_dir)", func(c *Config) any { return &c.Kernel }},
 	{"kernel_modules", "modules directory of that kernel", func(c *Config) any { return &c.Modules }},

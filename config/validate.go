@@ -106,6 +106,7 @@ func (c Config) validateNumbers() error {
 		{"slots", c.Slots, 0, 1024},
 		{"max_instances", c.MaxInstances, 0, 10_000},
 		{"memory_budget_mib", c.MemoryBudget, 0, 64 << 20},
+		{"memory_sample_every", c.SampleEvery, 0, 1_000_000},
 		{"keep_records", c.KeepRecords, 0, 100_000_000},
 		{"keep_log_mib", c.KeepLogMiB, 1, 10_240},
 	} {

@@ -15,15 +15,14 @@ import (
 
 // What learning goes by; docs/memory.md says why.
 const (
-	sampleShare   = 16 // one page in so many is held back by a restore that samples
-	sampleRestore = 64 // so many restores sample, each of them, after a recording;
-	sampleEvery   = 4  // later one in so many does
-	dropAfter     = 3  // times that a page was held back in vain, in a row
-	addAfter      = 2  // restores of the last eight that missed a page
-	leastChange   = 16 // pages that a working set is written anew for,
-	changeShare   = 64 // and one in so many of its pages
-	poorAfter     = 4  // restores in a row that it did not pay for
-	withoutFor    = 64 // starts that are made without one that never pays
+	sampleEvery = 16 // one restore in so many holds a sample back, unless Options say otherwise:
+	sampleShare = 16 // one page in so many
+	dropAfter   = 3  // times that a page was held back in vain, in a row
+	addAfter    = 2  // restores of the last eight that missed a page
+	leastChange = 16 // pages that a working set is written anew for,
+	changeShare = 64 // and one in so many of its pages
+	poorAfter   = 4  // restores in a row that it did not pay for
+	withoutFor  = 64 // starts that are made without one that never pays
 )
 
 // What a page costs the guest, on the way of its first invocation: prefetched;
@@ -106,7 +105,7 @@ type turn struct {
 }
 
 // begin says how the next restore is to be made.
-func (h *history) begin() turn {
+func (h *history) begin(every uint32) turn {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.l.Without > 0 {
@@ -116,10 +115,7 @@ func (h *history) begin() turn {
 	}
 	n := h.opened
 	h.opened++
-	if h.l.Restores < sampleRestore {
-		return turn{history: h, sampled: true, n: n}
-	}
-	return turn{history: h, sampled: n%sampleEvery == 0, n: n / sampleEvery}
+	return turn{history: h, sampled: n%every == every-1, n: n / every}
 }
 
 // recorded begins anew with a working set that was recorded just now.

@@ -36,6 +36,13 @@ func invoke(t *testing.T, table *memory.Policies, im *image, pages []int) api.Me
 	return s.Stats()
 }
 
+// sampling is a table of policies whose restores all hold a sample back.
+func sampling(t *testing.T) *memory.Policies {
+	table := memory.New(memory.Options{SampleEvery: 1})
+	t.Cleanup(func() { table.Close() })
+	return table
+}
+
 // planned is the working set as it is on disk.
 func planned(t *testing.T, im *image) map[int]bool {
 	t.Helper()
@@ -68,7 +75,7 @@ func count(set map[int]bool, from, to int) (n int) {
 // longer touches leave it, those that it still touches stay.
 func TestWorkingSetFollowsTheFunction(t *testing.T) {
 	testenv.NoLeaks(t)
-	im, table := newImage(t, testPages), newPolicies(t)
+	im, table := newImage(t, testPages), sampling(t)
 	kept, old, now := seq(0, 800), seq(800, 1100), seq(1200, 1500)
 	st := invoke(t, table, im, slices.Concat(kept, old))
 	if !st.Recorded {
@@ -101,7 +108,7 @@ func TestWorkingSetFollowsTheFunction(t *testing.T) {
 // What a sample holds back is asked for and has the right contents, and is
 // never taken for a miss; a page that one invocation alone touched is not added.
 func TestStableWorkingSetStays(t *testing.T) {
-	im, table := newImage(t, testPages), newPolicies(t)
+	im, table := newImage(t, testPages), sampling(t)
 	order := shuffled(1000, 3)
 	invoke(t, table, im, order)
 	before := planned(t, im)

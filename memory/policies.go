@@ -18,6 +18,9 @@ type Options struct {
 	// Reads bounds the reads that wait for the disk at once, over all instances;
 	// default 64. Each holds a thread.
 	Reads int
+	// SampleEvery is how seldom a restore holds back a part of its working set to
+	// see whether it is touched: one in so many; default 16.
+	SampleEvery int
 	// Frozen keeps working sets as they were recorded: nothing is learned.
 	Frozen bool
 }
@@ -32,6 +35,7 @@ type Policies struct {
 	spin     spinners
 	turns    *semaphore.Weighted // of sessions that read their working set
 	frozen   bool
+	sampling uint32 // one restore in so many
 
 	mu        sync.Mutex
 	flights   map[fileID]*flight  // guarded by mu: reads that may be joined, by file
@@ -50,8 +54,11 @@ func New(o Options) *Policies {
 	if o.Reads <= 0 {
 		o.Reads = 64
 	}
+	if o.SampleEvery <= 0 {
+		o.SampleEvery = sampleEvery
+	}
 	t := &Policies{pool: newPool(o.BufferBytes), slots: make(chan struct{}, o.Reads), recording: make(map[string]bool), turns: semaphore.NewWeighted(streamTurns),
-		frozen: o.Frozen, flights: make(map[fileID]*flight), histories: make(map[string]*history)}
+		frozen: o.Frozen, sampling: uint32(o.SampleEvery), flights: make(map[fileID]*flight), histories: make(map[string]*history)}
 	t.spin.max.Store(int32(max(runtime.GOMAXPROCS(0)/2, 1)))
 	t.policies = []Policy{
 		mmapPolicy{},

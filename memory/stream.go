@@ -25,7 +25,7 @@ const streamTurns = 2
 func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 	var now turn
 	if !p.frozen {
-		now = p.history(src).begin()
+		now = p.history(src).begin(p.sampling)
 	}
 	if now.without {
 		return openMapped("mmap", src, fmt.Sprintf("prefetching does not pay for this snapshot: mapped, for %d more starts", now.left))

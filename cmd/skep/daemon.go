@@ -75,7 +75,7 @@ func openDaemon(ctx context.Context, r config.Result, log *slog.Logger) (_ *daem
 
 // openNode opens the node, which refuses a data directory that is in use.
 func (d *daemon) openNode(ctx context.Context) error {
-	d.policy = memory.New(memory.Options{Frozen: !d.cfg.Learning})
+	d.policy = memory.New(memory.Options{Frozen: !d.cfg.Learning, SampleEvery: d.cfg.SampleEvery})
 	if _, err := d.policy.Lookup(d.cfg.MemoryPolicy); err != nil {
 		return &usageError{msg: err.Error()}
 	}
