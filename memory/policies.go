@@ -38,9 +38,9 @@ type Policies struct {
 	sampling uint32 // one restore in so many
 
 	mu        sync.Mutex
-	flights   map[fileID]*flight  // guarded by mu: reads that may be joined, by file
-	histories map[string]*history // guarded by mu: by directory of the snapshot's trace
-	recording map[string]bool     // guarded by mu: directories of snapshots that a session is recording
+	reads     map[fileID]*sharedRead // guarded by mu: reads that may be joined, by file
+	histories map[string]*history    // guarded by mu: by directory of the snapshot's trace
+	recording map[string]bool        // guarded by mu: directories of snapshots that a session is recording
 }
 
 // Default is the policy for whoever does not choose.
@@ -58,7 +58,7 @@ func New(o Options) *Policies {
 		o.SampleEvery = sampleEvery
 	}
 	t := &Policies{pool: newPool(o.BufferBytes), slots: make(chan struct{}, o.Reads), recording: make(map[string]bool), turns: semaphore.NewWeighted(streamTurns),
-		frozen: o.Frozen, sampling: uint32(o.SampleEvery), flights: make(map[fileID]*flight), histories: make(map[string]*history)}
+		frozen: o.Frozen, sampling: uint32(o.SampleEvery), reads: make(map[fileID]*sharedRead), histories: make(map[string]*history)}
 	t.spin.max.Store(int32(max(runtime.GOMAXPROCS(0)/2, 1)))
 	t.policies = []Policy{
 		mmapPolicy{},

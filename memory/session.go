@@ -27,8 +27,8 @@ type session struct {
 
 	files []*setFile // closed by Close
 
-	flight  *flight  // nil: this session reads by itself
-	learner *learner // nil: this session does not learn
+	read    *sharedRead // nil: this session reads by itself
+	learner *learner    // nil: this session does not learn
 
 	// prefetch, when set, is what Install does before it waits.
 	prefetch func(ctx context.Context) error
@@ -169,8 +169,8 @@ func (s *session) Close() error {
 
 	s.cancel()
 	s.server.stop()
-	if s.flight != nil {
-		s.flight.leave(s)
+	if s.read != nil {
+		s.read.leave(s)
 	}
 	var err error
 	if attached {

@@ -39,7 +39,7 @@ func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 	}
 	s.server.mayLeave = s.server.plan.mayLeave()
 	f.makeDirectUnlessCached(s)
-	if err := p.board(s, f); err != nil {
+	if err := p.joinRead(s, f); err != nil {
 		return nil, errors.Join(fmt.Errorf("memory policy %s: %w", p.Name(), err), s.Close())
 	}
 	return s, nil

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// flight is one read of a working set from disk, for every session that opens
+// sharedRead is one read of a working set from disk, for every session that opens
 // while it is under way: twenty clones of one snapshot at once read it once.
-type flight struct {
+type sharedRead struct {
 	owner   *Policies
 	id      fileID
 	set     *setFile
@@ -23,18 +23,18 @@ type flight struct {
 	cancel  context.CancelFunc
 	ended   chan struct{}
 
-	mu     sync.Mutex
-	riders map[*session]time.Time // guarded by mu: since when; a session leaves before it ends
-	parts  []chunk                // guarded by mu: what has come, with a reference each
+	mu       sync.Mutex
+	sessions map[*session]time.Time // guarded by mu: since when; a session leaves before it ends
+	parts    []chunk                // guarded by mu: what has come, with a reference each
 }
 
-// maxSharedPart is the part of the pool that one flight may keep for others.
+// maxSharedPart is the part of the pool that one read may keep for others.
 const maxSharedPart = 4
 
-// board has a session get the contents of its working set, buffer by buffer, in
+// joinRead has a session get the contents of its working set, buffer by buffer, in
 // order, from a read that is under way or from one that begins now. It takes
 // over f.
-func (o *Policies) board(s *session, f *setFile) error {
+func (o *Policies) joinRead(s *session, f *setFile) error {
 	id, err := f.id()
 	if err != nil {
 		f.close()
@@ -42,22 +42,22 @@ func (o *Policies) board(s *session, f *setFile) error {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if fl := o.flights[id]; fl != nil && fl.join(s) {
-		s.flight = fl
+	if r := o.reads[id]; r != nil && r.join(s) {
+		s.read = r
 		f.close()
 		return nil
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(s.ctx))
-	fl := &flight{
+	r := &sharedRead{
 		owner: o, id: id, set: f, spans: s.server.plan.spans(bufferSize), starter: s, cancel: cancel, ended: make(chan struct{}),
-		shared: f.ContentBytes <= o.pool.limit*bufferSize/maxSharedPart,
-		riders: map[*session]time.Time{s: time.Now()},
+		shared:   f.ContentBytes <= o.pool.limit*bufferSize/maxSharedPart,
+		sessions: map[*session]time.Time{s: time.Now()},
 	}
-	s.flight = fl
-	if fl.shared {
-		o.flights[id] = fl
+	s.read = r
+	if r.shared {
+		o.reads[id] = r
 	}
-	go fl.run(ctx)
+	go r.run(ctx)
 	return nil
 }
 
@@ -70,21 +70,21 @@ func (f *setFile) id() (fileID, error) {
 }
 
 // join gives a session what has come, and what will; false: all others have left.
-func (fl *flight) join(s *session) bool {
-	fl.mu.Lock()
-	defer fl.mu.Unlock()
-	if len(fl.riders) == 0 {
+func (r *sharedRead) join(s *session) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.sessions) == 0 {
 		return false
 	}
-	fl.riders[s] = time.Now()
-	for _, c := range fl.parts {
-		fl.give(s, c)
+	r.sessions[s] = time.Now()
+	for _, c := range r.parts {
+		r.give(s, c)
 	}
 	return true
 }
 
 // give hands a part to a session, with a reference of its own.
-func (fl *flight) give(s *session, c chunk) {
+func (r *sharedRead) give(s *session, c chunk) {
 	if c.buf != nil {
 		c.buf.ref()
 	}
@@ -92,54 +92,54 @@ func (fl *flight) give(s *session, c chunk) {
 }
 
 // leave is called by every session once; the last waits for the end.
-func (fl *flight) leave(s *session) {
-	fl.mu.Lock()
-	delete(fl.riders, s)
-	last := len(fl.riders) == 0
-	fl.mu.Unlock()
+func (r *sharedRead) leave(s *session) {
+	r.mu.Lock()
+	delete(r.sessions, s)
+	last := len(r.sessions) == 0
+	r.mu.Unlock()
 	if last {
-		fl.cancel()
-		<-fl.ended
+		r.cancel()
+		<-r.ended
 	}
 }
 
 // run reads when its turn has come: reading few working sets at a time keeps the
 // disk as busy as reading all of them, and the first are done sooner.
-func (fl *flight) run(ctx context.Context) {
-	defer close(fl.ended)
-	err := fl.owner.turns.Acquire(ctx, 1)
+func (r *sharedRead) run(ctx context.Context) {
+	defer close(r.ended)
+	err := r.owner.turns.Acquire(ctx, 1)
 	if err == nil {
-		err = fl.readParts(ctx)
-		fl.owner.turns.Release(1)
+		err = r.readParts(ctx)
+		r.owner.turns.Release(1)
 	}
-	fl.owner.mu.Lock()
-	if fl.owner.flights[fl.id] == fl {
-		delete(fl.owner.flights, fl.id)
+	r.owner.mu.Lock()
+	if r.owner.reads[r.id] == r {
+		delete(r.owner.reads, r.id)
 	}
-	fl.owner.mu.Unlock()
-	fl.mu.Lock()
-	defer fl.mu.Unlock()
-	for s, since := range fl.riders {
+	r.owner.mu.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for s, since := range r.sessions {
 		s.count.fetch.Store(int64(time.Since(since)))
-		s.notUsed(fl.set, err)
+		s.notUsed(r.set, err)
 	}
-	for _, c := range fl.parts {
+	for _, c := range r.parts {
 		if c.buf != nil {
 			c.buf.unref()
 		}
 	}
-	fl.parts = nil
-	fl.set.close()
+	r.parts = nil
+	r.set.close()
 }
 
 // readParts reads all buffers, a few at a time. It returns the first error.
-func (fl *flight) readParts(ctx context.Context) error {
+func (r *sharedRead) readParts(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	var next atomic.Int64
-	for range min(streamReaders, len(fl.spans)) {
+	for range min(streamReaders, len(r.spans)) {
 		group.Go(func() error {
-			for i := int(next.Add(1)) - 1; i < len(fl.spans) && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
-				if err := fl.readPart(ctx, fl.spans[i], int64(i)*bufferSize); err != nil {
+			for i := int(next.Add(1)) - 1; i < len(r.spans) && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
+				if err := r.readPart(ctx, r.spans[i], int64(i)*bufferSize); err != nil {
 					return err
 				}
 			}
@@ -150,31 +150,31 @@ func (fl *flight) readParts(ctx context.Context) error {
 }
 
 // readPart reads and verifies one buffer of contents.
-func (fl *flight) readPart(ctx context.Context, sp span, from int64) error {
+func (r *sharedRead) readPart(ctx context.Context, sp span, from int64) error {
 	c := chunk{span: sp}
-	if n := min(bufferSize, fl.set.ContentBytes-from); n > 0 {
-		bufs, err := fl.owner.pool.get(ctx, 1)
+	if n := min(bufferSize, r.set.ContentBytes-from); n > 0 {
+		bufs, err := r.owner.pool.get(ctx, 1)
 		if err != nil {
 			return err
 		}
 		c.buf, c.data = bufs[0], bufs[0].mem[:n]
-		err = fl.set.readVector([][]byte{c.data}, fl.set.ContentOffset+from)
+		err = r.set.readVector([][]byte{c.data}, r.set.ContentOffset+from)
 		if err == nil {
-			err = fl.set.Verify(c.data, from)
+			err = r.set.Verify(c.data, from)
 		}
 		if err != nil {
 			c.buf.unref()
 			return err
 		}
-		fl.starter.count.bytesRead.Add(n)
+		r.starter.count.bytesRead.Add(n)
 	}
-	fl.mu.Lock()
-	defer fl.mu.Unlock()
-	for s := range fl.riders {
-		fl.give(s, c)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for s := range r.sessions {
+		r.give(s, c)
 	}
-	if fl.shared {
-		fl.parts = append(fl.parts, c) // with the first reference
+	if r.shared {
+		r.parts = append(r.parts, c) // with the first reference
 	} else if c.buf != nil {
 		c.buf.unref()
 	}
