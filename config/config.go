@@ -42,6 +42,7 @@ type Config struct {
 	ConfineUser  bool   // run each VMM as an unprivileged user of its own
 
 	Slots        int      // network slots made ahead
+	Shells       int      // VMM processes that wait, each for one of the functions that started last
 	MaxInstances int      // microVMs at once, all functions together; 0: 256
 	MemoryBudget int      // MiB of guest memory at once; 0: nine tenths of what the host has free when the daemon starts
 	NATPool      string   // IPv4 prefix from which slots with egress get addresses
@@ -113,6 +114,7 @@ var Keys = []Key{
 	{"cgroup_root", "cgroup v2 directory for machines: auto, none or a path", func(c *Config) any { return &c.CgroupRoot }},
 	{"confine_user", "run each machine as an unprivileged user of its own", func(c *Config) any { return &c.ConfineUser }},
 	{"slots", "network slots made ahead", func(c *Config) any { return &c.Slots }},
+	{"shells", "VMM processes started ahead, each for one of the functions that started last", func(c *Config) any { return &c.Shells }},
 	{"max_instances", "machines at once, all functions together (0: 256)", func(c *Config) any { return &c.MaxInstances }},
 	{"memory_budget_mib", "MiB of guest memory at once (0: nine tenths of what is free at the start)", func(c *Config) any { return &c.MemoryBudget }},
 	{"nat_pool", "IPv4 prefix for functions with egress nat", func(c *Config) any { return &c.NATPool }},

@@ -104,6 +104,7 @@ func (c Config) validateNumbers() error {
 		n, lo, hi int
 	}{
 		{"slots", c.Slots, 0, 1024},
+		{"shells", c.Shells, 0, 1024},
 		{"max_instances", c.MaxInstances, 0, 10_000},
 		{"memory_budget_mib", c.MemoryBudget, 0, 64 << 20},
 		{"memory_sample_every", c.SampleEvery, 0, 1_000_000},

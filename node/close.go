@@ -72,6 +72,7 @@ func (n *Node) close(ctx context.Context) error {
 	n.draining = true
 	n.mu.Unlock()
 	close(n.drain)
+	n.shells.close()
 	for _, p := range n.allPools() {
 		p.mu.Lock()
 		p.shut(ErrDraining)

@@ -38,6 +38,7 @@ type Config struct {
 	MemoryMiB    int           // guest memory of all instances at once; 0: no limit
 	LogBytes     int64         // of each function on disk; default 16 MiB
 	KeepRecords  int64         // rows of invocations kept; default 1,000,000
+	Shells       int           // VMM processes started ahead, each for one of the functions that started last; default none
 	Nameservers  []string      // of guests that have egress; default the host's, but for loopback ones
 	DrainTimeout time.Duration // how long Close and Remove wait for requests in flight; default 30s
 	StopGrace    time.Duration // SIGTERM to SIGKILL of a function that is removed or shut down; default 2s; negative: none

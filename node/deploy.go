@@ -218,6 +218,7 @@ func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap string) 
 	}
 	p.pump()
 	p.mu.Unlock()
+	n.shells.forget(d.fn.Name)
 	n.removeSnapshots(old)
 	n.log.Info("deployed", "function", d.fn.Name, "image", d.fn.Image, "digest", d.image.Digest, "snapshot", snap)
 	return nil
@@ -282,6 +283,7 @@ func (n *Node) Remove(ctx context.Context, function string) error {
 	p.shut(fmt.Errorf("%q: %w", function, ErrNoFunction))
 	p.endAll(errRemoved, true, nil)
 	p.mu.Unlock()
+	n.shells.forget(function)
 	p.drained(n.cfg.DrainTimeout)
 	n.removeSnapshots(ids)
 	n.log.Info("removed", "function", function)

@@ -13,6 +13,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/image"
+	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/snapshot"
 	"github.com/skep-dev/skep/vmm"
 )
@@ -94,13 +95,14 @@ func (n *Node) want(d *deployment, info vmm.Info) snapshot.Want {
 	}
 }
 
-func (n *Node) host(inst *instance) vmm.Host {
+// host is where and as whom the machine of that id runs.
+func (n *Node) host(id string, slot *network.Slot) vmm.Host {
 	uid, gid := 0, 0
 	if n.cfg.UIDBase >= 0 {
-		uid, gid = n.cfg.UIDBase+inst.slot.Index, n.cfg.GID
+		uid, gid = n.cfg.UIDBase+slot.Index, n.cfg.GID
 	}
 	return vmm.Host{
-		ID: inst.id, Dir: inst.runDir(), NetNS: inst.slot.NetNS, Tap: inst.slot.Tap,
+		ID: id, Dir: n.machineDir(id), NetNS: slot.NetNS, Tap: slot.Tap,
 		MAC: append(net.HardwareAddr(nil), guest.MAC...), UID: uid, GID: gid,
 		Env: []string{n.cfg.mark()}, Limits: n.cfg.Limits,
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"regexp"
 	"sync"
 	"time"
@@ -53,6 +52,7 @@ type instance struct {
 	// Written by the one goroutine that starts it, read when it is ready.
 	kind       api.StartKind
 	phases     api.Phases
+	home       string // id of the shell that it took over; "": its own
 	slot       *network.Slot
 	machine    vmm.Machine
 	session    memory.Session
@@ -116,7 +116,8 @@ func (i *instance) describe() api.Instance {
 	return out
 }
 
-func (i *instance) runDir() string { return filepath.Join(i.pool.n.cfg.RunDir, i.id) }
+// runDir is the private directory of the instance's process.
+func (i *instance) runDir() string { return i.pool.n.machineDir(orDefault(i.home, i.id)) }
 func (i *instance) memDir() string { return i.pool.n.cfg.path("mem", i.id) }
 
 // onRelease adds a step to the instance's tear-down, which goes backwards.

@@ -93,6 +93,9 @@ func (l *lease) Release(rec api.Invocation) {
 	p.giveBack(inst)
 	p.mu.Unlock()
 	p.n.Record(rec)
+	if l.first && l.kind == api.StartRestore {
+		p.n.shells.want(inst.dep, inst.snapshot)
+	}
 }
 
 // fill adds to the record what only the node knows.

@@ -83,6 +83,7 @@ type Node struct {
 	logs   *logStore
 	budget *budget
 	rec    *recorder
+	shells *shells
 	names  keyedLock // serialises deploy, remove and snapshot of one name
 
 	// ctx ends when instances must be gone, drained or not; background work and

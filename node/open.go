@@ -41,6 +41,7 @@ func Open(ctx context.Context, cfg Config, deps Deps) (*Node, error) {
 	if err := n.open(ctx); err != nil {
 		return nil, errors.Join(err, n.abandon())
 	}
+	n.shells = newShells(n)
 	n.rec = newRecorder(n.db.records, cfg.KeepRecords, deps.OnRecord, n.log)
 	return n, nil
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/snapshot"
 	"github.com/skep-dev/skep/vmm"
 )
@@ -173,14 +174,26 @@ func (n *Node) prepare(ctx context.Context, inst *instance) (vmm.Config, error) 
 
 // makeDir makes a private directory for the instance's process, removed with it.
 func (n *Node) makeDir(inst *instance, dir string) error {
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return fmt.Errorf("making the instance's directory: %w", err)
+	if err := n.makePrivate(dir, inst.slot); err != nil {
+		return err
 	}
 	inst.onRelease(func() { os.RemoveAll(dir) })
-	if n.cfg.UIDBase < 0 {
-		return nil
+	return nil
+}
+
+// machineDir is the private directory of the machine of that id.
+func (n *Node) machineDir(id string) string { return filepath.Join(n.cfg.RunDir, id) }
+
+// makePrivate makes a directory for the process in that slot alone. When it
+// fails there is none.
+func (n *Node) makePrivate(dir string, slot *network.Slot) error {
+	err := os.Mkdir(dir, 0o700)
+	if err == nil && n.cfg.UIDBase >= 0 {
+		if err = os.Chown(dir, n.cfg.UIDBase+slot.Index, n.cfg.GID); err != nil {
+			_ = os.Remove(dir)
+		}
 	}
-	if err := os.Chown(dir, n.cfg.UIDBase+inst.slot.Index, n.cfg.GID); err != nil {
+	if err != nil {
 		return fmt.Errorf("making the instance's directory: %w", err)
 	}
 	return nil
@@ -204,7 +217,7 @@ func hasSpace(dir string, need int64) error {
 // boot starts the instance from its kernel.
 func (n *Node) boot(ctx context.Context, inst *instance) error {
 	inst.phases, inst.kind = api.Phases{}, api.StartBoot
-	inst.snapshot = ""
+	inst.snapshot, inst.home = "", ""
 	shape, err := n.prepare(ctx, inst)
 	if err != nil {
 		return err
@@ -216,7 +229,7 @@ func (n *Node) boot(ctx context.Context, inst *instance) error {
 		return err
 	}
 	inst.memoryFile = filepath.Join(inst.memDir(), snapshot.PartMemory)
-	m, err := n.deps.VMM.Boot(ctx, vmm.BootSpec{Config: shape, Host: n.host(inst), MemoryFile: inst.memoryFile})
+	m, err := n.deps.VMM.Boot(ctx, vmm.BootSpec{Config: shape, Host: n.host(inst.id, inst.slot), MemoryFile: inst.memoryFile})
 	if err != nil {
 		return fmt.Errorf("booting: %w", err)
 	}
@@ -263,21 +276,31 @@ func (n *Node) restore(ctx context.Context, inst *instance, snap *snapshot.Snaps
 	}
 	inst.setSession(session)
 	inst.onRelease(func() { inst.setSession(nil); session.Close() })
-	shape, err := n.prepare(ctx, inst)
-	if err != nil {
-		return err
-	}
-	spec := vmm.RestoreSpec{Config: shape, Host: n.host(inst), State: snap.StatePath(), Memory: vmm.Memory{File: snap.MemoryPath()}}
-	if !session.Mapped() {
-		spec.Memory.Attach = session.Attach
-	}
-	m, err := n.deps.VMM.Restore(ctx, spec)
+	m, err := n.restoreMachine(ctx, inst, snap)
 	if err != nil {
 		return err
 	}
 	n.own(inst, m)
 	inst.phases.Spawn, inst.phases.Load = m.Timings().Spawn, m.Timings().Load
 	return n.resume(ctx, inst)
+}
+
+// restoreMachine takes a process that was started ahead for this, or starts one.
+func (n *Node) restoreMachine(ctx context.Context, inst *instance, snap *snapshot.Snapshot) (vmm.Machine, error) {
+	if !inst.session.Mapped() {
+		if sh := n.shells.take(inst.dep, snap.Manifest.ID); sh != nil {
+			return n.restoreShell(ctx, inst, sh)
+		}
+	}
+	shape, err := n.prepare(ctx, inst)
+	if err != nil {
+		return nil, err
+	}
+	spec := vmm.RestoreSpec{Config: shape, Host: n.host(inst.id, inst.slot), State: snap.StatePath(), Memory: vmm.Memory{File: snap.MemoryPath()}}
+	if !inst.session.Mapped() {
+		spec.Memory.Attach = inst.session.Attach
+	}
+	return n.deps.VMM.Restore(ctx, spec)
 }
 
 func (n *Node) openMemory(ctx context.Context, inst *instance, snap *snapshot.Snapshot) (memory.Session, error) {

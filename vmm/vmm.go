@@ -130,6 +130,29 @@ type Memory struct {
 	Attach func(ctx context.Context, g userfaultfd.Guest) error
 }
 
+// Sheller is a VMM whose process can be started before there is a request for
+// it, so that a cold start waits neither for its exec nor for its own start.
+type Sheller interface {
+	// Shell starts the process of a machine that will be restored from
+	// spec.State, up to where it waits for memory and device state. spec.Memory is
+	// not looked at: the memory of such a machine is always attached.
+	Shell(ctx context.Context, spec RestoreSpec) (Shell, error)
+}
+
+// Shell is a process that waits to become a machine, owned by the caller.
+type Shell interface {
+	// Restore does what is left of VMM.Restore, under the same contract. It is
+	// called at most once and uses the shell up: when it fails nothing is left,
+	// else the machine is all there is.
+	Restore(ctx context.Context, attach func(context.Context, userfaultfd.Guest) error) (Machine, error)
+	// Done is closed when the process has ended.
+	Done() <-chan struct{}
+	// Kill ends a shell that is not needed, as Machine.Kill does. After Restore it
+	// does nothing.
+	Kill() error
+	PID() int
+}
+
 // Timings are the parts of a start.
 type Timings struct {
 	Spawn time.Duration // exec until the VMM's control channel answers

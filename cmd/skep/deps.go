@@ -30,6 +30,7 @@ func nodeConfig(cfg config.Config) node.Config {
 		RunDir:        cfg.RunDir,
 		DefaultPolicy: cfg.MemoryPolicy,
 		MaxInstances:  cfg.MaxInstances,
+		Shells:        cfg.Shells,
 		MemoryMiB:     cfg.MemoryBudget,
 		LogBytes:      int64(cfg.KeepLogMiB) << 20,
 		KeepRecords:   int64(cfg.KeepRecords),

@@ -61,6 +61,18 @@ func (l *launch) mapped(ctx context.Context, file string) (*machine, error) {
 
 // attached starts the process with empty memory and hands it over.
 func (l *launch) attached(ctx context.Context, attach func(context.Context, userfaultfd.Guest) error) (*machine, error) {
+	m, g, err := l.empty(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := attach(ctx, g); err != nil {
+		return nil, errors.Join(fmt.Errorf("handing over guest memory: %w", err), m.Kill())
+	}
+	return m, nil
+}
+
+// empty starts the process with empty memory, whose faults are to be served.
+func (l *launch) empty(ctx context.Context) (*machine, userfaultfd.Guest, error) {
 	var fd *userfaultfd.FD
 	l.start = func(cmd *exec.Cmd, enter func() error) (err error) {
 		fd, err = userfaultfd.Start(cmd, enter)
@@ -73,17 +85,14 @@ func (l *launch) attached(ctx context.Context, attach func(context.Context, user
 		if fd != nil {
 			_ = fd.Close()
 		}
-		return nil, err
+		return nil, userfaultfd.Guest{}, err
 	}
 	g, err := guestMemory(m.PID(), fd, answers[0], uint64(l.config.MemoryMiB)<<20)
 	if err != nil {
 		err = errors.Join(fmt.Errorf("registering guest memory: %w", err), m.Kill())
-		return nil, errors.Join(err, fd.Close())
+		return nil, g, errors.Join(err, fd.Close())
 	}
-	if err := attach(ctx, g); err != nil {
-		return nil, errors.Join(fmt.Errorf("handing over guest memory: %w", err), m.Kill())
-	}
-	return m, nil
+	return m, g, nil
 }
 
 // load reads device state from the inherited descriptor.

@@ -39,6 +39,8 @@ func Run(t *testing.T, open func(t testing.TB) vmm.VMM) {
 		{"RestoreAttachAbove4GiB", s.testRestoreLarge},
 		{"Clones", s.testClones},
 		{"ManyAtOnce", s.testManyAtOnce},
+		{"Shell", s.testShell},
+		{"ShellEnds", s.testShellEnds},
 		{"GuestEnds", s.testGuestEnds},
 		{"ConsoleIsBounded", s.testConsoleIsBounded},
 		{"ProcessDies", s.testProcessDies},
