@@ -70,6 +70,7 @@ func Default() Config {
 		Learning:        true,
 		ConfineUser:     true,
 		Slots:           4,
+		Shells:          4,
 		NATPool:         "10.211.0.0/16",
 		KeepRecords:     100_000,
 		KeepLogMiB:      16,

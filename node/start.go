@@ -71,6 +71,15 @@ func (n *Node) startEither(ctx context.Context, inst *instance) error {
 	}
 	id := snap.Manifest.ID
 	err := n.restoreInTime(ctx, inst, snap)
+	if err != nil && inst.home != "" && ctx.Err() == nil {
+		// The process that was started ahead may be to blame; it may have died just now.
+		n.log.Warn("restoring once more, with a process of its own", "function", inst.pool.name, "instance", inst.id, "error", err)
+		inst.release()
+		if snap, reason = n.usable(ctx, inst.dep); snap == nil {
+			return fmt.Errorf("%w (after %w)", reason, err)
+		}
+		err = n.restoreInTime(ctx, inst, snap)
+	}
 	if err == nil {
 		n.snaps.Restored(id, nil)
 		return nil
@@ -267,7 +276,7 @@ func (n *Node) boot(ctx context.Context, inst *instance) error {
 // restore starts the instance from a snapshot, which it takes over.
 func (n *Node) restore(ctx context.Context, inst *instance, snap *snapshot.Snapshot) error {
 	inst.phases, inst.kind = api.Phases{}, api.StartRestore
-	inst.snapshot = snap.Manifest.ID
+	inst.snapshot, inst.home = snap.Manifest.ID, ""
 	inst.onRelease(func() { snap.Release() })
 	// The working set is fetched while all else is got ready.
 	session, err := n.openMemory(ctx, inst, snap)

@@ -45,6 +45,9 @@ func (c *cli) startPrivate(ctx context.Context, name string) (*private, error) {
 	}
 	cfg.RunDir, cfg.Socket = dir, filepath.Join(dir, "skep.sock")
 	cfg.Listen, cfg.ControlListen, cfg.MetricsListen = "127.0.0.1:0", "", ""
+	if r.From["shells"] == "default" {
+		cfg.Shells = 0 // what a cold start takes is what such a verb is for
+	}
 	if r.From["log_level"] == "default" {
 		cfg.LogLevel = "warn"
 	}

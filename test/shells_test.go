@@ -1,0 +1,80 @@
+package test
+
+import (
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+)
+
+// TestProcessesStartedAhead: after a cold start another VMM process waits, and
+// the next cold start takes it; when it is killed instead, the next cold start
+// does without; however the daemon ends, none is left.
+func TestProcessesStartedAhead(t *testing.T) {
+	d := start(t, "shells = 1")
+	d.hello("hello", "--keep-alive", "1s")
+	coldStart := func(want int) int {
+		t.Helper()
+		if a := d.mustGet("hello", "/?name=bee"); a.header.Get(api.HeaderStart) != "restore" || !strings.Contains(a.body, "bee") {
+			t.Fatalf("%+v, want a restore", a)
+		}
+		is, err := d.client.Instances(d.ctx(5*time.Second), "hello")
+		if err != nil || len(is) != 1 {
+			t.Fatalf("instances %+v, %v", is, err)
+		}
+		if want != 0 && is[0].PID != want {
+			t.Errorf("process %d was taken, %d was waiting", is[0].PID, want)
+		}
+		return is[0].PID
+	}
+	pid := coldStart(0)
+	next := d.waiting(pid)
+	d.gone("hello")
+	if left := machines(d.data()); len(left) != 1 || left[0] != next {
+		t.Errorf("processes when the function sleeps: %v, want %d alone", left, next)
+	}
+	pid = coldStart(next)
+	next = d.waiting(pid)
+	d.gone("hello")
+	if err := syscall.Kill(next, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	pid = coldStart(0)
+	d.waiting(pid)
+	d.kill()
+	d.up()
+	if left := machines(d.data()); len(left) != 0 {
+		t.Errorf("processes after the daemon was killed and started again: %v", left)
+	}
+	pid = coldStart(0)
+	d.waiting(pid)
+}
+
+// waiting returns the VMM process that is not in use.
+func (d *daemon) waiting(used int) (pid int) {
+	d.t.Helper()
+	eventually(d.t, "a process waits", 30*time.Second, func() error {
+		for _, p := range machines(d.data()) {
+			if p != used {
+				pid = p
+				return nil
+			}
+		}
+		return fmt.Errorf("there is only %d", used)
+	})
+	return pid
+}
+
+// machines are the VMM processes of the daemon on that data directory.
+func machines(data string) (pids []int) {
+	for what := range leftovers(data) {
+		var pid int
+		if n, _ := fmt.Sscanf(what, "process %d", &pid); n == 1 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
