@@ -31,13 +31,10 @@ var binaries = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	for _, b := range []struct{ name, pkg string }{
-		{"skep", "./cmd/skep"}, {"skep-agent", "./cmd/skep-agent"}, {"skep-hello", "./functions/hello"},
+		{"skep", "cmd/skep"}, {"skep-agent", "cmd/skep-agent"}, {"skep-hello", "functions/hello"},
 	} {
-		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, b.name), b.pkg)
-		cmd.Dir = ".."
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return dir, fmt.Errorf("building %s: %w\n%s", b.pkg, err, out)
+		if err := testenv.Build(filepath.Join(dir, b.name), b.pkg); err != nil {
+			return dir, err
 		}
 	}
 	return dir, nil

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -60,7 +59,7 @@ func newLab(t testing.TB) *lab {
 	testenv.Need(t, "root", "tap", "qemu", "kernel")
 	k := testenv.Kernel(t)
 	dir := t.TempDir()
-	init, err := initramfs.Build(dir, build(t, dir, "../../cmd/skep-agent"), k)
+	init, err := initramfs.Build(dir, testenv.Program(t, "cmd/skep-agent"), k)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,22 +80,10 @@ func newLab(t testing.TB) *lab {
 	}}
 }
 
-// build builds a static program.
-func build(t testing.TB, dir, pkg string) string {
-	t.Helper()
-	path := filepath.Join(dir, filepath.Base(pkg))
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("building %s: %v\n%s", pkg, err, out)
-	}
-	return path
-}
-
 // disk makes a root disk with the probe and the files that users are looked up in.
 func disk(t testing.TB, dir string) string {
 	t.Helper()
-	probe, err := os.ReadFile(build(t, dir, "./testdata/probe"))
+	probe, err := os.ReadFile(testenv.Program(t, "guest/agent/testdata/probe"))
 	if err != nil {
 		t.Fatal(err)
 	}

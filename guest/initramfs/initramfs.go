@@ -53,11 +53,17 @@ func Build(dir, agentBinary string, k kernel.Kernel) (Initramfs, error) {
 // Pack returns the archive: newc, uncompressed, because the guest would spend
 // longer on decompressing it than the host on reading it.
 func Pack(agentBinary string, k kernel.Kernel) ([]byte, error) {
-	init, err := os.ReadFile(agentBinary)
+	return PackInit(agentBinary, k, Needed)
+}
+
+// PackInit packs another program as /init, with the modules that it wants: the
+// same archive as Pack's otherwise.
+func PackInit(program string, k kernel.Kernel, wanted []string) ([]byte, error) {
+	init, err := os.ReadFile(program)
 	if err != nil {
 		return nil, err
 	}
-	modules, err := resolve(k.Modules, Needed)
+	modules, err := resolve(k.Modules, wanted)
 	if err != nil {
 		return nil, err
 	}

@@ -73,13 +73,13 @@ func newSuite(t testing.TB, open func(testing.TB) vmm.VMM) *suite {
 	t.Helper()
 	testenv.Need(t, "root", "uffd", "tap")
 	s := &suite{vmm: open(t)}
-	k := debianKernel(t)
+	k := testenv.Kernel(t)
 	disk := filepath.Join(t.TempDir(), "disk, with a comma")
 	if err := os.WriteFile(disk, append([]byte("a skep disk"), make([]byte, 1<<20)...), 0o400); err != nil {
 		t.Fatal(err)
 	}
 	s.config = vmm.Config{
-		VCPUs: 1, MemoryMiB: 128, Kernel: k.image, Initramfs: initramfs(t, k.modules), Cmdline: "quiet", RootDisk: disk,
+		VCPUs: 1, MemoryMiB: 128, Kernel: k.Path, Initramfs: packGuest(t, k), Cmdline: "quiet", RootDisk: disk,
 	}
 	return s
 }

@@ -11,8 +11,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"path/filepath"
-	"sort"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -56,12 +54,14 @@ func main() {
 	}
 }
 
-// loadModules loads /modules/NN-name.ko in order.
+// loadModules loads what the initramfs lists, in its order.
 func loadModules(console *os.File) {
-	names, _ := filepath.Glob("/modules/*")
-	sort.Strings(names)
-	for _, name := range names {
-		f, err := os.Open(name)
+	list, err := os.ReadFile("/modules.order")
+	if err != nil {
+		fmt.Fprintf(console, "modules: %v\n", err)
+	}
+	for name := range strings.Lines(string(list)) {
+		f, err := os.Open(strings.TrimSpace(name))
 		if err == nil {
 			err = unix.FinitModule(int(f.Fd()), "", 0)
 			f.Close()
