@@ -89,10 +89,10 @@ func (f *FD) ReadEvents(evs []Event) (int, error) {
 	b := &f.batch
 	b.want = min(len(evs), MaxBatch) * msgSize
 	if err := f.raw.Read(b.read); err != nil {
-		if errors.Is(err, os.ErrDeadlineExceeded) && f.refs.Load() != 0 {
+		if errors.Is(err, os.ErrDeadlineExceeded) && !f.closed() {
 			return 0, os.ErrDeadlineExceeded
 		}
-		if f.refs.Load() == 0 || errors.Is(err, os.ErrClosed) {
+		if f.closed() || errors.Is(err, os.ErrClosed) {
 			return 0, os.ErrClosed
 		}
 		return 0, fmt.Errorf("waiting for userfaultfd events: %w", err)

@@ -19,12 +19,16 @@ type FD struct {
 	file *os.File // once through API: registered with the runtime's poller, so that a waiting goroutine holds no thread
 	raw  syscall.RawConn
 
-	refs  atomic.Int64 // calls in the kernel, plus one until Close
+	refs  atomic.Int64 // calls in the kernel, plus one until Close, plus closing from then on
 	close sync.Once
-	idle  chan struct{} // closed when refs has reached zero
+	idle  chan struct{} // closed when refs has reached closing: nobody is left, and nobody comes
 
 	batch batch // of ReadEvents; see there
 }
+
+// closing is the bit of FD.refs that lets no more calls in. Without it, callers
+// that come again and again could keep Close waiting for ever.
+const closing = 1 << 62
 
 // New makes a userfaultfd for this process's own memory: for probing and for
 // processes that stand in for a VMM.
@@ -70,7 +74,7 @@ func isUserfaultfd(n int) bool {
 func (f *FD) enter() bool {
 	for {
 		n := f.refs.Load()
-		if n == 0 {
+		if n&closing != 0 {
 			return false
 		}
 		if f.refs.CompareAndSwap(n, n+1) {
@@ -79,8 +83,10 @@ func (f *FD) enter() bool {
 	}
 }
 
+func (f *FD) closed() bool { return f.refs.Load()&closing != 0 }
+
 func (f *FD) leave() {
-	if f.refs.Add(-1) == 0 {
+	if f.refs.Add(-1) == closing {
 		close(f.idle)
 	}
 }
@@ -93,6 +99,7 @@ func (f *FD) leave() {
 func (f *FD) Close() error {
 	var err error
 	f.close.Do(func() {
+		f.refs.Add(closing)
 		// A reader that is parked would never leave; it is no kernel call.
 		_ = f.SetReadDeadline(time.Unix(1, 0))
 		f.leave()
