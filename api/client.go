@@ -163,6 +163,16 @@ func (c *Client) Snapshot(ctx context.Context, id string) (m json.RawMessage, er
 	return m, c.call(ctx, "GET", "/v1/snapshots/"+url.PathEscape(id), nil, &m)
 }
 
+// SnapshotMemory returns what is known of a snapshot's memory, with pages page
+// by page.
+func (c *Client) SnapshotMemory(ctx context.Context, id string, pages bool) (m SnapshotMemory, err error) {
+	path := "/v1/snapshots/" + url.PathEscape(id) + "/memory"
+	if pages {
+		path += "?pages=true"
+	}
+	return m, c.call(ctx, "GET", path, nil, &m)
+}
+
 // CreateSnapshot boots an instance of the function and snapshots it.
 func (c *Client) CreateSnapshot(ctx context.Context, function string) (s Snapshot, err error) {
 	return s, c.call(ctx, "POST", "/v1/snapshots", SnapshotRequest{Function: function}, &s)

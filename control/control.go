@@ -14,6 +14,7 @@
 //	GET    /v1/snapshots                       ?function=NAME
 //	POST   /v1/snapshots                       api.SnapshotRequest
 //	GET    /v1/snapshots/{id}                  the manifest
+//	GET    /v1/snapshots/{id}/memory           ?pages=true; api.SnapshotMemory
 //	POST   /v1/snapshots/{id}/verify
 //	DELETE /v1/snapshots/{id}
 //	GET    /v1/invocations                     ?function=NAME&limit=N&since=TIME
@@ -51,6 +52,9 @@ type Node interface {
 	Snapshots(ctx context.Context, function string) ([]api.Snapshot, error)
 	// SnapshotManifest returns a value that marshals to the manifest.
 	SnapshotManifest(ctx context.Context, id string) (any, error)
+	// SnapshotMemory says what is known of a snapshot's memory, with pages page
+	// by page.
+	SnapshotMemory(ctx context.Context, id string, pages bool) (api.SnapshotMemory, error)
 	CreateSnapshot(ctx context.Context, function string) (api.Snapshot, error)
 	VerifySnapshot(ctx context.Context, id string) error
 	RemoveSnapshot(ctx context.Context, id string) error
@@ -113,6 +117,7 @@ func (s *Server) routes() {
 		"GET /v1/snapshots":              s.snapshots,
 		"POST /v1/snapshots":             s.createSnapshot,
 		"GET /v1/snapshots/{id}":         s.snapshot,
+		"GET /v1/snapshots/{id}/memory":  s.snapshotMemory,
 		"POST /v1/snapshots/{id}/verify": s.verifySnapshot,
 		"DELETE /v1/snapshots/{id}":      s.removeSnapshot,
 		"GET /v1/invocations":            s.invocations,

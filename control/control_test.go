@@ -53,6 +53,12 @@ func TestRoundTrips(t *testing.T) {
 	if err != nil || s.ID != "s1" {
 		t.Fatalf("snapshot: %+v, %v", s, err)
 	}
+	if m, err := c.SnapshotMemory(ctx, "s1", false); err != nil || m.Policy != "stream" || m.Trace.Summary.Contiguity != 2.5 || m.Map != nil {
+		t.Errorf("%+v: %v", m, err)
+	}
+	if m, err := c.SnapshotMemory(ctx, "s1", true); err != nil || m.Map.Touched.Pages() != 5 || m.Map.Missed == nil || m.Map.Wasted != nil {
+		t.Errorf("%+v: %v", m.Map, err)
+	}
 	if m, err := c.Snapshot(ctx, "s1"); err != nil || !strings.Contains(string(m), `"s1"`) {
 		t.Fatalf("manifest: %s, %v", m, err)
 	}
@@ -97,6 +103,7 @@ func TestErrorsReachTheClient(t *testing.T) {
 		"logs of none":     {c.Logs(ctx, api.LogQuery{Function: "nosuch"}, io.Discard), 404, "nosuch"},
 		"snapshot of none": {second(c.CreateSnapshot(ctx, "nosuch")), 404, "nosuch"},
 		"no snapshot":      {c.RemoveSnapshot(ctx, "x"), 404, "not found"},
+		"no memory":        {second(c.SnapshotMemory(ctx, "x", true)), 404, "not found"},
 		"no manifest":      {second(c.Snapshot(ctx, "x")), 404, "not found"},
 		"no record":        {second(c.Invocation(ctx, "x")), 404, "not found"},
 		"bad snapshot":     {c.VerifySnapshot(ctx, "bad"), 409, "digest differs"},

@@ -70,6 +70,22 @@ func (s *Server) snapshot(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, m)
 }
 
+func (s *Server) snapshotMemory(w http.ResponseWriter, r *http.Request) error {
+	q, err := queryOf(r, "pages")
+	if err != nil {
+		return err
+	}
+	pages, err := queryBool(q, "pages")
+	if err != nil {
+		return err
+	}
+	m, err := s.o.Node.SnapshotMemory(r.Context(), r.PathValue("id"), pages)
+	if err != nil {
+		return err
+	}
+	return answer(w, m)
+}
+
 func (s *Server) verifySnapshot(w http.ResponseWriter, r *http.Request) error {
 	if err := s.o.Node.VerifySnapshot(r.Context(), r.PathValue("id")); err != nil {
 		return err

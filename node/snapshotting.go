@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/snapshot"
 )
 
@@ -300,6 +301,24 @@ func (n *Node) Snapshots(ctx context.Context, function string) ([]api.Snapshot, 
 // InspectSnapshot returns a snapshot's manifest, SnapshotDir its directory.
 func (n *Node) InspectSnapshot(id string) (snapshot.Manifest, error) { return n.snaps.Manifest(id) }
 func (n *Node) SnapshotDir(id string) (string, error)                { return n.snaps.Dir(id) }
+
+// SnapshotMemory says what is known of a snapshot's memory, with pages page by
+// page, and which policy restores of its function go by.
+func (n *Node) SnapshotMemory(id string, pages bool) (api.SnapshotMemory, error) {
+	m, err := n.snaps.Manifest(id)
+	if err != nil {
+		return api.SnapshotMemory{}, err
+	}
+	dir, err := n.snaps.Dir(id)
+	if err != nil {
+		return api.SnapshotMemory{}, err
+	}
+	snap := snapshot.Snapshot{Manifest: m, Dir: dir}
+	out := memory.Inspect(memorySource(&snap), pages)
+	f, _ := n.Function(m.Function)
+	out.Function, out.Policy = m.Function, orDefault(f.MemoryPolicy, n.cfg.DefaultPolicy)
+	return out, nil
+}
 
 // VerifySnapshot checks every byte of a snapshot.
 func (n *Node) VerifySnapshot(ctx context.Context, id string) error { return n.snaps.Verify(ctx, id) }

@@ -319,13 +319,15 @@ func (n *Node) openMemory(ctx context.Context, inst *instance, snap *snapshot.Sn
 		return nil, fmt.Errorf("memory policy %q: %w", name, err)
 	}
 	// The session outlives the start: only the instance's end cancels it.
-	session, err := policy.Open(inst.ctx, memory.Source{
-		SnapshotID: snap.Manifest.ID, Path: snap.MemoryPath(), Size: snap.MemorySize(), Dir: snap.TraceDir(),
-	})
+	session, err := policy.Open(inst.ctx, memorySource(snap))
 	if err != nil {
 		return nil, fmt.Errorf("memory policy %q: %w", name, err)
 	}
 	return session, ctx.Err()
+}
+
+func memorySource(snap *snapshot.Snapshot) memory.Source {
+	return memory.Source{SnapshotID: snap.Manifest.ID, Path: snap.MemoryPath(), Size: snap.MemorySize(), Dir: snap.TraceDir()}
 }
 
 // resume takes a restored, paused machine to the first request. The connections

@@ -58,6 +58,10 @@ func (v *nodeView) SnapshotManifest(_ context.Context, id string) (any, error) {
 	return v.InspectSnapshot(id)
 }
 
+func (v *nodeView) SnapshotMemory(_ context.Context, id string, pages bool) (api.SnapshotMemory, error) {
+	return v.Node.SnapshotMemory(id, pages)
+}
+
 func (v *nodeView) CreateSnapshot(ctx context.Context, function string) (api.Snapshot, error) {
 	return v.Node.CreateSnapshot(ctx, function, nil)
 }

@@ -102,6 +102,33 @@ func (n *Node) SnapshotManifest(_ context.Context, id string) (any, error) {
 	return nil, fmt.Errorf("snapshot %q: %w", id, control.ErrNotFound)
 }
 
+func (n *Node) SnapshotMemory(_ context.Context, id string, pages bool) (api.SnapshotMemory, error) {
+	for _, s := range n.SnapshotList {
+		if s.ID == id {
+			return snapshotMemory(s, pages), nil
+		}
+	}
+	return api.SnapshotMemory{}, fmt.Errorf("snapshot %q: %w", id, control.ErrNotFound)
+}
+
+// snapshotMemory is of a guest of 1 MiB with a trace of five pages, a working
+// set of four of them, and nothing learned that can be read.
+func snapshotMemory(s api.Snapshot, pages bool) api.SnapshotMemory {
+	m := api.SnapshotMemory{
+		Snapshot: s.ID, Function: s.Function, Policy: "stream", MemoryBytes: 1 << 20, DataPages: 128,
+		Trace:      api.PageFile{FileBytes: 200, Summary: &api.PageSummary{Pages: 5, Runs: 2, Contiguity: 2.5, LongestRun: 4, Reads: 3, Writes: 2, First: time.Millisecond, Span: 9 * time.Millisecond}},
+		WorkingSet: api.PageFile{FileBytes: 20480, Summary: &api.PageSummary{Pages: 4, ZeroPages: 1, Runs: 1, Contiguity: 4, LongestRun: 4, ZeroShare: 0.25, Bytes: 3 * 4096}},
+		Learned:    api.LearnedMemory{Problem: "learned: not usable: its checksum is wrong", Missed: 1, Wasted: -1},
+	}
+	if pages {
+		m.Map = &api.PageMap{
+			Data: api.PageRuns{{0, 128}}, Touched: api.PageRuns{{10, 4}, {200, 1}}, Prefetched: api.PageRuns{{10, 4}},
+			Zero: api.PageRuns{{13, 1}}, Missed: api.PageRuns{{200, 1}},
+		}
+	}
+	return m
+}
+
 func (n *Node) CreateSnapshot(_ context.Context, function string) (api.Snapshot, error) {
 	s := api.Snapshot{ID: "s1", Function: function, Usable: true, DiskBytes: 4096}
 	n.SnapshotList = append(n.SnapshotList, s)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/memory/workingset"
 )
@@ -64,15 +65,15 @@ type Host struct {
 
 // Report is the result of Run.
 type Report struct {
-	Time      time.Time          `json:"time"`
-	Host      Host               `json:"host"`
-	Trace     workingset.Summary `json:"trace"`
-	Touchers  int                `json:"touchers"`
-	Instances int                `json:"instances"`
-	Cold      bool               `json:"cold"`
-	Pauses    bool               `json:"pauses"`
-	Samples   []Sample           `json:"samples"`
-	Floors    []Floor            `json:"floors,omitempty"`
+	Time      time.Time       `json:"time"`
+	Host      Host            `json:"host"`
+	Trace     api.PageSummary `json:"trace"`
+	Touchers  int             `json:"touchers"`
+	Instances int             `json:"instances"`
+	Cold      bool            `json:"cold"`
+	Pauses    bool            `json:"pauses"`
+	Samples   []Sample        `json:"samples"`
+	Floors    []Floor         `json:"floors,omitempty"`
 }
 
 func (o Options) withDefaults() Options {

@@ -1,24 +1,10 @@
 package workingset
 
-import "time"
-
-// Summary says what a trace or a working set is made of, for people.
-type Summary struct {
-	Pages      int64         `json:"pages"`
-	ZeroPages  int64         `json:"zero_pages"`
-	Runs       int           `json:"runs"`
-	Contiguity float64       `json:"contiguity_pages"` // pages of a run, on average
-	LongestRun int           `json:"longest_run_pages"`
-	ZeroShare  float64       `json:"zero_share"`  // of the pages
-	GuestShare float64       `json:"guest_share"` // pages of all pages of the guest
-	Bytes      int64         `json:"bytes"`       // of contents
-	Writes     int64         `json:"writes"`      // trace only: first touches that were writes
-	Span       time.Duration `json:"span_ns"`     // trace only: until the last first touch
-}
+import "github.com/skep-dev/skep/api"
 
 // Summarize describes runs of a guest with that much memory.
-func Summarize(runs []Run, memorySize int64) Summary {
-	s := Summary{Runs: len(runs)}
+func Summarize(runs []Run, memorySize int64) api.PageSummary {
+	s := api.PageSummary{Runs: len(runs)}
 	for _, r := range runs {
 		s.Pages += int64(r.Pages)
 		s.Bytes += r.Bytes()
@@ -38,15 +24,22 @@ func Summarize(runs []Run, memorySize int64) Summary {
 }
 
 // Summary describes the working set.
-func (s *Set) Summary() Summary { return Summarize(s.Runs, s.MemorySize) }
+func (s *Set) Summary() api.PageSummary { return Summarize(s.Runs, s.MemorySize) }
 
 // Summary describes the trace; zero says which pages of the memory file are
-// zeros, nil for none. Its runs are those of contiguous pages, whatever they hold.
-func (t *Trace) Summary(zero func(page uint32) bool) Summary {
+// zeros, nil for none. Its runs are those of contiguous pages, whatever they
+// hold, as the paper counts them (Figure 3).
+func (t *Trace) Summary(zero func(page uint32) bool) api.PageSummary {
 	s := Summarize(Runs(t.Touches, func(uint32) bool { return false }, 0), t.MemorySize)
 	for _, touch := range t.Touches {
 		if touch.Write {
 			s.Writes++
+		}
+		switch {
+		case touch.After == 0:
+			s.BeforeResume++
+		case s.First == 0 || touch.After < s.First:
+			s.First = touch.After
 		}
 		s.Span = max(s.Span, touch.After)
 		if zero != nil && zero(touch.Page) {
@@ -54,6 +47,7 @@ func (t *Trace) Summary(zero func(page uint32) bool) Summary {
 			s.Bytes -= PageSize
 		}
 	}
+	s.Reads = s.Pages - s.Writes
 	if s.Pages > 0 {
 		s.ZeroShare = float64(s.ZeroPages) / float64(s.Pages)
 	}
