@@ -97,6 +97,8 @@ func TestExitCodes(t *testing.T) {
 		{"bad env", socket, []string{"deploy", "x", "--env", "A"}, exitUsage, "NAME=VALUE"},
 		{"no image", socket, []string{"deploy"}, exitUsage, "no image"},
 		{"no function", socket, []string{"inspect", "nosuch"}, exitNotFound, "`skep ls`"},
+		{"no snapshot to inspect", socket, []string{"snapshot", "inspect", "nosuch"}, exitNotFound, "`skep snapshot ls`"},
+		{"bad picture", socket, []string{"snapshot", "inspect", "x", "--map", "x.jpg"}, exitUsage, ".svg or .png"},
 		{"no snapshot", socket, []string{"snapshot", "rm", "nosuch"}, exitNotFound, "nosuch"},
 		{"one of two", socket, []string{"rm", "nosuch", "nosuch2"}, exitNotFound, "nosuch2"},
 		{"damaged", socket, []string{"snapshot", "verify", "bad"}, exitError, "digest differs"},
@@ -139,7 +141,8 @@ func TestVerbs(t *testing.T) {
 		{"logs", []string{"logs", "echo", "--tail", "1"}, []string{"line 2\n"}, nil},
 		{"snapshot create", []string{"snapshot", "create", "echo"}, []string{"s1\n"}, nil},
 		{"snapshot ls", []string{"snapshot", "ls"}, []string{"s1", "yes"}, nil},
-		{"snapshot inspect", []string{"snapshot", "inspect", "s1"}, []string{`"id": "s1"`}, nil},
+		{"snapshot inspect", []string{"snapshot", "inspect", "s1"}, []string{"s1", "stream", "5 (0.0% of the guest)", "2.50, at most 4", "3 reads, 2 writes", "9.00 ms after resume", "12.0 KiB", "refused: learned: not usable"}, nil},
+		{"snapshot inspect newest", []string{"snapshot", "inspect", "echo", "--json"}, []string{`"id": "s1"`, `"guest_memory": {`, `"contiguity_pages": 2.5`}, nil},
 		{"snapshot verify", []string{"snapshot", "verify", "s1"}, []string{"s1 is whole"}, nil},
 		{"version", []string{"version"}, []string{"daemon v9"}, nil},
 		{"config", []string{"config", "--slots", "9"}, []string{"flag --slots", "environment SKEP_SOCKET", "/home/bee/.cache/skep/kernels"}, nil},
@@ -180,6 +183,25 @@ func TestJSONOutput(t *testing.T) {
 		code, stdout, stderr := skep(t, socket, append(args, "--json")...)
 		if code != exitOK || !json.Valid([]byte(stdout)) {
 			t.Errorf("skep %v: %d %s%s", args, code, stdout, stderr)
+		}
+	}
+}
+
+func TestSnapshotMap(t *testing.T) {
+	socket, n := fakeDaemon(t)
+	n.SnapshotList = []api.Snapshot{{ID: "newer", Function: "echo"}, {ID: "usable", Function: "echo", Usable: true}, {ID: "older", Function: "echo", Usable: true}}
+	for name, begins := range map[string]string{"map.svg": "<svg ", "map.PNG": "\x89PNG"} {
+		file := filepath.Join(t.TempDir(), name)
+		code, stdout, stderr := skep(t, socket, "snapshot", "inspect", "echo", "--map", file, "--json")
+		if code != exitOK || strings.Contains(stdout, `"map"`) || !strings.Contains(stdout, `"guest_memory"`) {
+			t.Errorf("%s: %d %s%s", name, code, stdout, stderr)
+		}
+		b, err := os.ReadFile(file)
+		if err != nil || !strings.HasPrefix(string(b), begins) {
+			t.Errorf("%s: %.20q, %v", name, b, err)
+		}
+		if name == "map.svg" && !strings.Contains(string(b), "snapshot usable,") {
+			t.Errorf("not of the newest usable snapshot: %.2000s", b)
 		}
 	}
 }

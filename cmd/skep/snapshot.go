@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -98,28 +97,6 @@ func snapshotRows(list []api.Snapshot) [][]string {
 		})
 	}
 	return rows
-}
-
-func (c *cli) snapshotInspectCmd() *cobra.Command {
-	return &cobra.Command{
-		Use:               "inspect ID",
-		Short:             "show a snapshot's manifest",
-		Example:           `  skep snapshot inspect ID | jq .vmm`,
-		Args:              nArgs(1, 1),
-		ValidArgsFunction: c.complete(1, snapshotIDs),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			client, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			m, err := client.Snapshot(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return c.writeJSON(json.RawMessage(m)) // a manifest is JSON, for people too
-		},
-	}
 }
 
 func (c *cli) snapshotVerifyCmd() *cobra.Command {
