@@ -50,8 +50,32 @@ type Metrics struct {
 	state  State
 }
 
+// memoryCounters are what guest memory cost restores. A function has few
+// policies, so that its series are few.
 type memoryCounters struct {
-	faults, prefetched, zero, missed, wasted, read, handler *prometheus.CounterVec // policy
+	restores, faults, prefetched, zero, missed, wasted, read, fetch, install, handler *prometheus.CounterVec // function, policy
+}
+
+func (c memoryCounters) all() []*prometheus.CounterVec {
+	return []*prometheus.CounterVec{c.restores, c.faults, c.prefetched, c.zero, c.missed, c.wasted, c.read, c.fetch, c.install, c.handler}
+}
+
+func newMemoryCounters() memoryCounters {
+	counter := func(name, help string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "skep_memory_" + name + "_total", Help: help}, []string{"function", "policy"})
+	}
+	return memoryCounters{
+		restores:   counter("restores", "Invocations that a restored guest was started for."),
+		faults:     counter("faults", "Page faults of restored guests that were served."),
+		prefetched: counter("prefetched_pages", "Pages installed before they were asked for."),
+		zero:       counter("zero_pages", "Pages of zeros among those installed."),
+		missed:     counter("missed_pages", "Pages touched on the way to a first response that were not in the working set."),
+		wasted:     counter("wasted_pages", "Prefetched pages not touched on the way to a first response, estimated from samples."),
+		read:       counter("read_bytes", "Bytes of snapshot memory read."),
+		fetch:      counter("fetch_seconds", "Time spent reading working sets; it may overlap the start of the VMM."),
+		install:    counter("install_seconds", "Time spent putting pages into guests."),
+		handler:    counter("handler_seconds", "Time spent serving page faults."),
+	}
 }
 
 // NewMetrics returns metrics whose gauges are read from state; queue, when not
@@ -68,22 +92,16 @@ func NewMetrics(state State, v api.Version, queue func() int) *Metrics {
 		}, []string{"phase", "start"}),
 		bytes:    counter("skep_bytes_total", "Bytes of request and response bodies.", "direction"),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "skep_failures_total", Help: "Invocations that skep, not the function, failed."}),
-		memory: memoryCounters{
-			faults:     counter("skep_memory_faults_total", "Page faults of restored guests that were served.", "policy"),
-			prefetched: counter("skep_memory_prefetched_pages_total", "Pages installed before they were asked for.", "policy"),
-			zero:       counter("skep_memory_zero_pages_total", "Pages of zeros among those installed.", "policy"),
-			missed:     counter("skep_memory_missed_pages_total", "Pages touched on the way to a first response that were not in the working set.", "policy"),
-			wasted:     counter("skep_memory_wasted_pages_total", "Prefetched pages not touched on the way to a first response, estimated from samples.", "policy"),
-			read:       counter("skep_memory_read_bytes_total", "Bytes of snapshot memory read.", "policy"),
-			handler:    counter("skep_memory_handler_seconds_total", "Time spent serving page faults.", "policy"),
-		},
-		labels: map[string]struct{}{},
-		state:  state,
+		memory:   newMemoryCounters(),
+		labels:   map[string]struct{}{},
+		state:    state,
 	}
-	c := m.memory
-	m.registry.MustRegister(m.invocations, m.phases, m.bytes, m.failures, c.faults, c.prefetched, c.zero, c.missed, c.wasted, c.read, c.handler,
+	m.registry.MustRegister(m.invocations, m.phases, m.bytes, m.failures,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		&stateCollector{state: state, version: v, queue: queue})
+	for _, c := range m.memory.all() {
+		m.registry.MustRegister(c)
+	}
 	return m
 }
 
@@ -93,7 +111,8 @@ func (m *Metrics) Observe(rec api.Invocation) {
 	if start == "" {
 		start = "none"
 	}
-	m.invocations.WithLabelValues(m.label(rec.Function), start, code(rec.Status)).Inc()
+	function := m.label(rec.Function)
+	m.invocations.WithLabelValues(function, start, code(rec.Status)).Inc()
 	m.bytes.WithLabelValues("in").Add(float64(max(rec.BytesIn, 0)))
 	m.bytes.WithLabelValues("out").Add(float64(max(rec.BytesOut, 0)))
 	if rec.Error != "" {
@@ -105,18 +124,21 @@ func (m *Metrics) Observe(rec api.Invocation) {
 		}
 	})
 	if s := rec.Memory; s != nil {
-		m.memory.add(*s)
+		m.memory.add(function, *s)
 	}
 }
 
-func (c memoryCounters) add(s api.MemoryStats) {
-	add := func(v *prometheus.CounterVec, n float64) { v.WithLabelValues(s.Policy).Add(max(n, 0)) }
+func (c memoryCounters) add(function string, s api.MemoryStats) {
+	add := func(v *prometheus.CounterVec, n float64) { v.WithLabelValues(function, s.Policy).Add(max(n, 0)) }
+	add(c.restores, 1)
 	add(c.faults, float64(s.Faults))
 	add(c.prefetched, float64(s.Prefetched))
 	add(c.zero, float64(s.ZeroPages))
 	add(c.missed, float64(s.Missed))
 	add(c.wasted, float64(s.Wasted)) // -1, not known, adds nothing
 	add(c.read, float64(s.BytesRead))
+	add(c.fetch, s.FetchTime.Seconds())
+	add(c.install, s.InstallTime.Seconds())
 	add(c.handler, s.HandlerTime.Seconds())
 }
 
@@ -155,7 +177,9 @@ func (m *Metrics) Forget(function string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.labels, function)
-	m.invocations.DeletePartialMatch(prometheus.Labels{"function": function})
+	for _, c := range append(m.memory.all(), m.invocations) {
+		c.DeletePartialMatch(prometheus.Labels{"function": function})
+	}
 }
 
 // Handler answers /metrics.

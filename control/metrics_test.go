@@ -29,7 +29,7 @@ func TestMetrics(t *testing.T) {
 	rec := api.Invocation{
 		Function: "hello", Start: api.StartRestore, Status: 200, BytesOut: 10,
 		Phases: api.Phases{Spawn: 50 * time.Millisecond, Total: 300 * time.Millisecond},
-		Memory: &api.MemoryStats{Policy: "reap", Faults: 3, Prefetched: 1898, BytesRead: 1 << 20, Wasted: -1, HandlerTime: time.Millisecond},
+		Memory: &api.MemoryStats{Policy: "reap", Faults: 3, Prefetched: 1898, BytesRead: 1 << 20, Missed: 2, Wasted: -1, HandlerTime: time.Millisecond, FetchTime: 2 * time.Second, InstallTime: 3 * time.Second},
 	}
 	m.Observe(rec)
 	m.Observe(api.Invocation{Function: "nosuch", Status: 404, Error: "no such function"})
@@ -39,9 +39,15 @@ func TestMetrics(t *testing.T) {
 		`skep_invocations_total{code="404",function="_unknown",start="none"} 1`,
 		`skep_phase_seconds_bucket{phase="spawn",start="restore",le="0.05"} 1`,
 		`skep_phase_seconds_count{phase="total",start="restore"} 1`,
-		`skep_memory_faults_total{policy="reap"} 3`,
-		`skep_memory_prefetched_pages_total{policy="reap"} 1898`,
-		`skep_memory_wasted_pages_total{policy="reap"} 0`,
+		`skep_memory_restores_total{function="hello",policy="reap"} 1`,
+		`skep_memory_faults_total{function="hello",policy="reap"} 3`,
+		`skep_memory_prefetched_pages_total{function="hello",policy="reap"} 1898`,
+		`skep_memory_missed_pages_total{function="hello",policy="reap"} 2`,
+		`skep_memory_wasted_pages_total{function="hello",policy="reap"} 0`,
+		`skep_memory_read_bytes_total{function="hello",policy="reap"} 1.048576e+06`,
+		`skep_memory_fetch_seconds_total{function="hello",policy="reap"} 2`,
+		`skep_memory_install_seconds_total{function="hello",policy="reap"} 3`,
+		`skep_memory_handler_seconds_total{function="hello",policy="reap"} 0.001`,
 		`skep_instances{function="hello",state="idle"} 1`,
 		`skep_queue_length 3`,
 		`skep_snapshots{usable="true"} 1`,
@@ -55,7 +61,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	m.Forget("hello")
-	if strings.Contains(scrape(t, m), `skep_invocations_total{code="200",function="hello"`) {
+	if text := scrape(t, m); strings.Contains(text, `skep_invocations_total{code="200",function="hello"`) || strings.Contains(text, `{function="hello",policy=`) {
 		t.Error("a removed function still has a series")
 	}
 }
