@@ -3,6 +3,7 @@ package image
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -46,6 +47,46 @@ func parseRef(ref string) (reference, error) {
 		return reference{}, fmt.Errorf("%w; a file is named as oci:DIR, oci-archive:FILE, docker-archive:FILE or dir:DIR", err)
 	}
 	return reference{form: formRegistry, name: n}, nil
+}
+
+// Absolute makes the path in a reference absolute, for a store whose process has
+// another working directory. Nothing is opened, and a registry's reference stays
+// as it is.
+func Absolute(ref string) (string, error) {
+	r, err := parseRef(ref)
+	if err != nil {
+		return "", fmt.Errorf("image %q: %w", ref, err)
+	}
+	if r.form == formRegistry {
+		return ref, nil
+	}
+	path, err := filepath.Abs(r.path)
+	if err != nil {
+		return "", fmt.Errorf("image %q: %w", ref, err)
+	}
+	switch r.form {
+	case formArchive:
+		return path, nil
+	case formDir:
+		return r.form + ":" + path, nil
+	}
+	if strings.Contains(path, ":") {
+		return "", fmt.Errorf("image %q: its path is %s, and the first colon in it would begin a tag: move or link it", ref, path)
+	}
+	if r.tag != "" {
+		path += ":" + r.tag
+	}
+	return r.form + ":" + path, nil
+}
+
+// Path is the file or directory on this host that a reference names; "" for a
+// registry's.
+func Path(ref string) string {
+	r, err := parseRef(ref)
+	if err != nil {
+		return ""
+	}
+	return r.path
 }
 
 // parsePath cuts a tag off at the first colon: a tag of docker save may have

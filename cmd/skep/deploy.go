@@ -14,6 +14,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/functions"
+	"github.com/skep-dev/skep/image"
 )
 
 // deployFlags are what the deploy verb's flags were set to.
@@ -165,27 +166,18 @@ func nameOf(image string) string {
 }
 
 // absolute makes the path of a file reference absolute, since the daemon's
-// working directory is another.
+// working directory is another, and says what is not there before it is asked.
 func absolute(ref string) (string, error) {
-	for _, scheme := range []string{"oci:", "oci-archive:", "docker-archive:", "dir:"} {
-		rest, ok := strings.CutPrefix(ref, scheme)
-		if !ok {
-			continue
-		}
-		path, tag, tagged := strings.Cut(rest, ":")
-		abs, err := filepath.Abs(path)
-		if err != nil {
-			return "", err
-		}
-		if _, err := os.Stat(abs); err != nil {
+	abs, err := image.Absolute(ref)
+	if err != nil {
+		return "", &usageError{msg: err.Error()}
+	}
+	if path := image.Path(abs); path != "" {
+		if _, err := os.Stat(path); err != nil {
 			return "", fmt.Errorf("image %s: %w", ref, err)
 		}
-		if tagged {
-			abs += ":" + tag
-		}
-		return scheme + abs, nil
 	}
-	return ref, nil
+	return abs, nil
 }
 
 // localImage turns what only this side can resolve into what the daemon can:
