@@ -57,6 +57,8 @@ CREATE TABLE invocations (
 );
 CREATE INDEX invocations_by_function ON invocations (function, time_ns);
 CREATE INDEX invocations_by_time ON invocations (time_ns);
+`, `
+CREATE INDEX invocations_by_id ON invocations (id);
 `}
 
 func openDatabase(ctx context.Context, path string) (*database, error) {

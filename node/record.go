@@ -162,6 +162,7 @@ func (r *recorder) trim() {
 
 // InvocationFilter selects records. The zero value selects the last 100 of all.
 type InvocationFilter struct {
+	ID       string    // "": all
 	Function string    // "": of all functions
 	Since    time.Time // of arrival; zero: from the beginning
 	Limit    int       // at most so many, the last ones; 0: 100; negative: all
@@ -176,6 +177,9 @@ func (n *Node) Invocations(ctx context.Context, f InvocationFilter) ([]api.Invoc
 		since = f.Since.UnixNano()
 	}
 	where, args := "time_ns >= ?", []any{since}
+	if f.ID != "" {
+		where, args = where+" AND id = ?", append(args, f.ID)
+	}
 	if f.Function != "" {
 		where, args = where+" AND function = ?", append(args, f.Function)
 	}

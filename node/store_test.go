@@ -33,6 +33,32 @@ func TestDatabaseFromTheFutureIsRefused(t *testing.T) {
 	}
 }
 
+// A database of the first version gets what the next one added.
+func TestMigrationFromTheFirstVersion(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "skep.db")
+	db, err := openSQLite(path, "FULL", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.ExecContext(t.Context(), migrations[0]+"PRAGMA user_version = 1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d, err := openDatabase(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	var plan string
+	var skip any
+	row := d.main.QueryRowContext(t.Context(), "EXPLAIN QUERY PLAN SELECT * FROM invocations WHERE id = 'x'")
+	if err := row.Scan(&skip, &skip, &skip, &plan); err != nil || !strings.Contains(plan, "invocations_by_id") {
+		t.Errorf("finding a record: %q, %v", plan, err)
+	}
+}
+
 func TestRecords(t *testing.T) {
 	w := newWorld(t)
 	n := w.open(t, func(c *Config) { c.KeepRecords = 5 })
@@ -57,6 +83,9 @@ func TestRecords(t *testing.T) {
 		{InvocationFilter{Limit: 2}, "6 7"},
 		{InvocationFilter{Since: base.Add(6 * time.Second)}, "6 7"},
 		{InvocationFilter{Function: "none"}, ""},
+		{InvocationFilter{ID: "5"}, "5"},
+		{InvocationFilter{ID: "5", Function: "a"}, ""},
+		{InvocationFilter{ID: "0"}, ""}, // no longer kept
 	} {
 		n.rec.trim()
 		recs, err := n.Invocations(t.Context(), tc.filter)

@@ -319,19 +319,6 @@ func TestInstanceFilter(t *testing.T) {
 	}
 }
 
-func TestRecent(t *testing.T) {
-	r := newRecent()
-	for i := range recentRecords + 1 {
-		r.put(api.Invocation{ID: string(rune('a' + i))})
-	}
-	if _, ok := r.get("a"); ok || len(r.byID) > recentRecords {
-		t.Error("the oldest record is still there")
-	}
-	if _, ok := r.get("b"); !ok {
-		t.Error("a record is lost")
-	}
-}
-
 func TestPrintable(t *testing.T) {
 	if got := printable("a\x1b[2J\n\tb\r\u009bc"); got != "a[2J\n\tbc" {
 		t.Errorf("got %q", got)

@@ -91,7 +91,7 @@ func (d *daemon) openNode(ctx context.Context) error {
 	d.version.VMM = vmmName(info)
 	// The view exists before its node, whose hook for records needs it; there is
 	// no record before the first request.
-	d.view = &nodeView{recent: newRecent()}
+	d.view = &nodeView{}
 	b := &backend{}
 	d.metrics = control.NewMetrics(d.view, d.version, func() int { return int(b.waiting.Load()) })
 	d.view.metrics = d.metrics

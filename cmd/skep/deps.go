@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/config"
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/image"
@@ -78,10 +77,7 @@ func (d *daemon) deps() node.Deps {
 		OpenKernel:  d.openKernel,
 		Connect:     connect,
 		Log:         d.log,
-		OnRecord: func(rec api.Invocation) {
-			d.view.recent.put(rec)
-			d.metrics.Observe(rec)
-		},
+		OnRecord:    d.metrics.Observe,
 	}
 }
 

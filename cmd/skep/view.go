@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"slices"
-	"sync"
 	"sync/atomic"
 
 	"github.com/skep-dev/skep/api"
@@ -22,7 +21,6 @@ import (
 type nodeView struct {
 	*node.Node
 	metrics *control.Metrics
-	recent  *recent
 }
 
 var (
@@ -77,12 +75,15 @@ func (v *nodeView) Invocations(ctx context.Context, q api.InvocationQuery) ([]ap
 	return recs, err
 }
 
-// Invocation finds a record that was stored not long ago.
-func (v *nodeView) Invocation(_ context.Context, id string) (api.Invocation, error) {
-	if rec, ok := v.recent.get(id); ok {
-		return rec, nil
+func (v *nodeView) Invocation(ctx context.Context, id string) (api.Invocation, error) {
+	recs, err := v.Node.Invocations(ctx, node.InvocationFilter{ID: id, Limit: 1})
+	if err == nil && len(recs) == 0 {
+		err = fmt.Errorf("invocation %q: %w among those that are kept", id, control.ErrNotFound)
 	}
-	return api.Invocation{}, fmt.Errorf("invocation %q: %w among the last %d", id, control.ErrNotFound, recentRecords)
+	if err != nil {
+		return api.Invocation{}, err
+	}
+	return recs[0], nil
 }
 
 func (v *nodeView) Logs(ctx context.Context, q api.LogQuery, w io.Writer) error {
@@ -123,37 +124,6 @@ func (f *instanceFilter) Write(b []byte) (int, error) {
 		}
 	}
 	return len(b), nil
-}
-
-// recentRecords is how many records are found by their id.
-const recentRecords = 4096
-
-// recent holds the last records, so that a client that was told an id can ask
-// for what it stands for.
-type recent struct {
-	mu   sync.Mutex // guards what follows
-	byID map[string]api.Invocation
-	ring []string // ids in the order in which they came, from next on
-	next int
-}
-
-func newRecent() *recent {
-	return &recent{byID: map[string]api.Invocation{}, ring: make([]string, recentRecords)}
-}
-
-func (r *recent) put(rec api.Invocation) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.byID, r.ring[r.next])
-	r.ring[r.next], r.byID[rec.ID] = rec.ID, rec
-	r.next = (r.next + 1) % len(r.ring)
-}
-
-func (r *recent) get(id string) (api.Invocation, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	rec, ok := r.byID[id]
-	return rec, ok
 }
 
 // statusOf says what the node's errors mean in HTTP, and what to do about them.
