@@ -36,7 +36,7 @@ type daemon struct {
 	vmm     vmm.VMM
 	node    *node.Node
 	view    *nodeView
-	images  image.Fetcher
+	images  *image.Store
 	gateway *gateway.Gateway
 	metrics *control.Metrics
 
@@ -233,6 +233,9 @@ func (d *daemon) close() error {
 		ctx, cancel := context.WithTimeout(context.Background(), d.cfg.DrainTimeout.D())
 		defer cancel()
 		errs = append(errs, d.node.Close(ctx))
+	}
+	if d.images != nil {
+		errs = append(errs, d.images.Close()) // the node has ended every fetch
 	}
 	if d.policy != nil {
 		errs = append(errs, d.policy.Close())
