@@ -189,6 +189,16 @@ func (c *Client) RemoveSnapshot(ctx context.Context, id string) error {
 	return c.call(ctx, "DELETE", "/v1/snapshots/"+url.PathEscape(id), nil, nil)
 }
 
+// Images lists the root disks in the daemon's store.
+func (c *Client) Images(ctx context.Context) (is []Image, err error) {
+	return is, c.call(ctx, "GET", "/v1/images", nil, &is)
+}
+
+// PruneImages removes the images that nothing needs, and returns them.
+func (c *Client) PruneImages(ctx context.Context) (is []Image, err error) {
+	return is, c.call(ctx, "POST", "/v1/images/prune", nil, &is)
+}
+
 // Invocations returns records, newest first.
 func (c *Client) Invocations(ctx context.Context, q InvocationQuery) (is []Invocation, err error) {
 	v := url.Values{}

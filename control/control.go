@@ -17,6 +17,8 @@
 //	GET    /v1/snapshots/{id}/memory           ?pages=true; api.SnapshotMemory
 //	POST   /v1/snapshots/{id}/verify
 //	DELETE /v1/snapshots/{id}
+//	GET    /v1/images
+//	POST   /v1/images/prune                    removes and answers those that nothing needs
 //	GET    /v1/invocations                     ?function=NAME&limit=N&since=TIME
 //	GET    /v1/invocations/{id}
 //	GET    /metrics                            Prometheus text
@@ -58,6 +60,9 @@ type Node interface {
 	CreateSnapshot(ctx context.Context, function string) (api.Snapshot, error)
 	VerifySnapshot(ctx context.Context, id string) error
 	RemoveSnapshot(ctx context.Context, id string) error
+	Images(ctx context.Context) ([]api.Image, error)
+	// PruneImages removes the images that neither a function nor a snapshot needs.
+	PruneImages(ctx context.Context) ([]api.Image, error)
 	Invocations(ctx context.Context, q api.InvocationQuery) ([]api.Invocation, error)
 	Invocation(ctx context.Context, id string) (api.Invocation, error)
 	// Logs writes a function's output to w; with Follow until ctx ends.
@@ -120,6 +125,8 @@ func (s *Server) routes() {
 		"GET /v1/snapshots/{id}/memory":  s.snapshotMemory,
 		"POST /v1/snapshots/{id}/verify": s.verifySnapshot,
 		"DELETE /v1/snapshots/{id}":      s.removeSnapshot,
+		"GET /v1/images":                 s.images,
+		"POST /v1/images/prune":          s.pruneImages,
 		"GET /v1/invocations":            s.invocations,
 		"GET /v1/invocations/{id}":       s.invocation,
 	} {

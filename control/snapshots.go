@@ -100,6 +100,25 @@ func (s *Server) removeSnapshot(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, struct{}{})
 }
 
+func (s *Server) images(w http.ResponseWriter, r *http.Request) error {
+	if _, err := queryOf(r); err != nil {
+		return err
+	}
+	all, err := s.o.Node.Images(r.Context())
+	if err != nil {
+		return err
+	}
+	return answer(w, list(all))
+}
+
+func (s *Server) pruneImages(w http.ResponseWriter, r *http.Request) error {
+	removed, err := s.o.Node.PruneImages(r.Context())
+	if err != nil {
+		return err
+	}
+	return answer(w, list(removed))
+}
+
 func (s *Server) invocations(w http.ResponseWriter, r *http.Request) error {
 	q, err := queryOf(r, "function", "limit", "since")
 	if err != nil {

@@ -56,6 +56,8 @@ func (n *Node) Deploy(ctx context.Context, fn api.Function, progress func(api.De
 	ctx, stop := n.until(ctx)
 	defer stop()
 	progress = serialised(progress)
+	n.deploying.RLock()
+	defer n.deploying.RUnlock()
 	out, err := n.deploy(ctx, fn, progress)
 	if err != nil {
 		err = because(ctx, err)

@@ -86,6 +86,8 @@ type Node struct {
 	shells *shells
 	names  keyedLock // serialises deploy, remove and snapshot of one name
 
+	deploying sync.RWMutex // held for reading by deploys, so that no image goes that one fetched
+
 	// ctx ends when instances must be gone, drained or not; background work and
 	// the instances themselves live in it.
 	ctx    context.Context

@@ -144,6 +144,8 @@ func TestVerbs(t *testing.T) {
 		{"snapshot inspect", []string{"snapshot", "inspect", "s1"}, []string{"s1", "stream", "5 (0.0% of the guest)", "2.50, at most 4", "3 reads, 2 writes", "9.00 ms after resume", "12.0 KiB", "refused: learned: not usable"}, nil},
 		{"snapshot inspect newest", []string{"snapshot", "inspect", "echo", "--json"}, []string{`"id": "s1"`, `"guest_memory": {`, `"contiguity_pages": 2.5`}, nil},
 		{"snapshot verify", []string{"snapshot", "verify", "s1"}, []string{"s1 is whole"}, nil},
+		{"image ls", []string{"image", "ls"}, []string{"aaaa", "1.0 MiB", "echo", "bbbb"}, nil},
+		{"image prune", []string{"image", "prune"}, []string{"removed bbbb, 3.0 MiB\n"}, []string{"1 images removed"}},
 		{"version", []string{"version"}, []string{"daemon v9"}, nil},
 		{"config", []string{"config", "--slots", "9"}, []string{"flag --slots", "environment SKEP_SOCKET", "/home/bee/.cache/skep/kernels"}, nil},
 		{"deploy", []string{"deploy", "localhost:5000/team/my_app:v3", "--memory-mib", "128", "-e", "A=b", "--keep-alive", "2s", "--", "--fast"}, []string{"deployed my-app\n"}, nil},

@@ -136,6 +136,8 @@ func statusOf(err error) (status int, hint string) {
 		return http.StatusNotFound, "`skep snapshot ls` lists the snapshots that exist"
 	case errors.Is(err, node.ErrDraining):
 		return http.StatusServiceUnavailable, "the daemon is ending: try again when it is back"
+	case errors.Is(err, node.ErrDeploying):
+		return http.StatusConflict, "try again when it is done"
 	case errors.Is(err, node.ErrNoSnapshot):
 		return http.StatusConflict, "`skep snapshot create` makes one"
 	case errors.As(err, &start):

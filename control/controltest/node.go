@@ -146,6 +146,18 @@ func (n *Node) RemoveSnapshot(_ context.Context, id string) error {
 	return fmt.Errorf("snapshot %q: %w", id, control.ErrNotFound)
 }
 
+func (n *Node) Images(context.Context) ([]api.Image, error) {
+	return []api.Image{
+		{Digest: "sha256:aaaa", DiskBytes: 1 << 20, Functions: []string{"echo"}, Snapshots: []string{"s1", "s2"}},
+		{Digest: "sha256:bbbb", DiskBytes: 3 << 20},
+	}, nil
+}
+
+func (n *Node) PruneImages(ctx context.Context) ([]api.Image, error) {
+	all, err := n.Images(ctx)
+	return slices.DeleteFunc(all, api.Image.InUse), err
+}
+
 func (n *Node) Invocations(_ context.Context, q api.InvocationQuery) ([]api.Invocation, error) {
 	if q.Function == "broken" {
 		return nil, errors.New("disk I/O error")

@@ -1,0 +1,103 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/image"
+)
+
+// ErrDeploying is wrapped when images cannot be removed since a deploy is under
+// way, which may be about to use any of them.
+var ErrDeploying = errors.New("a deploy is under way")
+
+// imageStore is a Fetcher that can tell what it holds and remove it.
+type imageStore interface {
+	image.Fetcher
+	List() ([]string, error)
+	Remove(digest string) error
+}
+
+var _ imageStore = (*image.Store)(nil)
+
+// Images lists the root disks in the store, and who needs each.
+func (n *Node) Images(ctx context.Context) ([]api.Image, error) {
+	store, ok := n.images.(imageStore)
+	if !ok {
+		return nil, errors.New("this node's image store cannot be listed")
+	}
+	digests, err := store.List()
+	if err != nil {
+		return nil, fmt.Errorf("listing images: %w", err)
+	}
+	functions, snapshots := n.imageUsers()
+	var out []api.Image
+	for _, digest := range digests {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		i := api.Image{Digest: digest, Functions: functions[digest], Snapshots: snapshots[digest]}
+		img, err := store.Get(digest)
+		if err != nil {
+			i.Problem = err.Error()
+		}
+		i.DiskBytes = img.DiskBytes
+		out = append(out, i)
+	}
+	return out, nil
+}
+
+// imageUsers says which functions and which snapshots need an image, by digest.
+// A function that was replaced needs its own for as long as it has instances.
+func (n *Node) imageUsers() (functions, snapshots map[string][]string) {
+	functions, snapshots = map[string][]string{}, map[string][]string{}
+	for _, p := range n.allPools() {
+		uses := map[string]bool{}
+		p.mu.Lock()
+		for _, inst := range p.instances {
+			uses[inst.dep.image.Digest] = true
+		}
+		p.mu.Unlock()
+		if d := p.current.Load(); d != nil {
+			uses[d.image.Digest] = true
+		}
+		for digest := range maps.Keys(uses) {
+			functions[digest] = append(functions[digest], p.name)
+		}
+	}
+	for _, names := range functions {
+		slices.Sort(names)
+	}
+	for _, s := range n.snaps.List("", nil) {
+		snapshots[s.ImageDigest] = append(snapshots[s.ImageDigest], s.ID)
+	}
+	return functions, snapshots
+}
+
+// PruneImages removes the images that neither a function nor a snapshot needs,
+// and returns them.
+func (n *Node) PruneImages(ctx context.Context) ([]api.Image, error) {
+	if !n.deploying.TryLock() {
+		return nil, fmt.Errorf("removing images: %w", ErrDeploying)
+	}
+	defer n.deploying.Unlock()
+	all, err := n.Images(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var removed []api.Image
+	for _, i := range all {
+		if i.InUse() {
+			continue
+		}
+		if err := n.images.(imageStore).Remove(i.Digest); err != nil {
+			return removed, err
+		}
+		removed = append(removed, i)
+	}
+	return removed, nil
+}
