@@ -240,6 +240,13 @@ func TestSurvivesReopenAndStagingDoesNot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	half := filepath.Join(dir, id, traceName, ".tmp-ws-1")
+	whole := filepath.Join(dir, id, traceName, "ws")
+	for _, path := range []string{half, whole} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte("x"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	other := filepath.Join(dir, "Not-Ours")
 	if err := os.Mkdir(other, 0o700); err != nil {
 		t.Fatal(err)
@@ -247,6 +254,12 @@ func TestSurvivesReopenAndStagingDoesNot(t *testing.T) {
 	s = open(t, dir)
 	if _, err := os.Stat(g.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("staged snapshot after a crash: %v", err)
+	}
+	if _, err := os.Stat(half); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a recording that a crash cut off: %v", err)
+	}
+	if _, err := os.Stat(whole); err != nil {
+		t.Errorf("a recording: %v", err)
 	}
 	if _, err := os.Stat(other); err != nil {
 		t.Errorf("a directory that is not ours: %v", err)

@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/atomicfile"
 )
 
 const (
@@ -109,6 +110,8 @@ func load(id, dir string) *entry {
 		e.manifest = m
 	}
 	e.stamps = readStamps(dir)
+	// A recording that a crash cut off; what cannot be removed does no harm.
+	_ = atomicfile.Clean(filepath.Join(dir, traceName))
 	return e
 }
 

@@ -28,7 +28,28 @@ func WriteFile(path string, data []byte, mode fs.FileMode) error {
 
 // Write puts what fill writes at path with that mode, replacing what was there.
 // When fill fails, its error is returned and path is as it was.
-func Write(path string, mode fs.FileMode, fill func(w io.Writer) error) (err error) {
+func Write(path string, mode fs.FileMode, fill func(w io.Writer) error) error {
+	return WriteAt(path, mode, func(f *os.File) error { return fill(f) })
+}
+
+// WriteAt is Write for what is not written from beginning to end.
+func WriteAt(path string, mode fs.FileMode, fill func(f *os.File) error) error {
+	if err := replace(path, mode, true, fill); err != nil {
+		return err
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
+// WriteUnsynced is WriteFile for what may be lost when the host crashes, and is
+// then missing or damaged in a way that its reader sees.
+func WriteUnsynced(path string, data []byte, mode fs.FileMode) error {
+	return replace(path, mode, false, func(f *os.File) error {
+		_, err := f.Write(data)
+		return err
+	})
+}
+
+func replace(path string, mode fs.FileMode, sync bool, fill func(f *os.File) error) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), TempPrefix+filepath.Base(path)+"-")
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
@@ -38,22 +59,19 @@ func Write(path string, mode fs.FileMode, fill func(w io.Writer) error) (err err
 			err = errors.Join(fmt.Errorf("writing %s: %w", path, err), ignoreMissing(os.Remove(f.Name())))
 		}
 	}()
-	if err := finish(f, mode, fill); err != nil {
+	if err := finish(f, mode, sync, fill); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return SyncDir(filepath.Dir(path))
+	return os.Rename(f.Name(), path)
 }
 
 // finish fills, syncs and closes f.
-func finish(f *os.File, mode fs.FileMode, fill func(w io.Writer) error) (err error) {
+func finish(f *os.File, mode fs.FileMode, sync bool, fill func(f *os.File) error) (err error) {
 	defer func() { err = errors.Join(err, f.Close()) }()
 	if err := fill(f); err != nil {
 		return err
 	}
-	if err := f.Chmod(mode); err != nil {
+	if err := f.Chmod(mode); err != nil || !sync {
 		return err
 	}
 	return f.Sync()

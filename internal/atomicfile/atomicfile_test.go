@@ -42,6 +42,29 @@ func TestWriteFileReplacesWithMode(t *testing.T) {
 	}
 }
 
+func TestWriteAtAndUnsynced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	err := WriteAt(path, 0o600, func(f *os.File) error {
+		_, err := f.WriteAt([]byte("b"), 1)
+		return errors.Join(err, second(f.WriteAt([]byte("a"), 0)))
+	})
+	if got, _ := os.ReadFile(path); err != nil || string(got) != "ab" {
+		t.Errorf("%q, %v", got, err)
+	}
+	err = WriteUnsynced(path, []byte("new"), 0o640)
+	if got, _ := os.ReadFile(path); err != nil || string(got) != "new" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if err := WriteUnsynced(filepath.Join(path, "below"), nil, 0o640); err == nil {
+		t.Error("written below a file")
+	}
+	if got := names(t, filepath.Dir(path)); len(got) != 1 {
+		t.Errorf("left behind: %q", got)
+	}
+}
+
+func second(_ int, err error) error { return err }
+
 func TestWriteLeavesOldOnError(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	if err := WriteFile(path, []byte("old"), 0o600); err != nil {

@@ -45,7 +45,7 @@ func TestGrid(t *testing.T) {
 	for _, c := range []struct {
 		mib, per int64
 		rows     int
-	}{{1, 1, 1}, {64, 1, 64}, {256, 1, 256}, {257, 2, 129}, {384, 2, 192}, {512, 2, 256}, {64 << 10, 256, 256}} {
+	}{{1, 1, 1}, {64, 1, 64}, {256, 1, 256}, {257, 2, 129}, {384, 2, 192}, {512, 2, 256}, {8 << 10, 32, 256}} {
 		g := newGrid(make([]class, c.mib<<20/pageSize))
 		if g.per != c.per || g.rows() != c.rows {
 			t.Errorf("%d MiB: %d pages a cell in %d rows, want %d in %d", c.mib, g.per, g.rows(), c.per, c.rows)

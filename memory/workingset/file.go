@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/skep-dev/skep/internal/atomicfile"
 )
 
 // LoadTrace reads the trace of a snapshot from its directory. os.ErrNotExist
@@ -63,56 +65,20 @@ func LoadSet(dir string, of Of) (*Set, *os.File, error) {
 	return s, f, nil
 }
 
-// SaveTrace publishes a trace in a snapshot's directory.
+// SaveTrace publishes a trace in a snapshot's directory, which is not made: a
+// snapshot that was deleted meanwhile stays deleted.
 func SaveTrace(dir string, t *Trace) error {
 	p, err := EncodeTrace(t)
 	if err != nil {
 		return fmt.Errorf("recording the trace: %w", err)
 	}
-	return replace(dir, TraceFile, true, func(f *os.File) error {
-		_, err := f.Write(p)
-		return err
-	})
+	return atomicfile.WriteFile(filepath.Join(dir, TraceFile), p, 0o600)
 }
 
 // SaveSet publishes a working set in a snapshot's directory; see WriteSet.
 func SaveSet(dir string, of Of, runs []Run, read func(p []byte, first uint32) error) error {
-	return replace(dir, SetFile, true, func(f *os.File) error {
+	return atomicfile.WriteAt(filepath.Join(dir, SetFile), 0o600, func(f *os.File) error {
 		_, err := WriteSet(f, of, runs, read)
 		return err
 	})
-}
-
-// replace writes a file so that there is the old one or all of the new one,
-// whatever happens; when durable, a crash of the host included. It does not make
-// the directory: a snapshot that was deleted meanwhile stays deleted.
-func replace(dir, name string, durable bool, write func(*os.File) error) (err error) {
-	f, err := os.CreateTemp(dir, name+".tmp-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		f.Close()
-		if err != nil {
-			os.Remove(f.Name())
-			err = fmt.Errorf("saving %s: %w", filepath.Join(dir, name), err)
-		}
-	}()
-	if err := write(f); err != nil {
-		return err
-	}
-	if durable {
-		if err := f.Sync(); err != nil {
-			return err
-		}
-	}
-	if err := os.Rename(f.Name(), filepath.Join(dir, name)); err != nil || !durable {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

@@ -3,9 +3,10 @@ package workingset
 import (
 	"cmp"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/skep-dev/skep/internal/atomicfile"
 )
 
 // Learned is what restores have shown of a working set since it was recorded.
@@ -111,10 +112,7 @@ func SaveLearned(dir string, l *Learned) error {
 	if err != nil {
 		return fmt.Errorf("saving what was learned: %w", err)
 	}
-	return replace(dir, LearnedFile, false, func(f *os.File) error {
-		_, err := f.Write(p)
-		return err
-	})
+	return atomicfile.WriteUnsynced(filepath.Join(dir, LearnedFile), p, 0o600)
 }
 
 // Find returns what is known of a page, and whether there is anything.
