@@ -18,7 +18,7 @@ import (
 
 // baseVersion is part of the base's key: raise it when what is left out, or
 // done to it, changes.
-const baseVersion = "2"
+const baseVersion = "3"
 
 // pythonBase makes the layer with the packages, from the host's own package
 // sources, once for each release and list of packages. It stays as it is until
@@ -35,7 +35,10 @@ func pythonBase(ctx context.Context, cacheDir string, packages []string, step fu
 		return path, key, nil
 	}
 	step("making the base from packages: " + strings.Join(packages, " "))
-	root := debian.Root{Release: release, Packages: packages, Args: []string{"--extract-hook=" + compileHook}}
+	root, err := baseRoot(release, filepath.Join(cacheDir, "packages"), packages)
+	if err != nil {
+		return "", "", err
+	}
 	err = atomicfile.Write(path, 0o644, func(w io.Writer) error { return bootstrap(ctx, root, w) })
 	return path, key, err
 }
@@ -44,6 +47,23 @@ func pythonBase(ctx context.Context, cacheDir string, packages []string, step fu
 // when they are configured, which these are not; without it, every boot would.
 const compileHook = `for d in "$1"/usr/lib/python3*; do ` +
 	`chroot "$1" /usr/bin/python3 -m compileall -q --invalidation-mode unchecked-hash "${d#"$1"}" || :; done`
+
+// linkHook does what two packages' scripts would: they choose among the linear
+// algebra libraries that are there.
+const linkHook = `for l in "$1"/usr/lib/*/blas/libblas.so.3 "$1"/usr/lib/*/lapack/liblapack.so.3; do ` +
+	`if [ -e "$l" ]; then d=${l%/*}; ln -sf "${d##*/}/${l##*/}" "${d%/*}/"; fi; done`
+
+// baseRoot unpacks packages, without running their scripts. What is downloaded
+// stays in debs, so that bases share it.
+func baseRoot(release, debs string, packages []string) (debian.Root, error) {
+	const archives = "/var/cache/apt/archives"
+	return debian.Root{Release: release, Packages: packages, Args: []string{
+		"--skip=download/empty", "--skip=essential/unlink",
+		"--setup-hook=mkdir -p \"$1\"" + archives, "--setup-hook=sync-in '" + debs + "' " + archives,
+		"--extract-hook=sync-out " + archives + " '" + debs + "'",
+		"--extract-hook=" + compileHook, "--extract-hook=" + linkHook,
+	}}, os.MkdirAll(debs, 0o755)
+}
 
 // bootstrap makes a root and writes it without what is dropped.
 func bootstrap(ctx context.Context, root debian.Root, to io.Writer) error {
@@ -60,7 +80,11 @@ func bootstrap(ctx context.Context, root debian.Root, to io.Writer) error {
 
 // dropped is what a function never reads: directories, but for themselves, and
 // files. Some of it tells of the host that the base is made on.
-var dropped = []string{"usr/share/doc/", "usr/share/man/", "usr/share/locale/", "usr/share/lintian/", "var/lib/apt/", "var/cache/", "etc/apt/", "etc/hostname", "etc/resolv.conf", "dev/"}
+var dropped = []string{
+	"usr/share/doc/", "usr/share/man/", "usr/share/locale/", "usr/share/lintian/", "usr/share/icons/", "usr/share/proj/",
+	"usr/include/", "usr/lib/gcc/", "usr/lib/libtorch-test/", "usr/lib/x86_64-linux-gnu/dri/",
+	"var/lib/apt/", "var/cache/", "etc/apt/", "etc/hostname", "etc/resolv.conf", "dev/",
+}
 
 // trim copies a root without what is dropped.
 func trim(raw io.Reader, to io.Writer) error {

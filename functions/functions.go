@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,30 +23,47 @@ import (
 	"github.com/skep-dev/skep/internal/atomicfile"
 )
 
-//go:embed hello-python/server.py
+//go:embed */*.py */function.toml base/*.txt
 var sources embed.FS
 
-// builtin is a function and how its image is made.
-type builtin struct {
-	name  string
-	about string
-	build func(ctx context.Context, cacheDir string, step func(string)) (ref string, err error)
+// bench are the functions that Bench lists.
+var bench = []pythonFunction{
+	{name: "helloworld", base: "small"},
+	{name: "chameleon", base: "small"},
+	{name: "pyaes", base: "small"},
+	{name: "image_rotate", base: "small"},
+	{name: "json_serdes", base: "small"},
+	{name: "lr_serving", base: "sklearn"},
+	{name: "cnn_serving", base: "torch"},
+	{name: "rnn_serving", base: "torch"},
+	{name: "lr_training", base: "sklearn"},
+	{name: "video_processing", base: "opencv"},
 }
 
-var builtins = []builtin{
-	{"hello", "a static Go HTTP server, with paths for tests", buildHello},
-	{"hello-python", "the standard library's HTTP server in Python", func(ctx context.Context, dir string, step func(string)) (string, error) {
-		return buildPython(ctx, dir, pythonFunction{name: "hello-python", packages: []string{"python3"}}, step)
-	}},
+// builder makes the image of one function.
+type builder func(ctx context.Context, cacheDir string, step func(string)) (ref string, err error)
+
+// builders has every built-in function by its name.
+func builders() map[string]builder {
+	all := map[string]builder{"hello": buildHello}
+	for _, f := range append([]pythonFunction{{name: "hello-python", base: "python", alone: true}}, bench...) {
+		all[f.name] = func(ctx context.Context, dir string, step func(string)) (string, error) {
+			return buildPython(ctx, dir, f, step)
+		}
+	}
+	return all
 }
 
 // Names lists the built-in functions, sorted.
-func Names() []string {
+func Names() []string { return slices.Sorted(maps.Keys(builders())) }
+
+// Bench lists the functions of FunctionBench that the paper measures, in the
+// order of its table.
+func Bench() []string {
 	var names []string
-	for _, b := range builtins {
-		names = append(names, b.name)
+	for _, f := range bench {
+		names = append(names, f.name)
 	}
-	slices.Sort(names)
 	return names
 }
 
@@ -54,7 +72,7 @@ func Names() []string {
 // allowed.
 //
 // hello needs its program skep-hello beside skep, where `make build` puts it, or
-// Go and the sources. hello-python needs mmdebstrap and a Debian or Ubuntu host,
+// Go and the sources. The others need mmdebstrap and a Debian or Ubuntu host,
 // whose release and package sources it uses; what was made of them stays as it
 // is until cacheDir is removed. Nothing else needs cacheDir once the function
 // is deployed.
@@ -62,20 +80,21 @@ func Build(ctx context.Context, cacheDir, name string, step func(string)) (ref s
 	if step == nil {
 		step = func(string) {}
 	}
-	for _, b := range builtins {
-		if b.name != name {
-			continue
-		}
-		if err := os.MkdirAll(cacheDir, 0o755); err != nil {
-			return "", err
-		}
-		ref, err := b.build(ctx, cacheDir, step)
-		if err != nil {
-			return "", fmt.Errorf("building function %s: %w", name, err)
-		}
-		return ref, nil
+	build := builders()[name]
+	if build == nil {
+		return "", unknown(name)
 	}
-	return "", fmt.Errorf("there is no built-in function %q: there are %s", name, strings.Join(Names(), ", "))
+	if err := os.MkdirAll(cacheDir, 0o755); err != nil {
+		return "", err
+	}
+	if ref, err = build(ctx, cacheDir, step); err != nil {
+		return "", fmt.Errorf("building function %s: %w", name, err)
+	}
+	return ref, nil
+}
+
+func unknown(name string) error {
+	return fmt.Errorf("there is no built-in function %q: there are %s", name, strings.Join(Names(), ", "))
 }
 
 // HelloEnv names the environment variable with the path of the hello program.

@@ -88,7 +88,7 @@ func TestBaseIsShared(t *testing.T) {
 	}
 	for _, code := range []string{"one", "two"} {
 		dir := filepath.Join(filepath.Dir(base), code)
-		if err := writeLayout(dir, base, []byte(code)); err != nil {
+		if err := writeLayout(dir, base, map[string][]byte{"app/server.py": []byte(code)}); err != nil {
 			t.Fatal(err)
 		}
 		blobs, err := filepath.Glob(filepath.Join(dir, "blobs", "sha256", "*"))

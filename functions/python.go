@@ -8,9 +8,13 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -22,28 +26,38 @@ import (
 	"github.com/skep-dev/skep/internal/atomicfile"
 )
 
-// pythonFunction is a function of one file, server.py, and the distribution's
-// packages that it needs.
+// pythonFunction is a function in Python: the files of its directory, those of
+// shared/, and the distribution's packages that base/ lists for it.
 type pythonFunction struct {
-	name     string
-	packages []string
+	name  string
+	base  string
+	alone bool // without the files of shared/
 }
 
 // buildPython makes an OCI layout of two layers: the base with the packages,
-// shared by all functions that need the same, and the function's file.
+// shared by all functions that need the same, and the function's files.
 func buildPython(ctx context.Context, cacheDir string, f pythonFunction, step func(string)) (string, error) {
-	code, err := sources.ReadFile(f.name + "/server.py")
+	files, err := f.files()
 	if err != nil {
 		return "", err
 	}
-	base, key, err := pythonBase(ctx, cacheDir, f.packages, step)
+	list, err := sources.ReadFile("base/" + f.base + ".txt")
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256(append([]byte(key), code...))
-	final := filepath.Join(cacheDir, f.name+"-"+hex.EncodeToString(sum[:8]))
+	base, key, err := pythonBase(ctx, cacheDir, strings.Fields(string(list)), step)
+	if err != nil {
+		return "", err
+	}
+	final := filepath.Join(cacheDir, f.name+"-"+digest(key, files))
 	if _, err := os.Stat(final); err == nil {
 		return "oci:" + final, nil
+	}
+	if files["app/model.py"] != nil {
+		step("training the model")
+		if err := addModel(ctx, cacheDir, base, files); err != nil {
+			return "", fmt.Errorf("training the model: %w", err)
+		}
 	}
 	step("writing the image")
 	dir, err := atomicfile.Stage(cacheDir, f.name)
@@ -51,20 +65,54 @@ func buildPython(ctx context.Context, cacheDir string, f pythonFunction, step fu
 		return "", err
 	}
 	defer os.RemoveAll(dir)
-	if err := writeLayout(dir, base, code); err != nil {
+	if err := writeLayout(dir, base, files); err != nil {
 		return "", err
 	}
 	return "oci:" + final, publish(dir, final)
 }
 
+// files are what goes into the function's layer, by path.
+func (f pythonFunction) files() (map[string][]byte, error) {
+	files := make(map[string][]byte)
+	dirs := []string{"shared", f.name}
+	if f.alone {
+		dirs = dirs[1:]
+	}
+	for _, dir := range dirs {
+		entries, err := sources.ReadDir(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			if path.Ext(e.Name()) != ".py" {
+				continue
+			}
+			if files["app/"+e.Name()], err = sources.ReadFile(path.Join(dir, e.Name())); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return files, nil
+}
+
+// digest is that of a base's key and files, short enough for a file's name.
+func digest(key string, files map[string][]byte) string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s\n", key)
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		fmt.Fprintf(h, "%s %x\n", name, sha256.Sum256(files[name]))
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
+
 // writeLayout writes the image of a function as an OCI layout. The base is not
 // copied into it but linked, so ten functions take the space of one base.
-func writeLayout(dir, base string, code []byte) error {
+func writeLayout(dir, base string, files map[string][]byte) error {
 	lower, err := newFileLayer(base)
 	if err != nil {
 		return err
 	}
-	img, err := pythonImage(lower, code)
+	img, err := pythonImage(lower, files)
 	if err != nil {
 		return err
 	}
@@ -81,22 +129,12 @@ func writeLayout(dir, base string, code []byte) error {
 	return p.AppendImage(img)
 }
 
-func pythonImage(lower v1.Layer, code []byte) (v1.Image, error) {
-	var upper bytes.Buffer
-	w := tar.NewWriter(&upper)
-	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "app/", Mode: 0o755}); err != nil {
+func pythonImage(lower v1.Layer, files map[string][]byte) (v1.Image, error) {
+	upper, err := filesLayer(files)
+	if err != nil {
 		return nil, err
 	}
-	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "app/server.py", Mode: 0o644, Size: int64(len(code))}); err != nil {
-		return nil, err
-	}
-	if _, err := w.Write(code); err != nil {
-		return nil, err
-	}
-	if err := w.Close(); err != nil {
-		return nil, err
-	}
-	img, err := mutate.AppendLayers(mutate.MediaType(empty.Image, types.OCIManifestSchema1), lower, static.NewLayer(upper.Bytes(), types.OCIUncompressedLayer))
+	img, err := mutate.AppendLayers(mutate.MediaType(empty.Image, types.OCIManifestSchema1), lower, upper)
 	if err != nil {
 		return nil, err
 	}
@@ -107,8 +145,32 @@ func pythonImage(lower v1.Layer, code []byte) (v1.Image, error) {
 	conf = conf.DeepCopy()
 	conf.OS, conf.Architecture = "linux", runtime.GOARCH
 	conf.Config.Entrypoint = []string{"/usr/bin/python3", "/app/server.py"}
-	conf.Config.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONUNBUFFERED=1"}
+	conf.Config.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONUNBUFFERED=1", oneThread}
 	return mutate.ConfigFile(img, conf)
+}
+
+// oneThread keeps libraries from starting a thread for each CPU.
+const oneThread = "OMP_NUM_THREADS=1"
+
+// filesLayer is a layer of files in /app.
+func filesLayer(files map[string][]byte) (v1.Layer, error) {
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "app/", Mode: 0o755}); err != nil {
+		return nil, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(files[name]))}); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(files[name]); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return static.NewLayer(out.Bytes(), types.OCIUncompressedLayer), nil
 }
 
 // fileLayer is a layer that lies as a tar file on disk.

@@ -82,33 +82,47 @@ func (d *deployFlags) register(fs *pflag.FlagSet) {
 
 // function makes the function that file, flags and arguments describe.
 func (d *deployFlags) function(cmd *cobra.Command, args []string) (api.Function, error) {
-	var base api.Function
-	if d.file != "" {
-		var err error
-		if base, err = readFunction(d.file); err != nil {
-			return base, &usageError{msg: err.Error()}
-		}
+	rest, own := args, []string(nil)
+	if dash := cmd.ArgsLenAtDash(); dash >= 0 {
+		rest, own = args[:dash], args[dash:]
+	}
+	if len(rest) > 1 {
+		return api.Function{}, usagef(cmd, "argument %q is one too many: the function's own arguments go after --", rest[1])
+	}
+	base, err := d.base(rest)
+	if err != nil {
+		return base, &usageError{msg: err.Error()}
 	}
 	flags := d.f
 	if err := overlay(cmd.Flags(), &base, &flags, d); err != nil {
 		return base, err
 	}
-	rest := args
-	if dash := cmd.ArgsLenAtDash(); dash >= 0 {
-		rest, base.Args = args[:dash], args[dash:]
+	if own != nil {
+		base.Args = own
 	}
-	switch {
-	case len(rest) > 1:
-		return base, usagef(cmd, "argument %q is one too many: the function's own arguments go after --", rest[1])
-	case len(rest) == 1:
-		base.Image = rest[0]
-	case base.Image == "":
+	if base.Image == "" {
 		return base, usagef(cmd, "no image: name one, or a file with -f")
 	}
 	if base.Name == "" {
 		base.Name = nameOf(base.Image)
 	}
 	return base, nil
+}
+
+// base is the function without flags: that of the file, else the settings that
+// a function has which comes with skep.
+func (d *deployFlags) base(image []string) (f api.Function, err error) {
+	if d.file != "" {
+		f, err = readFunction(d.file)
+	} else if len(image) > 0 {
+		if name, ok := strings.CutPrefix(image[0], "functions/"); ok {
+			f, err = functions.Settings(name)
+		}
+	}
+	if len(image) > 0 {
+		f.Image = image[0]
+	}
+	return f, err
 }
 
 // overlay copies to f what was given as a flag.

@@ -1,15 +1,11 @@
 package main
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 
-	"github.com/pelletier/go-toml/v2"
-
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/functions"
 )
 
 // maxFunctionFile is in bytes.
@@ -30,27 +26,7 @@ func readFunction(path string) (api.Function, error) {
 	if err != nil {
 		return f, fmt.Errorf("reading the function: %w", err)
 	}
-	var m map[string]any
-	if err := toml.Unmarshal(b, &m); err != nil {
-		var de *toml.DecodeError
-		if errors.As(err, &de) {
-			row, col := de.Position()
-			return f, fmt.Errorf("function %s, line %d, column %d: %w", path, row, col, err)
-		}
-		return f, fmt.Errorf("function %s: %w", path, err)
-	}
-	for _, name := range []string{"created", "image_digest"} {
-		if _, ok := m[name]; ok {
-			return f, fmt.Errorf("function %s: %s is set by the daemon: leave it out", path, name)
-		}
-	}
-	// By way of JSON, so that the two forms can never have different keys.
-	if b, err = json.Marshal(m); err != nil {
-		return f, fmt.Errorf("function %s: %w", path, err)
-	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&f); err != nil {
+	if err := functions.Decode(b, &f); err != nil {
 		return f, fmt.Errorf("function %s: %w", path, err)
 	}
 	return f, nil
