@@ -27,7 +27,7 @@ type Function struct {
 	KeepAlive    Duration          `json:"keep_alive,omitempty"`    // idle time before an instance ends; default 60s
 	Snapshot     SnapshotRule      `json:"snapshot"`
 	MemoryPolicy string            `json:"memory_policy,omitempty"` // empty: the daemon's default
-	Egress       string            `json:"egress,omitempty"`        // "none" (default) or "nat"
+	Egress       string            `json:"egress,omitempty"`        // "none" (default), "host" or "nat"
 	DiskMiB      int               `json:"disk_mib,omitempty"`      // limit of what it may write to its root; lives in guest memory; default half of MemoryMiB
 	CloneHook    string            `json:"clone_hook,omitempty"`    // HTTP path POSTed by the agent after each restore, before the first request
 	Created      time.Time         `json:"created,omitzero"`        // set by the daemon
@@ -42,8 +42,9 @@ type SnapshotRule struct {
 
 // Egress settings.
 const (
-	EgressNone = "none"
-	EgressNAT  = "nat"
+	EgressNone = "none" // it reaches nothing
+	EgressHost = "host" // it reaches the services of the host that the daemon's settings name
+	EgressNAT  = "nat"  // it reaches what the host reaches, but for the host itself
 )
 
 var (
@@ -119,8 +120,8 @@ func (f Function) Validate() error {
 			return fmt.Errorf("function %q: %s is %q: want an HTTP path that starts with /", f.Name, name, p)
 		}
 	}
-	if f.Egress != EgressNone && f.Egress != EgressNAT {
-		return fmt.Errorf("function %q: egress is %q: want %q or %q", f.Name, f.Egress, EgressNone, EgressNAT)
+	if f.Egress != EgressNone && f.Egress != EgressHost && f.Egress != EgressNAT {
+		return fmt.Errorf("function %q: egress is %q: want %q, %q or %q", f.Name, f.Egress, EgressNone, EgressHost, EgressNAT)
 	}
 	if !policyRE.MatchString(f.MemoryPolicy) {
 		return fmt.Errorf("function %q: memory_policy is %q: want a policy's name", f.Name, f.MemoryPolicy)

@@ -47,6 +47,7 @@ type Config struct {
 	MemoryBudget int      // MiB of guest memory at once; 0: nine tenths of what the host has free when the daemon starts
 	NATPool      string   // IPv4 prefix from which slots with egress get addresses
 	Nameservers  []string // that functions with egress get; empty: the host's
+	HostServices []string // PORT=ADDRESS:PORT: what functions with egress host reach at their gateway's PORT
 
 	KeepRecords     int          // invocation records kept in all
 	KeepLogMiB      int          // of output kept per function
@@ -72,6 +73,7 @@ func Default() Config {
 		Slots:           4,
 		Shells:          4,
 		NATPool:         "10.211.0.0/16",
+		HostServices:    []string{"7090=127.0.0.1:7090"}, // `skep functions s3`
 		KeepRecords:     100_000,
 		KeepLogMiB:      16,
 		DrainTimeout:    api.Duration(30 * time.Second),
@@ -120,6 +122,7 @@ var Keys = []Key{
 	{"memory_budget_mib", "MiB of guest memory at once (0: nine tenths of what is free at the start)", func(c *Config) any { return &c.MemoryBudget }},
 	{"nat_pool", "IPv4 prefix for functions with egress nat", func(c *Config) any { return &c.NATPool }},
 	{"nameservers", "name servers of functions with egress nat (default: the host's)", func(c *Config) any { return &c.Nameservers }},
+	{"host_services", "PORT=ADDRESS:PORT of services on this host that functions with egress host reach, at their gateway's PORT", func(c *Config) any { return &c.HostServices }},
 	{"keep_records", "invocation records kept in all", func(c *Config) any { return &c.KeepRecords }},
 	{"keep_log_mib", "MiB of output kept per function", func(c *Config) any { return &c.KeepLogMiB }},
 	{"drain_timeout", "time that running invocations get at shutdown", func(c *Config) any { return &c.DrainTimeout }},

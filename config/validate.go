@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -73,7 +74,31 @@ func (c Config) validateAddresses() error {
 			errs = append(errs, fmt.Errorf("nameservers has %q: want IP addresses", s))
 		}
 	}
+	if _, err := c.Services(); err != nil {
+		errs = append(errs, err)
+	}
 	return errors.Join(errs...)
+}
+
+// Services reads HostServices: the port that guests see, and what is behind it.
+func (c Config) Services() (map[int]netip.AddrPort, error) {
+	services := make(map[int]netip.AddrPort)
+	for _, s := range c.HostServices {
+		seen, behind, _ := strings.Cut(s, "=")
+		port, err := strconv.ParseUint(seen, 10, 16)
+		if err != nil || port == 0 {
+			return nil, fmt.Errorf("host_services has %q: want PORT=ADDRESS:PORT, such as 7090=127.0.0.1:7090", s)
+		}
+		target, err := netip.ParseAddrPort(behind)
+		if err != nil || !target.Addr().Is4() || target.Port() == 0 {
+			return nil, fmt.Errorf("host_services has %q: want PORT=ADDRESS:PORT with an IPv4 address, such as 7090=127.0.0.1:7090", s)
+		}
+		if _, twice := services[int(port)]; twice {
+			return nil, fmt.Errorf("host_services has port %d twice", port)
+		}
+		services[int(port)] = target
+	}
+	return services, nil
 }
 
 func (c Config) validateChoices() error {

@@ -23,13 +23,26 @@ type lease struct {
 
 	mu    sync.RWMutex  // held for reading while a connection is begun, for writing by end
 	ended chan struct{} // closed by end
+
+	serving *serving // nil but with egress "host"; set before the slot is lent
 }
 
 var errGiven = fmt.Errorf("the slot has been given back: %w", net.ErrClosed)
 
-// end makes every Dial fail that has not begun its connection; it reports false
-// when that has been done before. Those that have are reset by the cleaning.
+// end makes every Dial fail that has not begun its connection, and ends what is
+// served to the guest; it reports false when that has been done before.
+// Connections that were dialled are reset by the cleaning.
 func (l *lease) end() bool {
+	if !l.close() {
+		return false
+	}
+	if l.serving != nil {
+		l.serving.end()
+	}
+	return true
+}
+
+func (l *lease) close() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.over() {

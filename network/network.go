@@ -15,6 +15,9 @@
 //	│        up0   ADDR/32 of NATPool ────────────┼── skvXXXXXXN ── forward, masquerade ── out
 //	└─────────────────────────────────────────────┘
 //
+// With egress "host" the daemon listens at Gateway for the services of Options
+// and passes their bytes on; to the kernel the slot is one without egress.
+//
 // A slot without egress is used again: its tap is replaced and every connection
 // of the last instance reset in between, so that no packet of one instance can
 // reach the next. A slot with egress has its own connection tracking and is
@@ -49,7 +52,8 @@ func (s *Slot) Dial(ctx context.Context, port int) (net.Conn, error) { return s.
 
 // Pool lends slots. It is implemented by *Slots.
 type Pool interface {
-	// Take lends a slot with the given egress (api.EgressNone, api.EgressNAT).
+	// Take lends a slot with the given egress (api.EgressNone, api.EgressHost,
+	// api.EgressNAT).
 	Take(ctx context.Context, egress string) (*Slot, error)
 	// Give takes a slot back when no process is left in it. A slot that cannot
 	// be made clean is destroyed rather than lent again.

@@ -12,6 +12,7 @@ import (
 // Kinds of egress, as in package api.
 const (
 	egressNone = "none"
+	egressHost = "host"
 	egressNAT  = "nat"
 )
 
@@ -33,6 +34,9 @@ type Options struct {
 	Guest     net.IP           // IPv4
 	Gateway   net.IP           // IPv4, of every tap
 	PrefixLen int              // of the network of the two; 0: 30
+
+	// Services are what guests with egress "host" reach.
+	Services []Service
 
 	// NATPool is where slots with egress have their address from, one each; it
 	// may be shared with other daemons. Zero: 10.211.0.0/16.
@@ -71,6 +75,13 @@ func (o *Options) complete() error {
 	mask := net.CIDRMask(o.PrefixLen, 32)
 	if o.Guest == nil || o.Gateway == nil || mask == nil || !o.Guest.Mask(mask).Equal(o.Gateway.Mask(mask)) {
 		return fmt.Errorf("guest %v and gateway %v must be IPv4 addresses of one /%d network", o.Guest, o.Gateway, o.PrefixLen)
+	}
+	ports := make(map[int]bool)
+	for _, v := range o.Services {
+		if v.Port < 1 || v.Port > 65535 || ports[v.Port] || !v.Target.IsValid() || !v.Target.Addr().Is4() {
+			return fmt.Errorf("service %v at port %d: want an IPv4 address with a port, at a port that no other service has", v.Target, v.Port)
+		}
+		ports[v.Port] = true
 	}
 	if o.NATPool == (netip.Prefix{}) {
 		o.NATPool = defaultNATPool

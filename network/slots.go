@@ -86,9 +86,24 @@ func (s *Slots) Leftovers() []Leftover {
 // Take lends a slot: one that is ready, else a new one. When ctx ends first,
 // the new one is kept for the next Take.
 func (s *Slots) Take(ctx context.Context, egress string) (*Slot, error) {
-	if egress != egressNone && egress != egressNAT {
-		return nil, fmt.Errorf("taking a network slot: egress %q: want %q or %q", egress, egressNone, egressNAT)
+	switch egress {
+	case egressNone, egressNAT:
+		return s.take(ctx, egress)
+	case egressHost: // a slot without egress, until services are opened in it
+		slot, err := s.take(ctx, egressNone)
+		if err == nil {
+			err = s.serve(slot.lease)
+		}
+		if err != nil {
+			s.Give(slot)
+			return nil, err
+		}
+		return slot, nil
 	}
+	return nil, fmt.Errorf("taking a network slot: egress %q: want %q, %q or %q", egress, egressNone, egressHost, egressNAT)
+}
+
+func (s *Slots) take(ctx context.Context, egress string) (*Slot, error) {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()

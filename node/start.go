@@ -257,7 +257,7 @@ func (n *Node) boot(ctx context.Context, inst *instance) error {
 	inst.phases.Boot = m.Timings().Load + time.Since(began)
 	began = time.Now()
 	s := inst.dep.start
-	if inst.dep.fn.Egress != api.EgressNone {
+	if inst.dep.fn.Egress == api.EgressNAT {
 		s.Nameservers = n.cfg.Nameservers
 	}
 	s.Instance, s.UnixNano, s.Entropy = inst.id, time.Now().UnixNano(), entropy()

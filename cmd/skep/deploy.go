@@ -75,7 +75,7 @@ func (d *deployFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&d.noSnapshot, "no-snapshot", false, "make no snapshot by itself")
 	fs.IntVar(&f.Snapshot.AfterInvocations, "snapshot-after", 0, "snapshot after `N` invocations instead of when ready")
 	fs.StringVar(&f.MemoryPolicy, "policy", "", "how restored memory is filled (default: the daemon's)")
-	fs.StringVar(&f.Egress, "egress", "", "none or nat (default none)")
+	fs.StringVar(&f.Egress, "egress", "", "none, host or nat (default none)")
 	fs.IntVar(&f.DiskMiB, "disk-mib", 0, "what it may write to its root (default half the memory)")
 	fs.StringVar(&f.CloneHook, "clone-hook", "", "HTTP `PATH` POSTed after each restore, before the first request")
 }

@@ -101,12 +101,20 @@ func (d *daemon) openNetwork(ctx context.Context) (network.Pool, error) {
 		}
 		servers = append(servers, a)
 	}
+	named, err := d.cfg.Services()
+	if err != nil {
+		return nil, err
+	}
+	var services []network.Service
+	for port, target := range named {
+		services = append(services, network.Service{Port: port, Target: target})
+	}
 	return network.Open(ctx, network.Options{
 		Prefix:   "skep-" + hex.EncodeToString(sum[:4]),
 		Ahead:    d.cfg.Slots,
 		GuestMAC: guest.MAC, HostMAC: guest.HostMAC,
 		Guest: guest.Address, Gateway: guest.Gateway, PrefixLen: guest.PrefixLen,
-		NATPool: pool, Nameservers: servers, Logger: d.log,
+		NATPool: pool, Nameservers: servers, Services: services, Logger: d.log,
 	})
 }
 
