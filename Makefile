@@ -22,16 +22,16 @@ PKG ?= ./...
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build lint setup setup-test clean
+.PHONY: help demo test build s3 lint setup setup-test clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: build ## set up, build, and show one function boot, sleep and start from its snapshot
 	bin/skep setup
 	bin/skep demo
 
-build: setup ## build bin/skep, bin/skep-agent, bin/skep-hello and bin/skep-s3
+build: setup ## build bin/skep, bin/skep-agent and bin/skep-hello
 	@$(MAKE) --no-print-directory binaries
 
 # In a make of its own, which has read what setup wrote.
@@ -40,7 +40,14 @@ binaries:
 	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/skep ./cmd/skep
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-agent ./cmd/skep-agent
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-hello ./functions/hello
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-s3 ./functions/s3
+
+# Apart: it pulls in much that nothing else needs.
+s3: setup ## build bin/skep-s3, which serves FunctionBench's inputs
+	@$(MAKE) --no-print-directory bin/skep-s3
+
+.PHONY: bin/skep-s3
+bin/skep-s3:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./functions/s3
 
 test: setup-test ## set up, vet, and run all tests with the race detector, on real microVMs
 	@$(MAKE) --no-print-directory tests
