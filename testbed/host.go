@@ -42,13 +42,19 @@ func (o *options) host(ctx context.Context, p payload, runDir string) (*host, er
 	return &host{dial: m.dial, done: m.close}, nil
 }
 
+// patience is how long a command that is to end may take for it.
+const patience = 10 * time.Second
+
 // run runs a command in the host. When ctx ends, so does the command.
 func (h *host) run(ctx context.Context, c remote.Command, stdin io.Reader, stdout, stderr io.Writer) (int, error) {
 	conn, err := h.dial()
 	if err != nil {
 		return 0, fmt.Errorf("reaching the host: %w", err)
 	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	stop := context.AfterFunc(ctx, func() {
+		conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(patience))
+	})
 	defer stop()
 	code, err := remote.Run(conn, c, stdin, stdout, stderr)
 	if err != nil && ctx.Err() != nil {
@@ -84,7 +90,7 @@ func (h *host) update(ctx context.Context, p payload) error {
 	r, w := io.Pipe()
 	go func() { w.CloseWithError(missing.archive(w, all)) }()
 	defer r.Close()
-	code, err = h.run(ctx, remote.Command{Args: []string{"tar", "-x", "-C", "/", "--unlink-first"}}, r, io.Discard, &errs)
+	code, err = h.run(ctx, remote.Command{Args: []string{"tar", "-x", "-C", "/"}}, r, io.Discard, &errs)
 	if err == nil && code != 0 {
 		err = fmt.Errorf("sending files to the host: tar: exit code %d: %s", code, errs.String())
 	}

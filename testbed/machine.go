@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -36,6 +37,7 @@ type machine struct {
 	cmd     *exec.Cmd
 	ended   chan struct{} // closed when QEMU has ended
 	session *yamux.Session
+	watch   sync.WaitGroup
 	runDir  string
 	files   []*os.File // disks and ends of sockets, ours
 }
@@ -61,6 +63,7 @@ func (o *options) start(ctx context.Context, p payload, runDir string) (m *machi
 	if err := m.connect(ctx); err != nil {
 		return m, fmt.Errorf("booting the host: %w; its console: %s", err, m.console())
 	}
+	m.watch.Go(m.watchOver)
 	say("a host of %d processors and %d MiB is up (prepared in %.1f s, booted in %.1f s)",
 		o.cpus, o.memoryMiB, prepared.Sub(began).Seconds(), time.Since(prepared).Seconds())
 	return m, nil
@@ -152,7 +155,7 @@ func (m *machine) spawn(args []string) error {
 		return err
 	}
 	m.session, err = yamux.Client(link, linkConfig())
-	return errors.Join(err)
+	return err
 }
 
 // linkConfig sets yamux up for a host that may be slow, not gone: its end is
@@ -184,6 +187,32 @@ func (m *machine) connect(ctx context.Context) error {
 	}
 }
 
+// silence is for how long a host may not answer.
+const silence = 2 * time.Minute
+
+// watchOver ends a host that hangs: an emulated one with several processors
+// may, on a busy machine. Commands in it then fail at once.
+func (m *machine) watchOver() {
+	for {
+		select {
+		case <-m.session.CloseChan():
+			return
+		case <-time.After(silence / 12):
+		}
+		answered := make(chan error, 1)
+		go func() { // ends with the session
+			_, err := m.session.Ping()
+			answered <- err
+		}()
+		select {
+		case <-answered:
+		case <-time.After(silence):
+			say("the host has not answered for %v: it hangs, and is ended", silence)
+			_ = m.session.Close()
+		}
+	}
+}
+
 // dial opens a connection to the host's init.
 func (m *machine) dial() (net.Conn, error) { return m.session.Open() }
 
@@ -193,6 +222,7 @@ func (m *machine) close() error {
 	if m.session != nil {
 		err = m.session.Close()
 	}
+	m.watch.Wait()
 	if m.cmd != nil {
 		_ = m.cmd.Process.Kill() // it may have ended
 		<-m.ended

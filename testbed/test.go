@@ -126,8 +126,8 @@ func (t *testOptions) testInHost(ctx context.Context, packages []string, p paylo
 	results := make([]*result, len(packages))
 	slots := make(chan struct{}, max(1, t.parallel))
 	for i, pkg := range packages {
+		slots <- struct{}{} // in order
 		wg.Go(func() {
-			slots <- struct{}{}
 			defer func() { <-slots }()
 			results[i] = t.testPackage(ctx, h, pkg, runDir)
 			results[i].report(os.Stdout)
