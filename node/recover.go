@@ -99,7 +99,8 @@ func marked(mark string) ([]int, error) {
 }
 
 // hasMark is false for processes that are gone and for those whose environment
-// is not ours to read: they are not ours either.
+// is not ours to read: they are not ours either. A jailer wipes the environment:
+// behind it the mark is the last of the arguments that the VMM ignores.
 func hasMark(pid int, mark string) bool {
 	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil {
@@ -110,7 +111,8 @@ func hasMark(pid int, mark string) bool {
 			return true
 		}
 	}
-	return false
+	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && bytes.HasSuffix(args, []byte("\x00--\x00"+mark+"\x00"))
 }
 
 // endOrphan kills the process through a pidfd, so that no other that got its

@@ -197,10 +197,16 @@ func (m *Manifest) Match(w Want) error {
 	cmp("vcpus", m.VCPUs, w.VCPUs)
 	cmp("memory_mib", m.MemoryMiB, w.MemoryMiB)
 	cmp("vmm", m.VMM.Name, w.VMM.Name)
-	cmp("vmm version", m.VMM.Version, w.VMM.Version)
+	if m.VMM.Line != "" && w.VMM.Line != "" {
+		cmp("vmm version line", m.VMM.Line, w.VMM.Line)
+	} else {
+		cmp("vmm version", m.VMM.Version, w.VMM.Version)
+	}
 	cmp("vmm acceleration", m.VMM.Accel, w.VMM.Accel)
 	cmp("vmm machine", m.VMM.Machine, w.VMM.Machine)
 	if m.VMM.Accel != accelTCG {
+		// What KVM saves of a processor is the kernel's own affair.
+		cmp("host kernel", m.HostKernel, w.HostKernel)
 		cmp("cpu vendor", m.CPU.Vendor, w.CPU.Vendor)
 		cmp("cpu model", m.CPU.Model, w.CPU.Model)
 		if missing := missingFeatures(m.CPU.Features, w.CPU.Features); len(missing) > 0 {

@@ -19,7 +19,7 @@ type Manifest struct {
 	Reason      string    `json:"reason"`
 	VMM         vmm.Info  `json:"vmm"`
 	CPU         CPU       `json:"cpu"`
-	HostKernel  string    `json:"host_kernel"`  // release of the host's kernel; informative for TCG
+	HostKernel  string    `json:"host_kernel"`  // release of the host's kernel; matched under KVM, informative for TCG
 	GuestKernel string    `json:"guest_kernel"` // digest
 	Initramfs   string    `json:"initramfs"`    // digest; the agent is in it
 	Agent       string    `json:"agent"`        // version of the agent
@@ -54,8 +54,8 @@ type CPU struct {
 
 // Want is what a restore needs a snapshot to match.
 type Want struct {
-	Function, ImageDigest, DiskDigest, GuestKernel, Initramfs, Spec string
-	VCPUs, MemoryMiB                                                int
-	VMM                                                             vmm.Info
-	CPU                                                             CPU
+	Function, ImageDigest, DiskDigest, GuestKernel, Initramfs, Spec, HostKernel string
+	VCPUs, MemoryMiB                                                            int
+	VMM                                                                         vmm.Info
+	CPU                                                                         CPU
 }

@@ -40,7 +40,7 @@ func example() Manifest {
 
 func wanted(m Manifest) Want {
 	return Want{Function: m.Function, ImageDigest: m.ImageDigest, DiskDigest: m.DiskDigest, GuestKernel: m.GuestKernel,
-		Initramfs: m.Initramfs, Spec: m.Spec, VCPUs: m.VCPUs, MemoryMiB: m.MemoryMiB, VMM: m.VMM, CPU: m.CPU}
+		Initramfs: m.Initramfs, Spec: m.Spec, VCPUs: m.VCPUs, MemoryMiB: m.MemoryMiB, VMM: m.VMM, CPU: m.CPU, HostKernel: m.HostKernel}
 }
 
 func TestGoldenManifest(t *testing.T) {
@@ -155,6 +155,33 @@ func TestMatchNamesEveryDifference(t *testing.T) {
 	w.CPU.Features = []string{"avx", "new", "sse"}
 	if err := m.Match(w); err != nil {
 		t.Errorf("a processor with more features: %v", err)
+	}
+	w.HostKernel = "6.12.1"
+	if err := m.Match(w); err == nil || err.Error() != `snapshot `+m.ID+` does not match: host kernel is "6.1.0", want "6.12.1"` {
+		t.Errorf("another kernel under kvm: %v", err)
+	}
+}
+
+// A VMM whose versions of a line read each other's device state names the line.
+func TestMatchVersionLine(t *testing.T) {
+	m := example()
+	m.VMM = vmm.Info{Name: "firecracker", Version: "1.16.1", Line: "1.16", Accel: "tcg", Machine: "m"}
+	w := wanted(m)
+	for _, test := range []struct{ version, line, want string }{
+		{"1.16.1", "1.16", ""},
+		{"1.16.9", "1.16", ""},
+		{"1.17.0", "1.17", `vmm version line is "1.16", want "1.17"`},
+		{"1.17.0", "", `vmm version is "1.16.1", want "1.17.0"`},
+	} {
+		w.VMM.Version, w.VMM.Line = test.version, test.line
+		err := m.Match(w)
+		if (err == nil) != (test.want == "") || err != nil && !strings.HasSuffix(err.Error(), ": "+test.want) {
+			t.Errorf("%+v: %v", test, err)
+		}
+	}
+	w.VMM = vmm.Info{Name: "qemu", Version: "7.2.22", Accel: "tcg", Machine: "q"}
+	if err := m.Match(w); err == nil || !strings.Contains(err.Error(), `vmm is "firecracker", want "qemu"`) {
+		t.Errorf("another VMM: %v", err)
 	}
 }
 

@@ -111,8 +111,10 @@ func (g *Staging) publish(ctx context.Context, m Manifest) (api.Snapshot, error)
 	return g.store.publish(g.Dir, m, seen)
 }
 
-// seal makes a part the daemon's own and read-only (VMMs get it as an open file), makes its zeros holes, computes
-// its digest and syncs it: from here on it is only read.
+// seal makes a part the daemon's own and read-only, makes its zeros holes,
+// computes its digest and syncs it: from here on it is only read. Some VMMs open
+// it by themselves, as users without rights, where it is mounted for them; from
+// others the store's directory, which is the daemon's alone, keeps it.
 func (g *Staging) seal(ctx context.Context, name string) (Part, error) {
 	path := filepath.Join(g.Dir, name)
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
@@ -123,7 +125,7 @@ func (g *Staging) seal(ctx context.Context, name string) (Part, error) {
 	if err := f.Chown(os.Getuid(), os.Getgid()); err != nil {
 		return Part{}, err
 	}
-	if err := f.Chmod(0o400); err != nil {
+	if err := f.Chmod(0o444); err != nil {
 		return Part{}, err
 	}
 	digest, size, err := digestFile(ctx, f, name == PartMemory)

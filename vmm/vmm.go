@@ -17,7 +17,7 @@ import (
 // VMM starts microVMs. Its methods may be called from many goroutines.
 type VMM interface {
 	// Info says what this VMM is on this host. A snapshot is only restored by a
-	// VMM with an equal Info.
+	// VMM with an equal Info, but for a Version of the same Line.
 	Info(ctx context.Context) (Info, error)
 	// Boot starts a machine from its kernel. It returns when the vCPUs run. The
 	// guest's memory is backed by spec.MemoryFile, so that a snapshot need not
@@ -61,6 +61,9 @@ type Info struct {
 	Name    string `json:"name"`    // "qemu", "firecracker"
 	Version string `json:"version"` // "7.2.22"
 	Accel   string `json:"accel"`   // "kvm", "tcg"
+	// Line is what must be equal instead of Version, where all the versions of a
+	// line read each other's device state: "1.16". Empty: Version itself.
+	Line string `json:"line,omitempty"`
 	// Machine names the virtual hardware (machine type, CPU model, devices):
 	// whatever must be equal for device state to be readable.
 	Machine string `json:"machine"`
