@@ -15,7 +15,7 @@ import (
 
 // Leaks adds to what NoLeaks looks for.
 type Leaks struct {
-	ProcessMark string // NAME=value in the environment of processes that must be gone
+	ProcessMark string // NAME=value in the environment, or as the last argument, of processes that must be gone
 	NetNSPrefix string // of the names of network namespaces that must be gone
 	Parallel    bool   // the test runs beside others: goroutines and descriptors are not compared
 }
@@ -98,8 +98,8 @@ func childProcesses() []string {
 	return out
 }
 
-// marked lists the processes with mark in their environment, but this one and
-// those that it has from its own parent.
+// marked lists the processes with mark in their environment or, where a jailer
+// wipes that, as their last argument, but not this one.
 func marked(mark string) []string {
 	if mark == "" {
 		return nil
@@ -110,7 +110,8 @@ func marked(mark string) []string {
 		if err != nil || filepath.Base(dir) == fmt.Sprint(os.Getpid()) {
 			continue
 		}
-		if slices.ContainsFunc(bytes.Split(env, []byte{0}), func(v []byte) bool { return string(v) == mark }) {
+		cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if slices.ContainsFunc(bytes.Split(env, []byte{0}), func(v []byte) bool { return string(v) == mark }) || bytes.HasSuffix(cmdline, []byte("\x00"+mark+"\x00")) {
 			out = append(out, fmt.Sprintf("process %s with %s: %s", filepath.Base(dir), mark, command(dir)))
 		}
 	}

@@ -101,8 +101,46 @@ func OpenTap(netns, name string) (*os.File, error) {
 	return tap, nil
 }
 
-// noCoreDumps: a core of a VMM holds the guest's memory. The process may have
-// ended already, which is no concern of this function.
-func noCoreDumps(pid int) {
+// OwnTap lets a user attach to the tap device of that name, as a VMM does that
+// opens it itself.
+func OwnTap(netns, name string, uid, gid int) error {
+	tap, err := OpenTap(netns, name)
+	if err != nil {
+		return err
+	}
+	defer tap.Close()
+	raw, err := tap.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) {
+		if set = unix.IoctlSetInt(int(fd), unix.TUNSETOWNER, uid); set == nil {
+			set = unix.IoctlSetInt(int(fd), unix.TUNSETGROUP, gid)
+		}
+	})
+	if err = errors.Join(err, set); err != nil {
+		return fmt.Errorf("tap %s: giving it to user %d: %w", name, uid, err)
+	}
+	return nil
+}
+
+// onThread runs fn on a thread that is not used again.
+func onThread(fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		done <- fn()
+	}()
+	return <-done
+}
+
+// limit sets the limits of a process that has just been started. A core dump
+// of a VMM would hold the guest's memory. The process may have ended already,
+// which is no concern of this function.
+func limit(pid int, maxFiles uint64) {
 	_ = unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
+	if maxFiles > 0 {
+		_ = unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: maxFiles, Max: maxFiles}, nil)
+	}
 }

@@ -32,6 +32,17 @@ type Spec struct {
 	// the thread that forks, which is then in the machine's network namespace and
 	// must not be used for anything else: userfaultfd.Start is made for it.
 	Start func(cmd *exec.Cmd, enter func() error) error
+	// Prepare, when set, runs on the thread that forks, after it has entered the
+	// network namespace: in it a mount namespace can be made for the process. The
+	// thread is not used again. It goes with a nil Start only.
+	Prepare func() error
+	// Chroot, when set, becomes the root directory of the process, which then
+	// runs as Host.UID and Host.GID.
+	Chroot string
+	// Stdout gets what the process writes there; nil discards it.
+	Stdout io.Writer
+	// MaxFiles is the limit of its open files; 0 leaves the caller's.
+	MaxFiles uint64
 	// MemoryMiB of the guest; it is added to Host.Limits.MemoryMiB.
 	MemoryMiB int
 }
@@ -57,7 +68,7 @@ func Start(spec Spec) (*Process, error) {
 	if err := p.start(spec); err != nil {
 		return nil, errors.Join(err, p.free())
 	}
-	noCoreDumps(p.PID())
+	limit(p.PID(), spec.MaxFiles)
 	go p.wait()
 	return p, nil
 }
@@ -77,15 +88,32 @@ func (p *Process) start(spec Spec) (err error) {
 	}
 	p.cmd = exec.Command(spec.Path, spec.Args...)
 	p.cmd.SysProcAttr = attr
-	p.cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}, spec.Host.Env...)
 	p.cmd.Dir = spec.Host.Dir
-	p.cmd.Stderr = io.MultiWriter(p.stderr, p.log)
+	if spec.Chroot != "" {
+		attr.Chroot, p.cmd.Dir = spec.Chroot, "/"
+		attr.Credential = &syscall.Credential{Uid: uint32(spec.Host.UID), Gid: uint32(spec.Host.GID)}
+	}
+	p.cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}, spec.Host.Env...)
+	p.cmd.Stdout, p.cmd.Stderr = spec.Stdout, p.Words()
 	p.cmd.ExtraFiles = spec.Files
 	p.cmd.WaitDelay = time.Second
-	if spec.Start == nil {
-		err = inNetNS(spec.Host.NetNS, p.cmd.Start)
-	} else {
+	switch {
+	case spec.Start != nil:
 		err = startIn(spec.Host.NetNS, p.cmd, spec.Start)
+	case spec.Prepare != nil:
+		err = startIn(spec.Host.NetNS, p.cmd, func(cmd *exec.Cmd, enter func() error) error {
+			return onThread(func() error {
+				if err := enter(); err != nil {
+					return err
+				}
+				if err := spec.Prepare(); err != nil {
+					return err
+				}
+				return cmd.Start()
+			})
+		})
+	default:
+		err = inNetNS(spec.Host.NetNS, p.cmd.Start)
 	}
 	if err != nil {
 		return fmt.Errorf("starting %s: %w", spec.Path, err)
@@ -113,6 +141,9 @@ func (p *Process) wait() {
 	close(p.done)
 }
 
+// Words keeps what is written to it as if the process had written it to stderr.
+func (p *Process) Words() io.Writer { return io.MultiWriter(p.stderr, p.log) }
+
 // PID of the process.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
@@ -138,6 +169,16 @@ func (p *Process) Err() error {
 		how = p.state.Error()
 	}
 	return fmt.Errorf("%s ended: %s%w", filepath.Base(p.cmd.Path), how, p.said())
+}
+
+// ExitCode is the process's exit code, -1 while it runs and after a signal.
+func (p *Process) ExitCode() int {
+	select {
+	case <-p.done:
+		return p.cmd.ProcessState.ExitCode()
+	default:
+		return -1
+	}
 }
 
 // said is the end of stderr as the last part of an error's text.

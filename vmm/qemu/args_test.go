@@ -147,7 +147,7 @@ func TestFindMapping(t *testing.T) {
 func TestCheck(t *testing.T) {
 	good := vmm.Config{VCPUs: 1, MemoryMiB: 64}
 	host := vmm.Host{ID: "a-1", UID: 7, GID: 7}
-	if err := check(good, host); err != nil {
+	if err := vmm.Check(good, host, maxVCPUs); err != nil {
 		t.Errorf("a good machine: %v", err)
 	}
 	for name, change := range map[string]func(*vmm.Config, *vmm.Host){
@@ -158,7 +158,7 @@ func TestCheck(t *testing.T) {
 	} {
 		c, h := good, host
 		change(&c, &h)
-		if err := check(c, h); err == nil {
+		if err := vmm.Check(c, h, maxVCPUs); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}

@@ -10,13 +10,16 @@ import (
 	"github.com/skep-dev/skep/vmm"
 )
 
+// maxVCPUs is what the machine type q35 takes without an interrupt remapper.
+const maxVCPUs = 255
+
 // Boot starts a machine from its kernel; see vmm.VMM.
 func (v *VMM) Boot(ctx context.Context, spec vmm.BootSpec) (vmm.Machine, error) {
 	host, err := v.host(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := check(spec.Config, spec.Host); err != nil {
+	if err := vmm.Check(spec.Config, spec.Host, maxVCPUs); err != nil {
 		return nil, err
 	}
 	for _, path := range []string{spec.Kernel, spec.Initramfs} {
@@ -53,35 +56,4 @@ func createMemory(path string, mib int) error {
 		return errors.Join(fmt.Errorf("creating guest memory: %w", err), os.Remove(path))
 	}
 	return nil
-}
-
-// check refuses what QEMU would misread or answer with something obscure.
-func check(c vmm.Config, h vmm.Host) error {
-	switch {
-	case c.VCPUs < 1 || c.VCPUs > 255:
-		return fmt.Errorf("%d vCPUs: want 1 to 255", c.VCPUs)
-	case c.MemoryMiB < 1:
-		return fmt.Errorf("%d MiB of memory: want at least 1", c.MemoryMiB)
-	case h.ID == "" || !plain(h.ID):
-		return fmt.Errorf("instance id %q: want letters, digits and '-'", h.ID)
-	case h.Tap != "" && len(h.MAC) != 6:
-		return fmt.Errorf("MAC address %q: want six bytes", h.MAC)
-	case h.UID < 0 || h.GID < 0 || (h.UID == 0) != (h.GID == 0):
-		return fmt.Errorf("user %d:%d: want both above 0, or both 0", h.UID, h.GID)
-	}
-	if c.RootDisk != "" {
-		if _, err := os.Stat(c.RootDisk); err != nil {
-			return fmt.Errorf("root disk: %w", err)
-		}
-	}
-	return nil
-}
-
-func plain(id string) bool {
-	for _, r := range id {
-		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' {
-			return false
-		}
-	}
-	return true
 }

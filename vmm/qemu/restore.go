@@ -24,7 +24,7 @@ func (v *VMM) Restore(ctx context.Context, spec vmm.RestoreSpec) (vmm.Machine, e
 	if err != nil {
 		return nil, err
 	}
-	if err := check(spec.Config, spec.Host); err != nil {
+	if err := vmm.Check(spec.Config, spec.Host, maxVCPUs); err != nil {
 		return nil, err
 	}
 	l := launch{host: host, config: spec.Config, on: spec.Host, state: spec.State}

@@ -23,9 +23,12 @@ import (
 // a busy machine is slow.
 const limit = 3 * time.Minute
 
-// Run runs the suite. It needs root, taps and a guest kernel.
-func Run(t *testing.T, open func(t testing.TB) vmm.VMM) {
+// Run runs the suite. It needs root, taps and a guest kernel. A backend names
+// what its VMM lacks by nature, and says why; known is "poweroff", the end of a
+// machine whose guest powers off.
+func Run(t *testing.T, open func(t testing.TB) vmm.VMM, lacks ...string) {
 	s := newSuite(t, open)
+	s.lacks = lacks
 	s.state, s.memory, s.last = s.snapshot(t, s.config)
 	for _, test := range []struct {
 		name string
@@ -67,6 +70,7 @@ type suite struct {
 	state  string
 	memory string
 	last   int // the last count before the snapshot
+	lacks  []string
 }
 
 func newSuite(t testing.TB, open func(testing.TB) vmm.VMM) *suite {
@@ -75,7 +79,7 @@ func newSuite(t testing.TB, open func(testing.TB) vmm.VMM) *suite {
 	s := &suite{vmm: open(t)}
 	k := testenv.Kernel(t)
 	disk := filepath.Join(t.TempDir(), "disk, with a comma")
-	if err := os.WriteFile(disk, append([]byte("a skep disk"), make([]byte, 1<<20)...), 0o400); err != nil {
+	if err := os.WriteFile(disk, append([]byte("a skep disk"), make([]byte, 1<<20)...), 0o444); err != nil {
 		t.Fatal(err)
 	}
 	s.config = vmm.Config{
