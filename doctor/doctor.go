@@ -35,6 +35,7 @@ type Options struct {
 	Modules     string // of that kernel
 	QEMU        string // path or name
 	Firecracker string // path or name
+	Confine     bool   // machines are to run as users of their own
 	CgroupRoot  string // "auto", "none" or a path; "" is "auto"
 }
 

@@ -58,7 +58,7 @@ func TestRunTriesEverythingAndLeavesNothing(t *testing.T) {
 func TestRunFindsWhatIsMissing(t *testing.T) {
 	dir := testenv.Dir(t)
 	fake := filepath.Join(dir, "firecracker")
-	if err := os.WriteFile(fake, []byte("#!/bin/sh\necho Firecracker v9.9.9\n"), 0o755); err != nil {
+	if err := os.WriteFile(fake, []byte("#!/bin/sh\n[ $1 = --version ] && echo Firecracker v9.9.9 || echo v10.0.0\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	kernel := filepath.Join(dir, "vmlinux")
@@ -71,7 +71,7 @@ func TestRunFindsWhatIsMissing(t *testing.T) {
 		status Status
 		detail string
 	}{
-		{"firecracker", OK, "v9.9.9"},
+		{"firecracker", OK, "9.9.9"},
 		{"guest kernel", Fail, "vmlinux"},
 		{"cgroup v2", Warn, dir},
 	} {

@@ -18,6 +18,7 @@ import (
 	"github.com/skep-dev/skep/memory/userfaultfd"
 	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/vmm"
+	"github.com/skep-dev/skep/vmm/firecracker"
 	"github.com/skep-dev/skep/vmm/qemu"
 )
 
@@ -73,21 +74,20 @@ func checkQEMU(ctx context.Context, opts Options) Check {
 
 func checkFirecracker(ctx context.Context, opts Options) Check {
 	const name = "firecracker"
-	binary := opts.Firecracker
-	if binary == "" {
-		binary = "firecracker"
+	h, err := firecracker.Probe(ctx, firecracker.Options{Binary: opts.Firecracker})
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, exec.ErrNotFound) {
+		return warn(name, "not found; with hardware KVM it is the better choice", "skep setup firecracker; or put a release's firecracker and jailer on the PATH")
 	}
-	path, err := exec.LookPath(binary)
 	if err != nil {
-		return warn(name, "not found; with hardware KVM it is the better choice",
-			"put a release from github.com/firecracker-microvm/firecracker on the PATH, or its path into the setting firecracker")
+		return warn(name, err.Error(), "skep setup firecracker")
 	}
-	out, err := exec.CommandContext(ctx, path, "--version").Output()
-	if err != nil {
-		return warn(name, fmt.Sprintf("%s --version: %v", path, err), "install the release for this machine")
+	if h.Dynamic && opts.Confine {
+		return warn(name, h.Path+" needs shared libraries, so it cannot be confined", "skep setup firecracker")
 	}
-	version, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-	return ok(name, version)
+	if h.Jailer == "" {
+		return ok(name, "version "+h.Version+", confined by skep itself: no jailer of that version is beside it or on the PATH")
+	}
+	return ok(name, "version "+h.Version+", with its jailer")
 }
 
 func checkKernel(_ context.Context, opts Options) Check {

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -19,7 +18,6 @@ import (
 	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/node"
 	"github.com/skep-dev/skep/vmm"
-	"github.com/skep-dev/skep/vmm/qemu"
 )
 
 // nodeConfig turns settings into the node's.
@@ -53,18 +51,6 @@ func nodeConfig(cfg config.Config) node.Config {
 		c.Limits.CgroupRoot = cfg.CgroupRoot
 	}
 	return c
-}
-
-// newVMM chooses the virtual machine monitor.
-func newVMM(_ context.Context, cfg config.Config, log *slog.Logger) (vmm.VMM, error) {
-	if cfg.VMM == "firecracker" {
-		return nil, &usageError{msg: "vmm is firecracker, which this skep was built without: set vmm to qemu or auto"}
-	}
-	accel := cfg.Accel
-	if accel == "auto" {
-		accel = ""
-	}
-	return qemu.New(qemu.Options{Binary: cfg.QEMU, Accel: accel, Logger: log}), nil
 }
 
 // deps hands the node every other package.

@@ -29,14 +29,14 @@ from running; the exit code is 1 if there is one of these.`,
 			return c.printChecks(doctor.Run(cmd.Context(), doctorOptions(r.Config)))
 		},
 	}
-	c.keyFlags(cmd.Flags(), "data_dir", "kernel_dir", "kernel", "kernel_modules", "qemu", "firecracker", "cgroup_root")
+	c.keyFlags(cmd.Flags(), "data_dir", "kernel_dir", "kernel", "kernel_modules", "qemu", "firecracker", "confine_user", "cgroup_root")
 	return cmd
 }
 
 func doctorOptions(cfg config.Config) doctor.Options {
 	return doctor.Options{
 		DataDir: cfg.DataDir, KernelDir: cfg.KernelDir, Kernel: cfg.Kernel, Modules: cfg.Modules,
-		QEMU: cfg.QEMU, Firecracker: cfg.FirecrackerPath, CgroupRoot: cfg.CgroupRoot,
+		QEMU: cfg.QEMU, Firecracker: findFirecracker(cfg), Confine: cfg.ConfineUser, CgroupRoot: cfg.CgroupRoot,
 	}
 }
 

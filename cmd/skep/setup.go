@@ -8,6 +8,7 @@ import (
 
 	"github.com/skep-dev/skep/config"
 	"github.com/skep-dev/skep/guest/kernel"
+	"github.com/skep-dev/skep/vmm/firecracker"
 )
 
 func (c *cli) setupCmd() *cobra.Command {
@@ -37,6 +38,41 @@ nothing is done. With kernel and kernel_modules set, those are checked instead.`
 		},
 	}
 	c.keyFlags(cmd.Flags(), "kernel_dir", "kernel", "kernel_modules")
+	cmd.AddCommand(c.setupFirecrackerCmd())
+	return cmd
+}
+
+func (c *cli) setupFirecrackerCmd() *cobra.Command {
+	opts := firecracker.FetchOptions{Progress: func(step string, a ...any) { c.say(step+" …", a...) }}
+	cmd := &cobra.Command{
+		Use:   "firecracker",
+		Short: "fetch Firecracker and its jailer",
+		Long: `Fetch Firecracker and its jailer: an official release for this machine, verified
+by the SHA-256 that is published with it, into the directory firecracker beside
+kernel_dir. When it is there, nothing is done. A firecracker on the PATH goes
+before it. It is used where the hardware backs KVM; everywhere else QEMU is.`,
+		Example: `  skep setup firecracker
+  skep setup firecracker --from https://mirror.example.com/firecracker/releases`,
+		Args: nArgs(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := c.settings()
+			if err != nil {
+				return err
+			}
+			h, err := firecracker.Fetch(cmd.Context(), firecrackerDir(r.Config), opts)
+			if err != nil {
+				return err
+			}
+			if c.json {
+				return c.writeJSON(map[string]string{"firecracker": h.Path, "jailer": h.Jailer, "version": h.Version})
+			}
+			_, err = fmt.Fprintf(c.out, "Firecracker %s at %s\n", h.Version, h.Path)
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&opts.Release, "release", firecracker.Release, "which release")
+	cmd.Flags().StringVar(&opts.From, "from", "", "URL below which releases lie, as v1.2.3/firecracker-v1.2.3-x86_64.tgz (default: the project's own)")
+	c.keyFlags(cmd.Flags(), "kernel_dir")
 	return cmd
 }
 

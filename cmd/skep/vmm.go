@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/skep-dev/skep/config"
+	"github.com/skep-dev/skep/vmm"
+	"github.com/skep-dev/skep/vmm/firecracker"
+	"github.com/skep-dev/skep/vmm/qemu"
+)
+
+// newVMM chooses the virtual machine monitor. By itself it takes Firecracker
+// where that is there and the hardware backs KVM, and else QEMU.
+func newVMM(ctx context.Context, cfg config.Config, log *slog.Logger) (vmm.VMM, error) {
+	if cfg.VMM == "qemu" {
+		return newQEMU(cfg, log), nil
+	}
+	v, err := newFirecracker(ctx, cfg, log)
+	switch {
+	case err == nil:
+		return v, nil
+	case cfg.VMM == "firecracker":
+		return nil, fmt.Errorf("vmm is firecracker: %w", err)
+	}
+	log.Debug("using QEMU", "reason", err)
+	return newQEMU(cfg, log), nil
+}
+
+func newQEMU(cfg config.Config, log *slog.Logger) vmm.VMM {
+	accel := cfg.Accel
+	if accel == "auto" {
+		accel = ""
+	}
+	return qemu.New(qemu.Options{Binary: cfg.QEMU, Accel: accel, Logger: log})
+}
+
+// newFirecracker returns a Firecracker that was tried, or why there is none.
+func newFirecracker(ctx context.Context, cfg config.Config, log *slog.Logger) (vmm.VMM, error) {
+	if cfg.Accel == "tcg" {
+		return nil, errors.New("accel is tcg, software emulation, which Firecracker has not: use vmm qemu")
+	}
+	opts := firecracker.Options{Binary: findFirecracker(cfg), Logger: log}
+	h, err := firecracker.Probe(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	if h.Dynamic && cfg.ConfineUser {
+		return nil, fmt.Errorf("%s needs shared libraries, so it cannot be confined: use an official release (`skep setup firecracker`), or set confine_user to off", h.Path)
+	}
+	v := firecracker.New(opts)
+	_, err = v.Info(ctx)
+	return v, err
+}
+
+// findFirecracker returns the binary that the setting names, or the one that
+// `skep setup firecracker` has put where skep keeps such things.
+func findFirecracker(cfg config.Config) string {
+	if path := firecracker.Find(cfg.FirecrackerPath, firecrackerDir(cfg)); path != "" {
+		return path
+	}
+	return cfg.FirecrackerPath
+}
+
+// firecrackerDir is beside the guest kernels: both are fetched.
+func firecrackerDir(cfg config.Config) string {
+	return filepath.Join(filepath.Dir(cfg.KernelDir), "firecracker")
+}
