@@ -29,7 +29,7 @@ func (v *VMM) Shell(ctx context.Context, spec vmm.RestoreSpec) (vmm.Shell, error
 	if err != nil {
 		return nil, err
 	}
-	if err := check(spec.Config, spec.Host); err != nil {
+	if err := vmm.Check(spec.Config, spec.Host, maxVCPUs); err != nil {
 		return nil, err
 	}
 	l := launch{host: host, config: spec.Config, on: spec.Host, state: spec.State}
