@@ -51,7 +51,9 @@ func serve(c Command, dec *gob.Decoder, s *sender) (int, error) {
 				_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 				return
 			}
-			if len(f.Data) == 0 {
+			if len(f.Data) == 0 && c.Terminal {
+				_, _ = in.Write([]byte{4}) // as its key would; closing it would be a hangup
+			} else if len(f.Data) == 0 {
 				_ = in.Close()
 			} else if _, err := in.Write(f.Data); err != nil {
 				_ = in.Close() // it reads no more
@@ -64,6 +66,7 @@ func serve(c Command, dec *gob.Decoder, s *sender) (int, error) {
 	}
 	copies.Wait()
 	err = cmd.Wait()
+	_ = in.Close()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
 		return 0, err
 	}
