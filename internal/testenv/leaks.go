@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -44,6 +45,7 @@ func NoLeaks(t testing.TB, opts ...Leaks) {
 			if len(left) == 0 || time.Now().After(end) {
 				break
 			}
+			runtime.GC() // closes the pipes that copying between descriptors keeps for the next time
 		}
 		if len(left) > 0 {
 			t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
