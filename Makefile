@@ -22,10 +22,10 @@ PKG ?= ./...
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build s3 lint setup setup-test clean
+.PHONY: help demo test test-firecracker build s3 lint setup setup-test clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: build ## set up, build, and show one function boot, sleep and start from its snapshot
 	bin/skep setup
@@ -56,6 +56,17 @@ test: setup-test ## set up, vet, and run all tests with the race detector, on re
 tests:
 	$(GO) vet $(PKG)
 	$(GO) test $(TEST_FLAGS) $(PKG)
+ifeq ($(PKG),./...)
+	@$(GO) run ./testbed test --if-found
+endif
+
+test-firecracker: setup-test ## run the tests of VMMs and the end-to-end tests on a real Firecracker
+	@$(MAKE) --no-print-directory firecracker-tests
+
+# TESTBED: flags and packages of its own, as --run Clones ./vmm/firecracker.
+.PHONY: firecracker-tests
+firecracker-tests:
+	@$(GO) run ./testbed test $(TESTBED)
 
 lint: setup ## gofmt, vet, staticcheck
 	@$(MAKE) --no-print-directory linters
