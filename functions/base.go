@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -18,7 +19,7 @@ import (
 
 // baseVersion is part of the base's key: raise it when what is left out, or
 // done to it, changes.
-const baseVersion = "3"
+const baseVersion = "4"
 
 // pythonBase makes the layer with the packages, from the host's own package
 // sources, once for each release and list of packages. It stays as it is until
@@ -79,10 +80,11 @@ func bootstrap(ctx context.Context, root debian.Root, to io.Writer) error {
 }
 
 // dropped is what a function never reads: directories, but for themselves, and
-// files. Some of it tells of the host that the base is made on.
+// patterns of files. Some of it tells of the host that the base is made on, some
+// is for graphics cards.
 var dropped = []string{
 	"usr/share/doc/", "usr/share/man/", "usr/share/locale/", "usr/share/lintian/", "usr/share/icons/", "usr/share/proj/",
-	"usr/include/", "usr/lib/gcc/", "usr/lib/libtorch-test/", "usr/lib/x86_64-linux-gnu/dri/",
+	"usr/include/", "usr/lib/gcc/", "usr/lib/libtorch-test/", "usr/lib/x86_64-linux-gnu/dri/", "usr/lib/*/libLLVM*",
 	"var/lib/apt/", "var/cache/", "etc/apt/", "etc/hostname", "etc/resolv.conf", "dev/",
 }
 
@@ -115,10 +117,11 @@ func trim(raw io.Reader, to io.Writer) error {
 
 func isDropped(name string) bool {
 	for _, d := range dropped {
-		if name == d {
-			return !strings.HasSuffix(d, "/")
-		}
-		if strings.HasSuffix(d, "/") && strings.HasPrefix(name, d) {
+		if strings.HasSuffix(d, "/") {
+			if name != d && strings.HasPrefix(name, d) {
+				return true
+			}
+		} else if match, err := path.Match(d, name); err == nil && match {
 			return true
 		}
 	}

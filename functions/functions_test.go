@@ -101,6 +101,7 @@ func TestIsDropped(t *testing.T) {
 	for name, want := range map[string]bool{
 		"usr/share/doc/": false, "usr/share/doc/x": true, "usr/share/docs": false, "dev/": false, "dev/null": true,
 		"etc/hostname": true, "etc/hostnames": false, "etc/": false, "usr/bin/python3": false,
+		"usr/lib/x86_64-linux-gnu/libLLVM-15.so.1": true, "usr/lib/x86_64-linux-gnu/libLTO.so": false, "usr/lib/x86_64-linux-gnu/dri/x": true,
 	} {
 		if got := isDropped(name); got != want {
 			t.Errorf("%s is dropped: %v, want %v", name, got, want)

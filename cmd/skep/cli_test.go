@@ -249,6 +249,21 @@ after_invocations = 10
 }
 
 // Every verb explains itself, and the root's help is what was reviewed.
+// A function that comes with skep has its own settings where none are given.
+func TestBuiltinSettings(t *testing.T) {
+	var d deployFlags
+	f, err := d.base([]string{"functions/lr_training"})
+	if err != nil || f.Image != "functions/lr_training" || f.Egress != api.EgressHost || f.ReadyTimeout.D() < time.Minute {
+		t.Errorf("%+v, %v", f, err)
+	}
+	if f, err := d.base([]string{"localhost:5000/x"}); err != nil || f.Egress != "" {
+		t.Errorf("another's: %+v, %v", f, err)
+	}
+	if _, err := d.base([]string{"functions/absent"}); err == nil || !strings.Contains(err.Error(), "pyaes") {
+		t.Errorf("error %v: want one that names those that there are", err)
+	}
+}
+
 func TestHelp(t *testing.T) {
 	c := &cli{flags: map[string]string{}}
 	var visit func(cmd *cobra.Command)

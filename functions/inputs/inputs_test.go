@@ -9,6 +9,7 @@ import (
 	"image/jpeg"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -31,6 +32,9 @@ func TestInputsAreWhatTheySay(t *testing.T) {
 			check[filepath.Ext(in.key)](t, b)
 			if len(b) < 800_000 || len(b) > 10_000_000 {
 				t.Errorf("%d bytes: want 0.8 to 10 MB", len(b))
+			}
+			if !strings.Contains(in.key, "/1.") { // one of a kind tells
+				return
 			}
 			var again bytes.Buffer
 			if err := in.write(&again); err != nil || !bytes.Equal(again.Bytes(), b) {

@@ -14,23 +14,33 @@ import (
 // without it the files would be small and quick to read. at moves the waves.
 func draw(r *rand.Rand, width, height, grain int, at float64) *image.YCbCr {
 	img := image.NewYCbCr(image.Rect(0, 0, width, height), image.YCbCrSubsampleRatio420)
-	wave := func(x, y, turn float64) float64 {
-		return math.Sin(x*7+turn+at) + math.Cos(y*5-turn+at*0.7) + math.Sin((x+y)*3+turn)
-	}
+	light := wave{newLine(width, 7, at), newLine(height, 5, at*0.7)}
+	blue, red := wave{newLine(width, 4, 2), newLine(height, 3, at)}, wave{newLine(width, 3, at), newLine(height, 6, 4)}
 	for y := range height {
 		for x := range width {
-			v := 128 + 30*wave(float64(x)/float64(width), float64(y)/float64(height), 0)
-			img.Y[img.YOffset(x, y)] = level(v + float64(r.IntN(2*grain+1)-grain))
+			img.Y[img.YOffset(x, y)] = level(128 + 40*light.at(x, y) + float64(r.IntN(2*grain+1)-grain))
 		}
 	}
 	for y := 0; y < height; y += 2 {
 		for x := 0; x < width; x += 2 {
 			i := img.COffset(x, y)
-			fx, fy := float64(x)/float64(width), float64(y)/float64(height)
-			img.Cb[i], img.Cr[i] = level(128+25*wave(fx, fy, 2)), level(128+25*wave(fy, fx, 4))
+			img.Cb[i], img.Cr[i] = level(128+30*blue.at(x, y)), level(128+30*red.at(x, y))
 		}
 	}
 	return img
+}
+
+// wave is made of one along each side.
+type wave struct{ across, down []float64 }
+
+func (w wave) at(x, y int) float64 { return w.across[x] + w.down[y] + w.across[x]*w.down[y] }
+
+func newLine(n int, turns, phase float64) []float64 {
+	line := make([]float64, n)
+	for i := range line {
+		line[i] = math.Sin(float64(i)/float64(n)*turns + phase)
+	}
+	return line
 }
 
 func level(v float64) byte { return byte(max(0, min(255, v))) }
