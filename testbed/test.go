@@ -62,8 +62,8 @@ this machine has hardware KVM and the driver is root, they run right here.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&t.run, "run", "", "only tests that match, as of go test")
-	flags.BoolVarP(&t.verbose, "verbose", "v", false, "print all output; it is kept in any case")
-	flags.IntVarP(&t.parallel, "parallel", "p", 2, "packages at once")
+	flags.BoolVarP(&t.verbose, "verbose", "v", false, "print all output as it comes; it is kept in any case")
+	flags.IntVarP(&t.parallel, "parallel", "p", 1, "packages at once")
 	flags.StringVar(&t.where, "where", "auto", "auto, vm, or here: on this machine itself")
 	flags.BoolVar(&t.ifFound, "if-found", false, "without Firecracker do nothing but say so")
 	return cmd
@@ -150,14 +150,14 @@ type result struct {
 	log   string // path of the output
 	out   []byte
 	err   error
-	quiet bool // out is printed when the tests fail only
+	shown bool // out was printed as it came
 }
 
 // lastWords is what tests may take to print stacks when they run out of time.
 const lastWords = 30 * time.Second
 
 func (t *testOptions) testPackage(ctx context.Context, h *host, pkg, runDir string) *result {
-	r := &result{pkg: pkg, log: filepath.Join(runDir, strings.ReplaceAll(pkg, "/", "-")+".log"), quiet: !t.verbose}
+	r := &result{pkg: pkg, log: filepath.Join(runDir, strings.ReplaceAll(pkg, "/", "-")+".log"), shown: t.verbose}
 	args := []string{testBinary(pkg), "-test.v", "-test.run=" + t.run}
 	if end, ok := ctx.Deadline(); ok {
 		args = append(args, "-test.timeout="+max(time.Until(end)-lastWords, time.Second).String())
@@ -171,6 +171,9 @@ func (t *testOptions) testPackage(ctx context.Context, h *host, pkg, runDir stri
 	}
 	var out bytes.Buffer
 	both := &lockedWriter{w: io.MultiWriter(f, &out)}
+	if t.verbose {
+		both.w = io.MultiWriter(f, &out, os.Stdout)
+	}
 	began := time.Now()
 	code, err := h.run(ctx, remote.Command{
 		Args: args, Dir: path.Join(sourcesIn, pkg), Env: environment(t.findFirecracker() != ""),
@@ -190,8 +193,8 @@ func (r *result) report(w io.Writer) {
 	if r.err != nil {
 		state = "FAIL"
 	}
-	if !r.quiet || r.err != nil {
-		w.Write(tail(r.out, 16<<10, !r.quiet))
+	if r.err != nil && !r.shown {
+		w.Write(tail(r.out, 16<<10))
 	}
 	note := ""
 	if n := len(skipped.FindAllIndex(r.out, -1)); n > 0 {
@@ -204,8 +207,8 @@ func (r *result) report(w io.Writer) {
 }
 
 // tail is the end of b, from the start of a line.
-func tail(b []byte, n int, all bool) []byte {
-	if all || len(b) <= n {
+func tail(b []byte, n int) []byte {
+	if len(b) <= n {
 		return b
 	}
 	b = b[len(b)-n:]

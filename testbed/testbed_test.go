@@ -91,10 +91,9 @@ func TestTail(t *testing.T) {
 	for _, test := range []struct {
 		text string
 		n    int
-		all  bool
 		want string
-	}{{"one\ntwo\n", 100, false, "one\ntwo\n"}, {"one\ntwo\n", 6, false, "two\n"}, {"one\ntwo\n", 6, true, "one\ntwo\n"}} {
-		if got := string(tail([]byte(test.text), test.n, test.all)); got != test.want {
+	}{{"one\ntwo\n", 100, "one\ntwo\n"}, {"one\ntwo\n", 6, "two\n"}} {
+		if got := string(tail([]byte(test.text), test.n)); got != test.want {
 			t.Errorf("the last %d bytes of %q are %q; want %q", test.n, test.text, got, test.want)
 		}
 	}
