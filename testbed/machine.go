@@ -190,8 +190,8 @@ func (m *machine) connect(ctx context.Context) error {
 // silence is for how long a host may not answer.
 const silence = 2 * time.Minute
 
-// watchOver ends a host that hangs: an emulated one with several processors
-// may, on a busy machine. Commands in it then fail at once.
+// watchOver ends a host that hangs, as an emulated one with several processors
+// may: commands in it then fail at once.
 func (m *machine) watchOver() {
 	for {
 		select {
