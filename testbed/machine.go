@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -109,18 +110,21 @@ func (m *machine) prepare(ctx context.Context, o *options, p payload) ([]string,
 // hardware is QEMU's command line but for the console. The disks are
 // descriptors 3 to 5, the port is 6.
 func (o *options) hardware(ctx context.Context, kernel, initrd string) []string {
-	accel, cpu := []string{"-accel", "kvm"}, "host"
+	accel, cpu, cpus := "kvm", "host", min(runtime.NumCPU(), 4)
 	if err := vmm.HardwareKVM(ctx); err != nil {
 		// AMD's virtualisation is what QEMU can emulate, nested paging included.
-		accel, cpu = []string{"-accel", "tcg,thread=multi,tb-size=1024"}, "max,+svm,la57=off"
+		accel, cpu, cpus = "tcg,thread=multi,tb-size=1024", "max,+svm,la57=off", 1
 	}
-	args := append(accel, "-cpu", cpu, "-smp", fmt.Sprint(o.cpus), "-m", fmt.Sprintf("%dM", o.memoryMiB),
+	if o.cpus == 0 {
+		o.cpus = cpus
+	}
+	args := []string{"-accel", accel, "-cpu", cpu, "-smp", fmt.Sprint(o.cpus), "-m", fmt.Sprintf("%dM", o.memoryMiB),
 		"-name", "skep-testbed", "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
 		"-machine", "q35,usb=off,sata=off,smbus=off,hpet=off,vmport=off,graphics=off",
 		"-kernel", kernel, "-initrd", initrd,
 		"-append", "console=ttyS0 panic=-1 reboot=t loglevel=4 rdinit=/init mitigations=off random.trust_cpu=on no_timer_check tsc=reliable cryptomgr.notests audit=0",
 		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
-		"-chardev", "socket,id=driver,fd=6", "-device", "virtserialport,chardev=driver,name=testbed")
+		"-chardev", "socket,id=driver,fd=6", "-device", "virtserialport,chardev=driver,name=testbed"}
 	for i, readOnly := range []string{"on", "on", "off"} {
 		args = append(args,
 			"-drive", fmt.Sprintf("if=none,id=disk%d,format=raw,cache=unsafe,readonly=%s,file.locking=off,file=/dev/fd/%d", i, readOnly, 3+i),
