@@ -124,7 +124,7 @@ func (d *daemon) up() {
 	}
 	d.ended = make(chan error, 1)
 	go func(c *exec.Cmd, ended chan error) { ended <- c.Wait() }(d.cmd, d.ended)
-	deadline := time.Now().Add(60 * time.Second)
+	deadline := time.Now().Add(testenv.Limit(d.t, time.Minute))
 	for {
 		if _, err := d.client.Version(d.ctx(5 * time.Second)); err == nil {
 			return
@@ -152,7 +152,7 @@ func (d *daemon) down() {
 		if err != nil {
 			d.t.Errorf("the daemon's end after SIGTERM: %v", err)
 		}
-	case <-time.After(60 * time.Second):
+	case <-time.After(testenv.Limit(d.t, time.Minute)):
 		d.t.Error("the daemon did not end within a minute of SIGTERM")
 		d.cmd.Process.Signal(syscall.SIGQUIT) // its stacks go to the log
 		<-d.ended
@@ -169,7 +169,7 @@ func (d *daemon) kill() {
 }
 
 func (d *daemon) ctx(timeout time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Limit(d.t, timeout))
 	d.t.Cleanup(cancel)
 	return ctx
 }
@@ -208,7 +208,7 @@ type answer struct {
 	err    error
 }
 
-var httpClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}, Timeout: 3 * time.Minute}
+var httpClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}, Timeout: 10 * time.Minute}
 
 // get sends a request through the gateway.
 func (d *daemon) get(function, path string) answer {
@@ -245,7 +245,7 @@ func read(resp *http.Response, err error) answer {
 // eventually waits for a condition that another process brings about.
 func eventually(t *testing.T, what string, within time.Duration, ok func() error) {
 	t.Helper()
-	deadline := time.Now().Add(within)
+	deadline := time.Now().Add(testenv.Limit(t, within))
 	for {
 		err := ok()
 		if err == nil {

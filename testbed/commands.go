@@ -127,7 +127,8 @@ const noFirecracker = "no firecracker on the PATH or in SKEP_FIRECRACKER; an off
 // environment is what tests and programs find in the host.
 func environment(firecracker bool) []string {
 	require := "root,uffd,tap,netns,nft,qemu,kernel,mkfs,kvm"
-	env := []string{"SKEP_TEST_KERNELS=" + kernelsIn, "SKEP_TEST_BINARIES=" + programsIn}
+	// Generous also where the host is not emulated: limits only end what hangs.
+	env := []string{"SKEP_TEST_KERNELS=" + kernelsIn, "SKEP_TEST_BINARIES=" + programsIn, "SKEP_TEST_SCALE=4"}
 	if firecracker {
 		require += ",firecracker"
 		env = append(env, "SKEP_FIRECRACKER="+binIn+"/firecracker")

@@ -89,7 +89,7 @@ func newSuite(t testing.TB, open func(testing.TB) vmm.VMM) *suite {
 }
 
 func (s *suite) context(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Limit(t, limit))
 	t.Cleanup(cancel)
 	return ctx
 }
