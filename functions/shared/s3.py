@@ -28,6 +28,8 @@ def get(key):
         connection.request("GET", path, headers=sign(host, path))
         response = connection.getresponse()
         body = response.read()
+    except ConnectionError as e:
+        raise OSError(f"{ENDPOINT} does not answer ({e}): does skep-s3 run on the host?") from e
     finally:
         connection.close()
     if response.status != 200:
