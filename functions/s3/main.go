@@ -11,7 +11,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -80,6 +79,7 @@ func run(ctx context.Context, listen, dir string) error {
 		return fmt.Errorf("serving at %s: %w", listen, err)
 	case <-ctx.Done():
 		err = server.ShutDown()
-		return errors.Join(err, <-served)
+		<-served // it says that its listener was closed
+		return err
 	}
 }
