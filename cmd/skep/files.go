@@ -2,14 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"os/exec"
 	"path/filepath"
 )
 
 // filesOf lists the files that a restore of the function reads: everything of
-// its newest usable snapshot, and its root disk.
+// its newest usable snapshot, trace and working set included, and its root disk.
 func (d *daemon) filesOf(ctx context.Context, function string) ([]string, error) {
 	f, ok := d.node.Function(function)
 	if !ok {
@@ -32,16 +33,16 @@ func (d *daemon) filesOf(ctx context.Context, function string) ([]string, error)
 		if err != nil {
 			return nil, err
 		}
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range entries {
-			if e.Type().IsRegular() {
-				files = append(files, filepath.Join(dir, e.Name()))
+		err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) { // a recording that was renamed meanwhile
+				return nil
 			}
-		}
-		break
+			if err == nil && e.Type().IsRegular() {
+				files = append(files, path)
+			}
+			return err
+		})
+		return files, err
 	}
 	return files, nil
 }

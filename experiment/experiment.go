@@ -1,0 +1,111 @@
+package experiment
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/skep-dev/skep/experiment/chart"
+)
+
+// Settings are what a run of experiments was asked for.
+type Settings struct {
+	Experiments []string `json:"experiments"`
+	Functions   []string `json:"functions"`
+	Policies    []string `json:"policies"`
+	Runs        int      `json:"runs"`
+	Cold        string   `json:"cold"`
+	Quick       bool     `json:"quick,omitempty"`
+	MaxVMs      int      `json:"max_vms"`     // at once, in concurrency
+	MaxReplays  int      `json:"max_replays"` // at once
+	Storage     Limit    `json:"storage"`     // of the slow disk
+}
+
+// What is dropped from the page cache before a cold start.
+const (
+	ColdNone  = "none"
+	ColdFiles = "files" // the snapshot's files and the root disk
+	ColdAll   = "all"   // and the VMM's binary
+)
+
+// Experiment is one figure of the paper.
+type Experiment struct {
+	Name     string
+	Figure   string // of the paper
+	Title    string
+	Question string // that it answers, one sentence
+
+	// Data is the name of what it measures, where experiments share that: the
+	// points of the first of them are measured, for all. Default: its own name.
+	Data string
+	// Unavailable says why it cannot be measured here, "" if it can.
+	Unavailable func(Settings) string
+
+	// Points are what there is to measure, in the order in which it is done:
+	// variants take turns within a run, so that a drifting machine is unfair to none.
+	Points func(Settings) []Point
+	// Measure measures a point once.
+	Measure func(context.Context, *Lab, Point) ([]Sample, error)
+	// Show makes figures and tables of the samples.
+	Show func([]Sample) Section
+}
+
+func (e *Experiment) data() string {
+	if e.Data != "" {
+		return e.Data
+	}
+	return e.Name
+}
+
+// Section is an experiment's part of a report.
+type Section struct {
+	Findings []string // one sentence each, made of the samples
+	Charts   []chart.Chart
+	Tables   []Table
+	Caveats  []string // what is emulated, replayed, or else than in the paper
+}
+
+// Table is a table; numbers are right-aligned.
+type Table struct {
+	Name string // of its file
+	Head []string
+	Rows [][]string
+}
+
+// All are the experiments, in the order of the report.
+func All() []*Experiment {
+	return []*Experiment{
+		breakdown, contiguity, footprint, reuse, steps, policies, recording,
+		concurrency, mispredictions, drift, load, storage,
+	}
+}
+
+// Find returns the experiment of that name.
+func Find(name string) (*Experiment, error) {
+	var names []string
+	for _, e := range All() {
+		if e.Name == name {
+			return e, nil
+		}
+		names = append(names, e.Name)
+	}
+	return nil, fmt.Errorf("no experiment %q: there are %s", name, strings.Join(names, ", "))
+}
+
+// turns makes points of every function and variant, run by run; functions one
+// after the other within a run, variants next to each other. Cold starts take
+// the inputs in turn, none of them the one that was recorded.
+func turns(set Settings, functions, variants []string) []Point {
+	var out []Point
+	for run := range set.Runs {
+		for _, f := range functions {
+			for _, v := range variants {
+				out = append(out, Point{Function: f, Variant: v, Run: run, Input: otherInput(run), Seconds: 2.5 + 2*subjectOf(f).warm})
+			}
+		}
+	}
+	return out
+}
+
+// otherInput is an input of that run which is not the first.
+func otherInput(run int) int { return 2 + run%(Inputs-1) }

@@ -1,0 +1,171 @@
+// Package report makes a directory's report of its raw samples: one HTML file
+// that needs nothing else, its figures as PNG and its tables as CSV. It measures
+// nothing and can be run again at any time.
+package report
+
+import (
+	"bytes"
+	_ "embed"
+	"encoding/csv"
+	"fmt"
+	"html/template"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/skep-dev/skep/experiment"
+	"github.com/skep-dev/skep/experiment/chart"
+	"github.com/skep-dev/skep/internal/atomicfile"
+)
+
+// File is the report in a directory of results.
+const File = "report.html"
+
+// Widths of figures: for wide pages and images, and for narrow pages.
+const (
+	wide   = 760
+	narrow = 350
+)
+
+//go:embed report.tmpl
+var source string
+
+//go:embed report.css
+var style string
+
+// section is an experiment's part of the page.
+type section struct {
+	*experiment.Experiment
+	experiment.Section
+	Samples int
+	Runs    int
+	Dirty   int // cold starts before which not all pages had left the page cache
+	Replay  int // samples without a VM
+}
+
+// page is what the template shows.
+type page struct {
+	Title    string
+	Style    template.CSS
+	Sessions []experiment.Session
+	Last     experiment.Session
+	Sections []section
+	Samples  int
+	Reasons  []string
+}
+
+// Write makes the report of a directory's data and returns its path.
+func Write(dir string, d *experiment.Data) (string, error) {
+	if len(d.Sessions) == 0 || len(d.Samples) == 0 {
+		return "", fmt.Errorf("%s has no samples to report", dir)
+	}
+	p := page{
+		Title: "Serverless function snapshots, measured again", Style: template.CSS(style),
+		Sessions: d.Sessions, Last: d.Sessions[len(d.Sessions)-1], Samples: len(d.Samples),
+	}
+	p.Reasons = reasons(p.Last)
+	for _, e := range experiment.All() {
+		if all := d.Of(e); len(all) > 0 {
+			p.Sections = append(p.Sections, newSection(e, all))
+		}
+	}
+	for _, s := range p.Sections {
+		if err := writeFiles(dir, s); err != nil {
+			return "", err
+		}
+	}
+	path := filepath.Join(dir, File)
+	t, err := template.New("report").Funcs(funcs).Parse(source)
+	if err != nil {
+		return "", err
+	}
+	var b bytes.Buffer
+	if err := t.Execute(&b, p); err != nil {
+		return "", fmt.Errorf("writing the report: %w", err)
+	}
+	return path, atomicfile.WriteFile(path, b.Bytes(), 0o644)
+}
+
+func newSection(e *experiment.Experiment, all []experiment.Sample) section {
+	s := section{Experiment: e, Section: e.Show(all), Samples: len(all)}
+	runs := map[int]bool{}
+	for _, sample := range all {
+		runs[sample.Run] = true
+		if sample.Cache != nil && sample.Cache.Left != 0 {
+			s.Dirty++
+		}
+		if sample.Replayed {
+			s.Replay++
+		}
+	}
+	s.Runs = len(runs)
+	return s
+}
+
+// reasons say why this machine's figures differ from the paper's.
+func reasons(s experiment.Session) []string {
+	var out []string
+	if s.Emulated() {
+		out = append(out,
+			"Guest code is emulated (TCG): every instruction is translated, at a tenth of the processor's speed or less, and code that a restored guest runs for the first time is translated first. Connection and processing are longer for it, and what page faults cost is a smaller share of the whole: gains are smaller than with KVM.")
+	}
+	if kb := s.ReadAhead; kb != "" && kb != "128" {
+		out = append(out, fmt.Sprintf("The disk's read-ahead is %s KiB, where Linux has 128 unless it is told otherwise: a mapped snapshot is paged in by few large reads, which makes mmap faster than the paper's baseline.", kb))
+	}
+	out = append(out,
+		fmt.Sprintf("%d processors, where the paper had 48 cores, and %s, where it had a SATA SSD of 850 MB/s.", s.CPUs, s.Disk),
+		"Before a function's own code runs, skep gives a clone entropy, time and identity; that is part of the connection and is not in the paper's times.",
+		"The guest is Debian's kernel with a function on ext4 under an overlay in memory, not a container in a Firecracker root.")
+	return out
+}
+
+func writeFiles(dir string, s section) error {
+	for _, c := range s.Charts {
+		path := filepath.Join(dir, "figures", c.About().Name+".png")
+		err := write(path, func(w io.Writer) error { return chart.PNG(w, c, wide+40) })
+		if err != nil {
+			return err
+		}
+	}
+	for _, t := range s.Tables {
+		path := filepath.Join(dir, "tables", t.Name+".csv")
+		err := write(path, func(w io.Writer) error {
+			out := csv.NewWriter(w)
+			if err := out.WriteAll(append([][]string{t.Head}, t.Rows...)); err != nil {
+				return err
+			}
+			return out.Error()
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func write(path string, fill func(io.Writer) error) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return atomicfile.Write(path, 0o644, fill)
+}
+
+var funcs = template.FuncMap{
+	"wide":   func(c chart.Chart) template.HTML { return template.HTML(chart.SVG(c, wide)) },
+	"narrow": func(c chart.Chart) template.HTML { return template.HTML(chart.SVG(c, narrow)) },
+	"key":    func(k chart.Key) template.HTML { return template.HTML(chart.KeySVG(k)) },
+	"list":   func(v []string) string { return strings.Join(v, ", ") },
+	"text":   isText,
+}
+
+// isText tells whether a table's column is words: its first is.
+func isText(t experiment.Table, column int) bool {
+	if column == 0 {
+		return true
+	}
+	return slices.ContainsFunc(t.Rows, func(r []string) bool {
+		return column < len(r) && r[column] != "" && strings.IndexFunc(r[column], func(c rune) bool { return c >= '0' && c <= '9' }) < 0 && r[column] != "–"
+	})
+}
