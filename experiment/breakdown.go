@@ -17,7 +17,7 @@ var breakdown = &Experiment{
 		return turns(set, set.Functions, []string{"mmap", "warm"})
 	},
 	Measure: func(ctx context.Context, l *Lab, p Point) ([]Sample, error) {
-		name, err := l.Function(ctx, p.Function, "", 0)
+		name, err := l.Function(ctx, p.Function, "", nil)
 		if err != nil {
 			return nil, err
 		}

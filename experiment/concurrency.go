@@ -55,7 +55,7 @@ func (l *Lab) startAtOnce(ctx context.Context, p Point) ([]Sample, error) {
 	names := make([]string, p.N)
 	for i := range names {
 		var err error
-		if names[i], err = l.Function(ctx, p.Function, fmt.Sprintf("-n%d", i), 0); err != nil {
+		if names[i], err = l.Function(ctx, p.Function, fmt.Sprintf("-n%d", i), nil); err != nil {
 			return nil, err
 		}
 		if err := l.Train(ctx, names[i], 1); err != nil {

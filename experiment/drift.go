@@ -38,7 +38,7 @@ const (
 // measureDrift makes a row of cold starts from a snapshot that is new to the
 // policy; the first of them records.
 func measureDrift(ctx context.Context, l *Lab, p Point) ([]Sample, error) {
-	name, err := l.Function(ctx, p.Function, "-drift", 0)
+	name, err := l.Function(ctx, p.Function, "-drift", nil)
 	if err != nil {
 		return nil, err
 	}

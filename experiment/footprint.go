@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/experiment/chart"
@@ -27,25 +28,28 @@ var footprint = &Experiment{
 		}
 		return points
 	},
-	Measure: func(ctx context.Context, l *Lab, p Point) ([]Sample, error) {
-		name, err := l.Function(ctx, p.Function, "", 0)
-		if err != nil {
-			return nil, err
-		}
-		how := invocation{start: api.StartRestore, policy: "lazy", input: p.Input}
-		if p.Variant == "booted" {
-			how = invocation{start: api.StartBoot, input: p.Input}
-		}
-		if err := l.Quiet(ctx, name); err != nil {
-			return nil, err
-		}
-		s, err := l.invoke(ctx, name, how)
-		if err == nil {
-			s.Guest, err = l.footprint(ctx, name, subjectOf(p.Function).memoryMiB())
-		}
-		return one(s, err)
-	},
-	Show: showFootprint,
+	Measure: measureFootprint,
+	Show:    showFootprint,
+}
+
+// measureFootprint lets a function start by itself, as a boot or under lazy: an
+// instance that is asked for by kind or policy ends with the response.
+func measureFootprint(ctx context.Context, l *Lab, p Point) ([]Sample, error) {
+	name, err := l.Function(ctx, p.Function, "-"+p.Variant, func(f *api.Function) {
+		f.KeepAlive, f.MemoryPolicy = api.Duration(3*time.Second), "lazy"
+		f.Snapshot.Off = p.Variant == "booted"
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := l.Quiet(ctx, name); err != nil {
+		return nil, err
+	}
+	s, err := l.invoke(ctx, name, invocation{input: p.Input})
+	if err == nil {
+		s.Guest, err = l.footprint(ctx, name, subjectOf(p.Function).memoryMiB())
+	}
+	return one(s, err)
 }
 
 // footprint looks at the one instance of a function, which is idle.

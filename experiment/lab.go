@@ -46,14 +46,14 @@ func NewLab(h Host, set Settings, log *slog.Logger) *Lab {
 	return &Lab{Host: h, Set: set, log: log, deployed: map[string]bool{}, trained: map[string]int{}, first: map[string]*workingset.Trace{}}
 }
 
-// idle is how long an instance of a measured function stays after a response: as
-// short as lets a warm call follow.
+// idle is how long an instance of a measured function stays after a response, if
+// it was not started for one call alone: as short as lets a warm call follow.
 const idle = 400 * time.Millisecond
 
 // Function deploys a subject, once, and returns its name as a function. A suffix
-// makes another of the same subject, with its own snapshot; keep is how long its
-// instances stay, nought for as short as possible.
-func (l *Lab) Function(ctx context.Context, subject, suffix string, keep time.Duration) (string, error) {
+// makes another of the same subject, with its own snapshot; edit, which may be
+// nil, changes its settings.
+func (l *Lab) Function(ctx context.Context, subject, suffix string, edit func(*api.Function)) (string, error) {
 	name := nameOf(subject) + suffix
 	if l.deployed[name] {
 		return name, nil
@@ -61,10 +61,10 @@ func (l *Lab) Function(ctx context.Context, subject, suffix string, keep time.Du
 	f := subjectOf(subject).settings
 	f.Name, f.VCPUs, f.MaxInstances = name, 1, 64
 	f.Timeout, f.ReadyTimeout = api.Duration(5*time.Minute), api.Duration(5*time.Minute)
-	if f.KeepAlive = api.Duration(keep); keep == 0 {
-		f.KeepAlive = api.Duration(idle)
+	f.KeepAlive, f.MemoryMiB = api.Duration(idle), subjectOf(subject).memoryMiB()
+	if edit != nil {
+		edit(&f)
 	}
-	f.MemoryMiB = subjectOf(subject).memoryMiB()
 	start := time.Now()
 	if err := l.Deploy(ctx, subject, f); err != nil {
 		return "", fmt.Errorf("deploying %s: %w", subject, err)

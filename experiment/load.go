@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/experiment/chart"
 	"github.com/skep-dev/skep/experiment/stat"
 )
@@ -42,7 +43,7 @@ func warmFunctions(set Settings) int {
 const loadEvery = 500 * time.Millisecond
 
 func measureLoad(ctx context.Context, l *Lab, p Point) ([]Sample, error) {
-	name, err := l.Function(ctx, p.Function, "", 0)
+	name, err := l.Function(ctx, p.Function, "", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +56,7 @@ func measureLoad(ctx context.Context, l *Lab, p Point) ([]Sample, error) {
 	}
 	warm := make([]string, p.N)
 	for i := range warm {
-		if warm[i], err = l.Function(ctx, p.Function, fmt.Sprintf("-warm%d", i), 10*time.Minute); err != nil {
+		if warm[i], err = l.Function(ctx, p.Function, fmt.Sprintf("-warm%d", i), func(f *api.Function) { f.KeepAlive = api.Duration(10 * time.Minute) }); err != nil {
 			return nil, err
 		}
 		if _, err := l.invoke(ctx, warm[i], invocation{input: 1}); err != nil {

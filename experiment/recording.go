@@ -20,7 +20,7 @@ var recording = &Experiment{
 		if p.Variant == "mmap" {
 			return measureCold(ctx, l, p)
 		}
-		name, err := l.Function(ctx, p.Function, "", 0)
+		name, err := l.Function(ctx, p.Function, "", nil)
 		if err != nil {
 			return nil, err
 		}

@@ -26,7 +26,7 @@ func replayed(variant string) (policy string, ok bool) {
 // replayAtOnce replays the trace of a function N times at once, each from a copy
 // of the snapshot of its own, without VMs.
 func (l *Lab) replayAtOnce(ctx context.Context, p Point, policy string) (_ []Sample, err error) {
-	name, err := l.Function(ctx, p.Function, "", 0)
+	name, err := l.Function(ctx, p.Function, "", nil)
 	if err != nil {
 		return nil, err
 	}

@@ -21,7 +21,7 @@ var steps = &Experiment{
 
 // measureCold is a cold start whose policy is the variant.
 func measureCold(ctx context.Context, l *Lab, p Point) ([]Sample, error) {
-	name, err := l.Function(ctx, p.Function, "", 0)
+	name, err := l.Function(ctx, p.Function, "", nil)
 	if err != nil {
 		return nil, err
 	}

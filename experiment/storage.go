@@ -37,7 +37,7 @@ type Limit struct {
 }
 
 func measureStorage(ctx context.Context, l *Lab, p Point) (_ []Sample, err error) {
-	name, err := l.Function(ctx, p.Function, "", 0)
+	name, err := l.Function(ctx, p.Function, "", nil)
 	if err != nil {
 		return nil, err
 	}

@@ -49,7 +49,7 @@ func tracePoints(set Settings) []Point {
 }
 
 func measureTraces(ctx context.Context, l *Lab, p Point) ([]Sample, error) {
-	name, err := l.Function(ctx, p.Function, "", 0)
+	name, err := l.Function(ctx, p.Function, "", nil)
 	if err != nil {
 		return nil, err
 	}
