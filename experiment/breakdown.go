@@ -52,7 +52,7 @@ func showBreakdown(all []Sample) Section {
 	return Section{
 		Charts: []chart.Chart{c}, Tables: []Table{t},
 		Findings: []string{
-			fmt.Sprintf("Loading the VMM and restoring the connection take %s–%s ms (paper: 156–317 ms).", number(low), number(high)),
+			fmt.Sprintf("Loading the VMM and restoring the connection take %s (paper: 156–317 ms).", between(low, high, " ms")),
 			fmt.Sprintf("The function's own work takes %s as long cold as warm, in the geometric mean (paper: 1.95×).", times(stat.GeoMean(slower))),
 		},
 	}

@@ -38,7 +38,9 @@ const (
 // measureDrift makes a row of cold starts from a snapshot that is new to the
 // policy; the first of them records.
 func measureDrift(ctx context.Context, l *Lab, p Point) ([]Sample, error) {
-	name, err := l.Function(ctx, p.Function, "-drift", nil)
+	name, err := l.Function(ctx, p.Function, "-drift", func(f *api.Function) {
+		f.Env = map[string]string{"HELLO_TABLE_MIB": "32"}
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -47,13 +47,13 @@ func measureFootprint(ctx context.Context, l *Lab, p Point) ([]Sample, error) {
 	}
 	s, err := l.invoke(ctx, name, invocation{input: p.Input})
 	if err == nil {
-		s.Guest, err = l.footprint(ctx, name, subjectOf(p.Function).memoryMiB())
+		s.Guest, err = l.footprint(ctx, name)
 	}
 	return one(s, err)
 }
 
 // footprint looks at the one instance of a function, which is idle.
-func (l *Lab) footprint(ctx context.Context, name string, memoryMiB int) (*Footprint, error) {
+func (l *Lab) footprint(ctx context.Context, name string) (*Footprint, error) {
 	list, err := l.Client().Instances(ctx, name)
 	if err != nil {
 		return nil, err
@@ -61,7 +61,7 @@ func (l *Lab) footprint(ctx context.Context, name string, memoryMiB int) (*Footp
 	if len(list) != 1 || list[0].PID == 0 {
 		return nil, fmt.Errorf("looking at the memory of %s: it has %d instances", name, len(list))
 	}
-	return readFootprint(list[0].PID, int64(memoryMiB)<<20)
+	return readFootprint(list[0].PID, l.memory[name])
 }
 
 // readFootprint finds the guest's memory among a VMM's mappings by its size.
@@ -122,6 +122,6 @@ func showFootprint(all []Sample) Section {
 	}
 	low, high := extremes(shares)
 	return Section{Charts: []chart.Chart{c}, Tables: []Table{t}, Findings: []string{
-		fmt.Sprintf("A restored instance needs %s–%s of what a booted one has touched (paper: 3–39%%).", percent(low), percent(high)),
+		fmt.Sprintf("A restored instance needs %s of what a booted one has touched (paper: 3–39%%).", between(100*low, 100*high, "%")),
 	}}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/functions"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/memory/workingset"
 )
@@ -38,12 +39,13 @@ type Lab struct {
 	deployed map[string]bool // names
 	trained  map[string]int  // name -> input whose trace the snapshot has
 
-	first map[string]*workingset.Trace // name -> trace of its first input
+	memory map[string]int64             // name -> bytes of guest memory
+	first  map[string]*workingset.Trace // name -> trace of its first input
 }
 
 // NewLab returns a lab without functions.
 func NewLab(h Host, set Settings, log *slog.Logger) *Lab {
-	return &Lab{Host: h, Set: set, log: log, deployed: map[string]bool{}, trained: map[string]int{}, first: map[string]*workingset.Trace{}}
+	return &Lab{Host: h, Set: set, log: log, deployed: map[string]bool{}, trained: map[string]int{}, memory: map[string]int64{}, first: map[string]*workingset.Trace{}}
 }
 
 // idle is how long an instance of a measured function stays after a response, if
@@ -58,10 +60,16 @@ func (l *Lab) Function(ctx context.Context, subject, suffix string, edit func(*a
 	if l.deployed[name] {
 		return name, nil
 	}
-	f := subjectOf(subject).settings
+	f, err := functions.Settings(subject)
+	if err != nil {
+		return "", err
+	}
 	f.Name, f.VCPUs, f.MaxInstances = name, 1, 64
-	f.Timeout, f.ReadyTimeout = api.Duration(5*time.Minute), api.Duration(5*time.Minute)
-	f.KeepAlive, f.MemoryMiB = api.Duration(idle), subjectOf(subject).memoryMiB()
+	f.Timeout, f.ReadyTimeout = api.Duration(10*time.Minute), api.Duration(10*time.Minute)
+	f.KeepAlive = api.Duration(idle)
+	if f.MemoryMiB == 0 {
+		f.MemoryMiB = 256
+	}
 	if edit != nil {
 		edit(&f)
 	}
@@ -70,7 +78,7 @@ func (l *Lab) Function(ctx context.Context, subject, suffix string, edit func(*a
 		return "", fmt.Errorf("deploying %s: %w", subject, err)
 	}
 	l.log.Info("deployed", "function", name, "took", time.Since(start).Round(100*time.Millisecond))
-	l.deployed[name] = true
+	l.deployed[name], l.memory[name] = true, int64(f.MemoryMiB)<<20
 	return name, nil
 }
 

@@ -72,7 +72,7 @@ func showPolicies(all []Sample) Section {
 			if v == "reap" {
 				paper = " (paper: 3.7×, from 1.04 to 9.7)"
 			}
-			sec.Findings = append(sec.Findings, fmt.Sprintf("%s is %s as fast as mmap in the geometric mean, from %s to %s%s.", v, times(stat.GeoMean(ratios[v])), number(lo), number(hi), paper))
+			sec.Findings = append(sec.Findings, fmt.Sprintf("%s is %s as fast as mmap in the geometric mean%s%s.", v, times(stat.GeoMean(ratios[v])), spread(lo, hi), paper))
 		}
 	}
 	if slices.Contains(variants, "reap") {
@@ -106,4 +106,12 @@ func faultsLeft(of []Sample) float64 {
 		m := s.Record.Memory
 		return float64(m.Faults) / max(float64(m.Faults+m.Prefetched), 1)
 	}))
+}
+
+// spread says from where to where values go, if they do.
+func spread(lo, hi float64) string {
+	if number(lo) == number(hi) {
+		return ""
+	}
+	return ", from " + number(lo) + " to " + number(hi)
 }

@@ -46,6 +46,6 @@ func showRecording(all []Sample) Section {
 	}
 	low, high := extremes(ratios)
 	return Section{Charts: []chart.Chart{c}, Tables: []Table{t}, Findings: []string{
-		fmt.Sprintf("Recording costs %s–%s, %s in the geometric mean (paper: 15–87%%, 28%% on average).", percent(low-1), percent(high-1), percent(stat.GeoMean(ratios)-1)),
+		fmt.Sprintf("Recording costs %s, %s in the geometric mean (paper: 15–87%%, 28%% on average).", between(100*(low-1), 100*(high-1), "%"), percent(stat.GeoMean(ratios)-1)),
 	}}
 }

@@ -140,3 +140,12 @@ func stageBar(label string, all []Sample, paper float64) chart.Bar {
 const stageCaption = "Parts are medians, scaled so that they add up to the median of the whole."
 
 func itoa(n int) string { return strconv.Itoa(n) }
+
+// between writes a range, or its one value.
+func between(lo, hi float64, unit string) string {
+	a, b := number(lo), number(hi)
+	if a == b {
+		return a + unit
+	}
+	return a + "–" + b + unit
+}

@@ -115,7 +115,7 @@ func showContiguity(all []Sample) Section {
 	}
 	low, high := extremes(mean)
 	return Section{Charts: []chart.Chart{c}, Tables: []Table{t}, Findings: []string{
-		fmt.Sprintf("Runs are %s–%s pages long on average (paper: 1.6–4.9): reading single pages at random is what a lazy restore comes down to.", number(low), number(high)),
+		fmt.Sprintf("Runs are %s pages long on average (paper: 1.6–4.9): reading single pages at random is what a lazy restore comes down to.", between(low, high, "")),
 	}}
 }
 
@@ -172,6 +172,6 @@ func showMispredictions(all []Sample) Section {
 	}
 	low, high := extremes(seen)
 	return Section{Charts: []chart.Chart{c}, Tables: []Table{t}, Findings: []string{
-		fmt.Sprintf("%s–%s%% of a recorded working set is prefetched in vain (paper: 3–39%%).", number(low), number(high)),
+		fmt.Sprintf("%s of a recorded working set is prefetched in vain (paper: 3–39%%).", between(low, high, "%")),
 	}}
 }

@@ -79,7 +79,7 @@ gone. Variants take turns, run by run.`,
 	f.IntVar(&o.set.MaxVMs, "max-vms", 8, "microVMs at once, in concurrency")
 	f.IntVar(&o.set.MaxReplays, "max-replays", 64, "replays at once, in concurrency")
 	f.Int64Var(&o.mbs, "slow-mbs", 100, "MB/s of the slow disk")
-	f.Int64Var(&o.set.Storage.IOPS, "slow-iops", 200, "reads a second of the slow disk")
+	f.Int64Var(&o.set.Storage.IOPS, "slow-iops", 500, "reads a second of the slow disk")
 	c.keyFlags(f, "vmm", "accel", "qemu", "firecracker", "kernel", "kernel_modules", "kernel_dir", "data_dir", "log_level")
 	return cmd
 }
@@ -128,6 +128,11 @@ func (c *cli) runExperiments(ctx context.Context, o experimentFlags) (err error)
 	for _, w := range without {
 		c.say("left out: %s", w)
 	}
+	stop, err := c.startInputs(ctx, o.set.Functions)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
 	p, err := c.startPrivate(ctx, "experiment")
 	if err != nil {
 		return err

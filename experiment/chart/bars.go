@@ -90,7 +90,7 @@ func (b *Bars) Draw(p Pen, width float64) float64 {
 			}
 		}
 	}
-	left := min(labels+10, width*0.4)
+	left := min(labels*1.1+10, width*0.42) // type on a page may be wider than Liberation
 	right := width - 58
 	lo, hi := b.extent()
 	ticks := int(max((right-left)/90, 2))
@@ -186,7 +186,7 @@ func (b *Bars) bar(p Pen, s scale, bar Bar, y, width float64) {
 		sum += part.Value
 	}
 	for _, v := range bar.Samples {
-		if v > 0 || !b.Log {
+		if len(bar.Samples) > 1 && (v > 0 || !b.Log) {
 			p.Dot(s.at(v), y, 1.9, Text, 0.38, Number(v)+" "+b.Unit)
 		}
 	}
