@@ -22,7 +22,7 @@ PKG ?= ./...
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-firecracker build s3 lint setup setup-test clean
+.PHONY: help demo paper test test-firecracker build s3 lint setup setup-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,12 @@ help: ## list the targets
 demo: build ## set up, build, and show one function boot, sleep and start from its snapshot
 	bin/skep setup
 	bin/skep demo
+
+OUT ?= paper
+
+paper: build s3 ## re-create the paper's figures in OUT; goes on where it was interrupted; QUICK=1: some five minutes
+	bin/skep setup
+	bin/skep experiment all $(if $(QUICK),--quick) --out $(OUT)
 
 build: setup ## build bin/skep, bin/skep-agent and bin/skep-hello
 	@$(MAKE) --no-print-directory binaries

@@ -37,12 +37,12 @@ func concurrencyPoints(set Settings) []Point {
 		for _, n := range atOnce {
 			if n <= set.MaxVMs {
 				for _, v := range []string{"mmap", "reap", "stream"} {
-					out = append(out, Point{Function: f, Variant: v, N: n, Run: run, Input: otherInput(run), Seconds: 2 + 0.6*float64(n)})
+					out = append(out, Point{Function: f, Variant: v, N: n, Run: run, Input: otherInput(run), Seconds: 1.5 + float64(n)})
 				}
 			}
 			if n <= set.MaxReplays {
 				for _, v := range []string{"lazy", "reap", "stream"} {
-					out = append(out, Point{Function: f, Variant: v + replaySuffix, N: n, Run: run, Seconds: 0.5 + 0.12*float64(n)})
+					out = append(out, Point{Function: f, Variant: v + replaySuffix, N: n, Run: run, Seconds: 1 + 0.8*float64(n)})
 				}
 			}
 		}

@@ -16,9 +16,13 @@ var drift = &Experiment{
 	Question: "How many page faults remain after prefetching, start by start, when a function's input changes and stays changed?",
 	Points: func(set Settings) []Point {
 		var out []Point
-		for run := range set.Runs {
+		runs := set.Runs
+		if set.Quick {
+			runs = 1
+		}
+		for run := range runs {
 			for _, v := range []string{"reap", "stream"} {
-				out = append(out, Point{Function: drifter, Variant: v, Run: run, Seconds: 8 + 2*driftStarts})
+				out = append(out, Point{Function: drifter, Variant: v, Run: run, Seconds: 10 + 0.8*driftStarts})
 			}
 		}
 		return out

@@ -23,7 +23,7 @@ var footprint = &Experiment{
 		points := turns(set, set.Functions, []string{"booted", "restored"})
 		for i := range points {
 			if points[i].Variant == "booted" {
-				points[i].Seconds += 8
+				points[i].Seconds += 8 // it boots
 			}
 		}
 		return points

@@ -22,7 +22,7 @@ var load = &Experiment{
 		for i := range points {
 			points[i].N = warmFunctions(set)
 			if i == 1 { // the first to be loaded deploys them
-				points[i].Seconds += 6 * float64(points[i].N)
+				points[i].Seconds += deploySeconds * float64(points[i].N)
 			}
 		}
 		return points
@@ -34,7 +34,7 @@ var load = &Experiment{
 // warmFunctions are the paper's 20, fewer for a quick look.
 func warmFunctions(set Settings) int {
 	if set.Quick {
-		return 4
+		return 2
 	}
 	return 20
 }

@@ -10,7 +10,7 @@ import (
 // Plan lists what there is to measure for the settings, in order.
 // and why experiments are left out.
 func Plan(set Settings) (plan []Point, without []string, err error) {
-	planned := map[string]bool{}
+	planned, deployed := map[string]bool{}, map[string]bool{}
 	for _, name := range set.Experiments {
 		e, err := Find(name)
 		if err != nil {
@@ -28,11 +28,19 @@ func Plan(set Settings) (plan []Point, without []string, err error) {
 		planned[e.data()] = true
 		for _, p := range e.Points(set) {
 			p.Experiment = e.data()
+			if !deployed[p.Function] {
+				deployed[p.Function] = true
+				p.Seconds += deploySeconds
+			}
 			plan = append(plan, p)
 		}
 	}
 	return plan, without, nil
 }
+
+// deploySeconds is about how long making a function takes, and its snapshot,
+// when its image is there.
+const deploySeconds = 10
 
 // measurer finds what measures the points of that name.
 func measurer(data string) (*Experiment, error) {

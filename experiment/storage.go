@@ -20,7 +20,11 @@ var storage = &Experiment{
 		return ""
 	},
 	Points: func(set Settings) []Point {
-		points := turns(set, set.Functions, []string{"mmap", "reap", "stream"})
+		on := set.Functions
+		if set.Quick {
+			on = []string{simplest(set)}
+		}
+		points := turns(set, on, []string{"mmap", "reap", "stream"})
 		for i := range points {
 			points[i].Seconds += 4
 		}

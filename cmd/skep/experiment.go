@@ -71,11 +71,11 @@ gone. Variants take turns, run by run.`,
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringVarP(&o.out, "out", "o", "paper", "`DIRECTORY` of results; what it has is not measured again")
-	f.IntVarP(&o.set.Runs, "runs", "n", 10, "runs of each variant (quick: 3)")
+	f.IntVarP(&o.set.Runs, "runs", "n", 10, "runs of each variant (quick: 2)")
 	f.StringSliceVar(&o.set.Functions, "functions", experiment.DefaultFunctions(), "which of the functions that come with skep")
 	f.StringSliceVar(&o.set.Policies, "policies", nil, "memory policies, where they are compared over functions (default mmap,reap,stream,resident)")
 	f.StringVar(&o.set.Cold, "cold", experiment.ColdFiles, "what leaves the page cache before a start: none, files or all")
-	f.BoolVar(&o.set.Quick, "quick", false, "some five minutes: two functions, three runs, few at once")
+	f.BoolVar(&o.set.Quick, "quick", false, "some five minutes: two functions, two runs, few at once")
 	f.IntVar(&o.set.MaxVMs, "max-vms", 8, "microVMs at once, in concurrency")
 	f.IntVar(&o.set.MaxReplays, "max-replays", 64, "replays at once, in concurrency")
 	f.Int64Var(&o.mbs, "slow-mbs", 100, "MB/s of the slow disk")
@@ -90,7 +90,7 @@ func (o *experimentFlags) complete(cmd *cobra.Command) error {
 	o.set.Storage.BPS = o.mbs * 1e6
 	if o.set.Quick {
 		if !changed("runs") {
-			o.set.Runs = 3
+			o.set.Runs = 2
 		}
 		if !changed("functions") {
 			o.set.Functions = o.set.Functions[:min(2, len(o.set.Functions))]

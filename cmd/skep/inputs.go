@@ -73,7 +73,11 @@ func (c *cli) startInputs(ctx context.Context, names []string) (stop func() erro
 	}
 	stop = func() error {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-		return <-ended
+		var status *exec.ExitError
+		if err := <-ended; !errors.As(err, &status) {
+			return err
+		}
+		return nil // how it ends when it is told to does not matter
 	}
 	if err := awaitServing(ctx, out); err != nil {
 		return nil, errors.Join(fmt.Errorf("starting the server of the functions' inputs: %w", err), stop())
