@@ -137,7 +137,8 @@ func onThread(fn func() error) error {
 
 // limit sets the limits of a process that has just been started. A core dump
 // of a VMM would hold the guest's memory. The process may have ended already,
-// which is no concern of this function.
+// which is no concern of this function; where it has become another user's,
+// CAP_SYS_RESOURCE is needed, which some containers lack.
 func limit(pid int, maxFiles uint64) {
 	_ = unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
 	if maxFiles > 0 {

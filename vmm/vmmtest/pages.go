@@ -61,6 +61,9 @@ func (p *pages) close() {
 	if p.guest.FD != nil {
 		p.guest.FD.Close()
 	}
+	if p.guest.Gone != nil {
+		p.guest.Gone.Close()
+	}
 	p.wg.Wait()
 }
 

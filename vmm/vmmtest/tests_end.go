@@ -179,7 +179,12 @@ func (s *suite) testRestoreErrors(t *testing.T) {
 func (s *suite) testAttachErrors(t *testing.T) {
 	refused := errors.New("refused by the test")
 	r := vmm.RestoreSpec{Config: s.config, Host: s.host(t), State: s.state}
-	r.Memory.Attach = func(_ context.Context, g userfaultfd.Guest) error { return errors.Join(refused, g.FD.Close()) }
+	r.Memory.Attach = func(_ context.Context, g userfaultfd.Guest) error {
+		if g.Gone != nil {
+			g.Gone.Close()
+		}
+		return errors.Join(refused, g.FD.Close())
+	}
 	if _, err := s.vmm.Restore(s.context(t), r); !errors.Is(err, refused) {
 		t.Errorf("Restore: %v; want Attach's own error", err)
 	}
