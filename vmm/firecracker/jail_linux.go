@@ -138,7 +138,8 @@ func (e *entry) check(h vmm.Host) error {
 }
 
 // mount builds the jail. It is called on a thread that is thrown away, and
-// whose mount namespace the process inherits.
+// whose mount namespace and root directory the process inherits. The jailer
+// moves into the jail by itself.
 func (j *jail) mount() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("making a mount namespace: %w", err)
@@ -166,7 +167,27 @@ func (j *jail) mount() error {
 	if err := (entry{name: binary, path: j.binary}).mount(j); err != nil {
 		return err
 	}
-	return j.devices()
+	if err := j.devices(); err != nil {
+		return err
+	}
+	return enter(j.root())
+}
+
+// enter makes dir, a mount, the root of this mount namespace, and lets go of
+// all that was mounted before: other file systems must not stay busy for as
+// long as the process lives.
+func enter(dir string) error {
+	if err := unix.Chdir(dir); err != nil {
+		return &os.PathError{Op: "chdir", Path: dir, Err: err}
+	}
+	// The old root is stacked on the new one, and so needs no directory in it.
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("changing the root directory: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("letting go of the old root directory: %w", err)
+	}
+	return nil
 }
 
 func (e entry) mount(j *jail) error {

@@ -60,7 +60,7 @@ func TestJail(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out strings.Builder
-	p, err := process.Start(process.Spec{Path: "/" + binary, Host: h, Chroot: j.root(), Prepare: j.mount, Stdout: &out, MaxFiles: maxFiles})
+	p, err := process.Start(process.Spec{Path: "/" + binary, Host: h, AsUser: true, Prepare: j.mount, Stdout: &out, MaxFiles: maxFiles})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -108,7 +108,7 @@ func (l *launch) spec(m *machine) process.Spec {
 	case !m.jail.confined():
 		s.Args = append(id, s.Args...)
 	case m.jail.jailer == "":
-		s.Path, s.Chroot, s.Prepare = "/"+binary, m.jail.root(), m.jail.mount
+		s.Path, s.AsUser, s.Prepare = "/"+binary, true, m.jail.mount
 		s.Args = append(id, s.Args...)
 	default:
 		s.Prepare, s.Path = m.jail.mount, m.jail.jailer

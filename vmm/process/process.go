@@ -33,12 +33,12 @@ type Spec struct {
 	// must not be used for anything else: userfaultfd.Start is made for it.
 	Start func(cmd *exec.Cmd, enter func() error) error
 	// Prepare, when set, runs on the thread that forks, after it has entered the
-	// network namespace: in it a mount namespace can be made for the process. The
-	// thread is not used again. It goes with a nil Start only.
+	// network namespace: it can make a mount namespace for the process, and a root
+	// directory, in which Path then is. The thread is not used again. It goes with
+	// a nil Start only.
 	Prepare func() error
-	// Chroot, when set, becomes the root directory of the process, which then
-	// runs as Host.UID and Host.GID.
-	Chroot string
+	// AsUser has the process run as Host.UID and Host.GID, in "/".
+	AsUser bool
 	// Stdout gets what the process writes there; nil discards it.
 	Stdout io.Writer
 	// MaxFiles is the limit of its open files; 0 leaves the caller's.
@@ -89,11 +89,17 @@ func (p *Process) start(spec Spec) (err error) {
 	p.cmd = exec.Command(spec.Path, spec.Args...)
 	p.cmd.SysProcAttr = attr
 	p.cmd.Dir = spec.Host.Dir
-	if spec.Chroot != "" {
-		attr.Chroot, p.cmd.Dir = spec.Chroot, "/"
+	if spec.AsUser {
+		p.cmd.Dir = "/"
 		attr.Credential = &syscall.Credential{Uid: uint32(spec.Host.UID), Gid: uint32(spec.Host.GID)}
 	}
 	p.cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}, spec.Host.Env...)
+	stdin, err := os.Open(os.DevNull) // which the root directory that Prepare makes may lack
+	if err != nil {
+		return err
+	}
+	defer stdin.Close()
+	p.cmd.Stdin = stdin
 	p.cmd.Stdout, p.cmd.Stderr = spec.Stdout, p.Words()
 	p.cmd.ExtraFiles = spec.Files
 	p.cmd.WaitDelay = time.Second
