@@ -107,7 +107,7 @@ var Keys = []Key{
 	{"vmm", "virtual machine monitor: auto, qemu or firecracker", func(c *Config) any { return &c.VMM }},
 	{"accel", "how guest code runs: auto, kvm or tcg", func(c *Config) any { return &c.Accel }},
 	{"qemu", "QEMU binary (default: the distribution's)", func(c *Config) any { return &c.QEMU }},
-	{"firecracker", "Firecracker binary (default: on the PATH, or what `skep setup firecracker` fetched)", func(c *Config) any { return &c.FirecrackerPath }},
+	{"firecracker", "Firecracker binary (default: on the PATH, or what skep setup firecracker fetched)", func(c *Config) any { return &c.FirecrackerPath }},
 	{"memory_policy", "how restored memory is filled, for functions that name no policy (default: the best there is)", func(c *Config) any { return &c.MemoryPolicy }},
 	{"memory_learning", "let working sets follow what restores touch, under the stream policy", func(c *Config) any { return &c.Learning }},
 	{"memory_sample_every", "one restore in so many holds back a sample of its working set, to find what is no longer touched (0: 16)", func(c *Config) any { return &c.SampleEvery }},
