@@ -23,6 +23,7 @@ import (
 // Spec is a process to be started.
 type Spec struct {
 	Path string
+	Name string // in errors; "" is the last element of Path
 	Args []string // without the program's name
 	// Files become the descriptors 3, 4, … of the process. The caller keeps its
 	// own and closes them after Start.
@@ -50,6 +51,7 @@ type Spec struct {
 // Process is a running process. It is reaped as soon as it ends.
 type Process struct {
 	cmd    *exec.Cmd
+	name   string
 	group  *cgroup.Group // nil without one
 	stderr *tail
 	log    *Log
@@ -64,7 +66,10 @@ type Process struct {
 
 // Start starts the process. When it fails nothing is left.
 func Start(spec Spec) (*Process, error) {
-	p := &Process{stderr: &tail{}, done: make(chan struct{})}
+	if spec.Name == "" {
+		spec.Name = filepath.Base(spec.Path)
+	}
+	p := &Process{name: spec.Name, stderr: &tail{}, done: make(chan struct{})}
 	if err := p.start(spec); err != nil {
 		return nil, errors.Join(err, p.free())
 	}
@@ -174,7 +179,7 @@ func (p *Process) Err() error {
 	if p.state != nil {
 		how = p.state.Error()
 	}
-	return fmt.Errorf("%s ended: %s%w", filepath.Base(p.cmd.Path), how, p.said())
+	return fmt.Errorf("%s ended: %s%w", p.name, how, p.said())
 }
 
 // ExitCode is the process's exit code, -1 while it runs and after a signal.
