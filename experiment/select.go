@@ -59,7 +59,6 @@ func values(all []Sample, of func(Sample) float64) []float64 {
 }
 
 func totals(all []Sample) []float64     { return values(all, Sample.Total) }
-func medianTotal(all []Sample) float64  { return stat.Median(totals(all)) }
 func medianFaults(all []Sample) float64 { return stat.Median(values(all, Sample.Faults)) }
 func summary(all []Sample) stat.Summary { return stat.Summarize(totals(all)) }
 func number(v float64) string           { return chart.Number(v) }

@@ -58,7 +58,7 @@ func (e *Error) Error() string {
 	return e.Request + ": " + e.Message
 }
 
-var errTooSlow = errors.New("Firecracker does not answer in time")
+var errTooSlow = errors.New("no answer from Firecracker in time")
 
 // put and patch send a body that one of the types below describes.
 func (c *client) put(ctx context.Context, path string, body any) error {

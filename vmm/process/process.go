@@ -23,7 +23,7 @@ import (
 // Spec is a process to be started.
 type Spec struct {
 	Path string
-	Name string // in errors; "" is the last element of Path
+	Name string   // in errors; "" is the last element of Path
 	Args []string // without the program's name
 	// Files become the descriptors 3, 4, … of the process. The caller keeps its
 	// own and closes them after Start.
