@@ -12,10 +12,10 @@ import (
 )
 
 // The self-test guest executes two instructions a round. Hardware does these
-// in some ten milliseconds, and so, ten times slower, does a hypervisor below
-// another; a software emulation needs half a minute.
+// in a few milliseconds, and so, ten times slower, does a hypervisor below
+// another, busy or emulated as it may be; a software KVM needs seven seconds.
 const (
-	kvmRounds = 20_000_000
+	kvmRounds = 5_000_000
 	kvmLimit  = time.Second
 )
 
