@@ -63,7 +63,7 @@ tests:
 	$(GO) vet $(PKG)
 	$(GO) test $(TEST_FLAGS) $(PKG)
 ifeq ($(PKG),./...)
-	@$(GO) run ./testbed test --if-found
+	@$(GO) run ./testbed test --if-found ./vmm/...
 endif
 
 test-firecracker: setup-test ## run the tests of VMMs and the end-to-end tests on a real Firecracker

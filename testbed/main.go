@@ -58,7 +58,7 @@ func command() *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.IntVar(&o.cpus, "cpus", 0, "processors of the host; 0 is up to 4 on KVM and 1 without, since QEMU's emulation of more may hang")
 	flags.IntVar(&o.memoryMiB, "memory", 6144, "memory of the host in MiB; it is taken as it is used")
-	flags.DurationVar(&o.timeout, "timeout", time.Hour, "end everything after this time; 0 is never")
+	flags.DurationVar(&o.timeout, "timeout", 2*time.Hour, "end everything after this time; 0 is never")
 	flags.StringVar(&o.firecracker, "firecracker", os.Getenv("SKEP_FIRECRACKER"), "path of firecracker; jailer is taken from beside it (default: from the PATH)")
 	root.AddCommand(testCommand(&o), runCommand(&o), shellCommand(&o), upCommand(&o))
 	return root
