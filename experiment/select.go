@@ -62,7 +62,7 @@ func totals(all []Sample) []float64     { return values(all, Sample.Total) }
 func medianFaults(all []Sample) float64 { return stat.Median(values(all, Sample.Faults)) }
 func summary(all []Sample) stat.Summary { return stat.Summarize(totals(all)) }
 func number(v float64) string           { return chart.Number(v) }
-func percent(share float64) string      { return number(100*share) + "\u202f%" }
+func percent(share float64) string      { return number(100*share) + "%" }
 func times(v float64) string            { return number(v) + "×" }
 func paperNumber(v float64) string {
 	if v == 0 {

@@ -6,7 +6,6 @@ package report
 import (
 	"bytes"
 	_ "embed"
-	"encoding/csv"
 	"fmt"
 	"html/template"
 	"io"
@@ -130,15 +129,7 @@ func writeFiles(dir string, s section) error {
 		}
 	}
 	for _, t := range s.Tables {
-		path := filepath.Join(dir, "tables", t.Name+".csv")
-		err := write(path, func(w io.Writer) error {
-			out := csv.NewWriter(w)
-			if err := out.WriteAll(append([][]string{t.Head}, t.Rows...)); err != nil {
-				return err
-			}
-			return out.Error()
-		})
-		if err != nil {
+		if err := write(filepath.Join(dir, "tables", t.Name+".csv"), func(w io.Writer) error { return writeCSV(w, t) }); err != nil {
 			return err
 		}
 	}
