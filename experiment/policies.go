@@ -52,7 +52,7 @@ func showPolicies(all []Sample) Section {
 			a.Bars = append(a.Bars, chart.NewBar(v, chart.PolicyInk(v), totals(of), map[string]float64{"mmap": paper.vanilla, "reap": paper.reap}[v]))
 			if r := stat.Ratios(base, totals(of)); v != "mmap" && r.Value > 0 {
 				ratios[v] = append(ratios[v], r.Value)
-				b := chart.Bar{Label: v, Parts: []chart.Part{{Name: v, Value: r.Value, Ink: chart.PolicyInk(v)}}, Summary: stat.Summary{N: len(of), Median: r.Value, Lo: r.Lo, Hi: r.Hi}}
+				b := chart.Bar{Label: v, Parts: []chart.Part{{Name: v, Value: r.Value, Ink: chart.PolicyInk(v)}}, Summary: stat.Summary{N: len(of), Median: r.Value, Lo: r.Lo, Hi: r.Hi, Weak: r.Weak}}
 				if v == "reap" && paper.reap > 0 {
 					b.Paper = paper.vanilla / paper.reap
 				}

@@ -28,19 +28,14 @@ func measureCold(ctx context.Context, l *Lab, p Point) ([]Sample, error) {
 	return one(l.Cold(ctx, name, p.Variant, p.Input))
 }
 
-var stepNames = map[string]string{
-	"mmap": "mmap: the kernel pages in", "lazy": "lazy: userfaultfd, one by one", "parallel": "parallel: trace, 16 readers",
-	"wsfile": "wsfile: working-set file", "reap": "reap: the same, O_DIRECT", "stream": "stream: overlapped", "resident": "resident: all of memory",
-}
-
 func showSteps(all []Sample) Section {
 	c := &chart.Bars{Info: chart.Info{Name: "fig7-steps", Title: "Cold start by policy",
-		Caption: stageCaption + " lazy, stream and resident are not in the paper's figure."}, Unit: "ms", Keys: stageKeys()}
+		Caption: "mmap: the kernel pages in; lazy: userfaultfd, page by page; parallel: the trace's pages by 16 readers; wsfile: the working-set file through the page cache; reap: the same past it; stream: overlapped with the VMM's start; resident: all of memory. lazy, stream and resident are not in the paper's figure. " + stageCaption}, Unit: "ms", Keys: stageKeys()}
 	t := Table{Name: "fig7-steps", Head: []string{"policy", "cold start ms", "fetch ms", "read MB", "fetch MB/s", "faults", "paper ms", "paper MB/s"}}
 	group := chart.Group{}
 	for _, v := range variantsOf(all) {
 		of := pick(all, "", v)
-		group.Bars = append(group.Bars, stageBar(stepNames[v], of, paperSteps[v]))
+		group.Bars = append(group.Bars, stageBar(v, of, paperSteps[v]))
 		memory := func(f func(Sample) float64) float64 { return stat.Median(values(of, f)) }
 		fetch := memory(fetchTime)
 		read := memory(func(s Sample) float64 { return float64(s.Record.Memory.BytesRead) / 1e6 })

@@ -57,23 +57,42 @@ const (
 // About implements Chart.
 func (b *Bars) About() Info { return b.Info }
 
-// Legend implements Chart.
+// Legend implements Chart: the keys that something is drawn in, and what else
+// there is to see.
 func (b *Bars) Legend() []Key {
-	keys := b.Keys
-	paper, dots := false, false
+	var paper, dots, sure bool
+	inks := map[Ink]bool{}
 	for _, g := range b.Groups {
 		for _, bar := range g.Bars {
 			paper = paper || bar.Paper > 0
 			dots = dots || len(bar.Samples) > 1
+			sure = sure || bar.Summary.N > 1 && !bar.Summary.Weak
+			for _, part := range bar.Parts {
+				inks[part.Ink] = inks[part.Ink] || part.Value > 0
+			}
+		}
+	}
+	var keys []Key
+	for _, k := range b.Keys {
+		if inks[k.Ink] {
+			keys = append(keys, k)
 		}
 	}
 	if dots {
-		keys = append(keys[:len(keys):len(keys)], Key{"each sample", Text, Dots}, Key{"95% interval of the median", Text, Whisker})
+		keys = append(keys, Key{"each sample", Text, Dots}, whiskerKey(sure))
 	}
 	if paper {
-		keys = append(keys[:len(keys):len(keys)], Key{"paper", Paper, Diamond})
+		keys = append(keys, Key{"paper", Paper, Diamond})
 	}
 	return keys
+}
+
+// whiskerKey says what the intervals are: few samples have only their range.
+func whiskerKey(sure bool) Key {
+	if sure {
+		return Key{"95% interval of the median", Text, Whisker}
+	}
+	return Key{"range of the samples", Text, Whisker}
 }
 
 // Draw implements Chart.
@@ -90,8 +109,8 @@ func (b *Bars) Draw(p Pen, width float64) float64 {
 			}
 		}
 	}
-	left := min(labels*1.1+10, width*0.42) // type on a page may be wider than Liberation
-	right := width - 58
+	left := min(labels*1.2+10, width*0.42) // type on a page may be wider than Liberation
+	right := width - 66
 	lo, hi := b.extent()
 	ticks := int(max((right-left)/90, 2))
 	s, at := newScale(lo, hi, b.Log, left, right, ticks)
