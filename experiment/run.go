@@ -2,7 +2,6 @@ package experiment
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -86,8 +85,11 @@ func Run(ctx context.Context, lab *Lab, store *Store, points []Point, progress P
 			progress.Again(p, err)
 			samples, err = e.Measure(ctx, lab, p)
 		}
+		if err != nil && ctx.Err() != nil {
+			return fmt.Errorf("%s: %s: %w", p.Experiment, p, context.Cause(ctx)) // err is what came of it
+		}
 		if err != nil {
-			return fmt.Errorf("%s: %s: %w", p.Experiment, p, errors.Join(err, context.Cause(ctx)))
+			return fmt.Errorf("%s: %s: %w", p.Experiment, p, err)
 		}
 		if err := store.Add(p, samples); err != nil {
 			return err
