@@ -206,7 +206,7 @@ func (b *Bars) bar(p Pen, s scale, bar Bar, y, width float64) {
 	}
 	for _, v := range bar.Samples {
 		if len(bar.Samples) > 1 && (v > 0 || !b.Log) {
-			p.Dot(s.at(v), y, 1.9, Text, 0.38, Number(v)+" "+b.Unit)
+			p.Dot(s.at(v), y+thickness/2-0.5, 1.9, Text, 0.55, Number(v)+" "+b.Unit) // below the interval, not under it
 		}
 	}
 	if m := bar.Summary; m.N > 1 && m.Hi > m.Lo {

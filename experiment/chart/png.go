@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 
+	xfont "golang.org/x/image/font"
 	"gonum.org/v1/plot/font"
 	"gonum.org/v1/plot/font/liberation"
 	"gonum.org/v1/plot/vg"
@@ -18,7 +19,7 @@ var fonts = sync.OnceValue(func() *font.Cache { return font.NewCache(liberation.
 func face(size float64, bold bool) font.Face {
 	f := font.Font{Typeface: "Liberation", Variant: "Sans"}
 	if bold {
-		f.Weight = 2 // bold, as gonum's font package counts
+		f.Weight = xfont.WeightBold
 	}
 	return fonts().Lookup(f, vg.Length(size))
 }
