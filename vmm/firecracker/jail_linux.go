@@ -277,3 +277,15 @@ func userfaultfdMinor() (uint32, error) {
 	}
 	return 0, lines.Err()
 }
+
+// mayFault makes sure that the process will be able to make a userfaultfd.
+func (j *jail) mayFault() error {
+	minor, err := userfaultfdMinor()
+	if err != nil || minor != 0 || !j.confined() {
+		return err
+	}
+	if b, err := os.ReadFile("/proc/sys/vm/unprivileged_userfaultfd"); err == nil && strings.TrimSpace(string(b)) == "1" {
+		return nil
+	}
+	return fmt.Errorf("user %d, as whom Firecracker runs, may not make a userfaultfd on this kernel: run Linux 6.1 or later, which has /dev/userfaultfd, or set the sysctl vm.unprivileged_userfaultfd to 1, or use the memory policy mmap", j.host.UID)
+}

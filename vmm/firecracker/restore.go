@@ -89,6 +89,9 @@ func (m *machine) load(ctx context.Context, load snapshotLoad) error {
 func (m *machine) loadAttached(ctx context.Context, load snapshotLoad, attach func(context.Context, userfaultfd.Guest) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if err := m.jail.mayFault(); err != nil {
+		return fmt.Errorf("handing over guest memory: %w", err)
+	}
 	l, err := m.listen()
 	if err != nil {
 		return fmt.Errorf("handing over guest memory: %w", err)
