@@ -18,9 +18,9 @@ import (
 
 const uid = 61938
 
-// shell is a static program that does what its arguments say, for a root
+// look is a static program that does what its arguments say, for a root
 // directory that has no libraries.
-func shell(t *testing.T) string {
+func look(t *testing.T) string {
 	t.Helper()
 	dir := testenv.Dir(t)
 	out := filepath.Join(dir, binary)
@@ -51,7 +51,7 @@ func TestJail(t *testing.T) {
 	if err := os.Chown(memory, uid, uid); err != nil {
 		t.Fatal(err)
 	}
-	j := &jail{host: h, binary: shell(t), entries: []entry{
+	j := &jail{host: h, binary: look(t), entries: []entry{
 		{name: diskName, path: put("disk, with a comma", "the disk", 0o444)},
 		{name: stateName, path: put("secret", "the state", 0o400), copy: true},
 		{name: memoryName, path: memory, writable: true},

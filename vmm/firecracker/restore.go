@@ -14,33 +14,43 @@ import (
 
 // Restore starts a machine from a snapshot; see vmm.VMM.
 func (v *VMM) Restore(ctx context.Context, spec vmm.RestoreSpec) (vmm.Machine, error) {
-	host, err := v.host(ctx)
-	if err != nil {
-		return nil, err
+	m, load, err := v.prepare(ctx, spec)
+	if err == nil && spec.Memory.Attach == nil {
+		err = m.load(ctx, load)
+	} else if err == nil {
+		err = m.loadAttached(ctx, load, spec.Memory.Attach)
 	}
-	if err := vmm.Check(spec.Config, spec.Host, maxVCPUs); err != nil {
-		return nil, err
-	}
-	m, err := restoreMachine(ctx, host, spec)
 	if err != nil {
+		if m != nil {
+			err = errors.Join(err, m.Kill())
+		}
 		return nil, fmt.Errorf("restoring: %w", err)
 	}
 	v.log.Debug("restored", "vmm", "firecracker", "instance", spec.ID, "pid", m.PID())
 	return m, nil
 }
 
-func restoreMachine(ctx context.Context, host *Host, spec vmm.RestoreSpec) (*machine, error) {
+// prepare starts the process, up to where it waits for the request that loads
+// the snapshot, which is returned too.
+func (v *VMM) prepare(ctx context.Context, spec vmm.RestoreSpec) (*machine, snapshotLoad, error) {
+	load := snapshotLoad{State: stateName, Memory: memoryBackend{Type: "Uffd", Path: inside(faultsName)}}
+	host, err := v.host(ctx)
+	if err != nil {
+		return nil, load, err
+	}
+	if err := vmm.Check(spec.Config, spec.Host, maxVCPUs); err != nil {
+		return nil, load, err
+	}
 	if _, err := os.Stat(spec.State); err != nil {
-		return nil, fmt.Errorf("device state: %w", err)
+		return nil, load, fmt.Errorf("device state: %w", err)
 	}
 	l := launch{host: host, config: spec.Config, on: spec.Host, entries: []entry{{name: stateName, path: spec.State, copy: true}}}
 	if spec.RootDisk != "" {
 		l.entries = append(l.entries, entry{name: diskName, path: spec.RootDisk})
 	}
-	load := snapshotLoad{State: stateName, Memory: memoryBackend{Type: "Uffd", Path: inside(faultsName)}}
-	if spec.Memory.Attach == nil {
+	if spec.Memory.Attach == nil && spec.Memory.File != "" {
 		if err := checkMemory(spec.Memory.File, spec.MemoryMiB); err != nil {
-			return nil, err
+			return nil, load, err
 		}
 		l.entries = append(l.entries, entry{name: memoryName, path: spec.Memory.File})
 		load.Memory = memoryBackend{Type: "File", Path: memoryName}
@@ -49,20 +59,7 @@ func restoreMachine(ctx context.Context, host *Host, spec vmm.RestoreSpec) (*mac
 		load.Networks = []networkOverride{{ID: networkID, Tap: spec.Tap}}
 	}
 	m, err := l.run(ctx)
-	if err != nil {
-		return nil, err
-	}
-	began := time.Now()
-	if spec.Memory.Attach == nil {
-		err = m.load(ctx, load)
-	} else {
-		err = m.loadAttached(ctx, load, spec.Memory.Attach)
-	}
-	if err != nil {
-		return nil, errors.Join(err, m.Kill())
-	}
-	m.timings.Load = time.Since(began)
-	return m, nil
+	return m, load, err
 }
 
 func checkMemory(file string, mib int) error {
@@ -77,9 +74,11 @@ func checkMemory(file string, mib int) error {
 }
 
 func (m *machine) load(ctx context.Context, load snapshotLoad) error {
+	began := time.Now()
 	if err := m.api.do(ctx, "PUT", "/snapshot/load", load, transfer(m.config.MemoryMiB)); err != nil {
 		return fmt.Errorf("loading device state: %w", m.explain(err))
 	}
+	m.timings.Load = time.Since(began)
 	return nil
 }
 
