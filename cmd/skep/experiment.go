@@ -59,7 +59,7 @@ func (c *cli) runExperimentCmd(name, short, long string, experiments []string) *
 A private daemon is started for it. Before each cold start the files that it
 reads are taken out of the page cache, and the kernel is asked whether they are
 gone. Variants take turns, run by run.`,
-		Example: "  skep experiment " + name + " --quick --out results",
+		Example: fmt.Sprintf("  skep experiment %s --quick --out /tmp/quick\n  skep experiment %[1]s --functions helloworld,pyaes --runs 20 --out paper", name),
 		Args:    nArgs(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.set.Experiments = experiments
@@ -224,7 +224,7 @@ func (c *cli) experimentReportCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "report DIRECTORY", Short: "make figures and tables of raw samples",
 		Long:    "Make figures, tables and the report of the raw samples in a directory of results. It can be done again at any time, anywhere.",
-		Example: "  skep experiment report results",
+		Example: "  skep experiment report paper",
 		Args:    nArgs(1, 1),
 		RunE:    func(cmd *cobra.Command, args []string) error { return c.writeReport(cmd.Context(), args[0]) },
 	}
@@ -252,8 +252,9 @@ func (c *cli) experimentCompareCmd() *cobra.Command {
 		Long: `Compare two directories of results: for each function and variant that both have,
 the medians, their ratio with a bootstrap interval, and the probability of such
 samples if nothing had changed (Mann-Whitney).`,
-		Example: "  skep experiment compare before after",
-		Args:    nArgs(2, 2),
+		Example: `  skep experiment compare before after
+  skep experiment compare before after --json | jq '.[] | select(.verdict == "slower")'`,
+		Args: nArgs(2, 2),
 		RunE: func(_ *cobra.Command, args []string) error {
 			a, err := experiment.Load(args[0])
 			if err != nil {
