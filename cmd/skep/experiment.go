@@ -134,6 +134,9 @@ func (c *cli) runExperiments(ctx context.Context, o experimentFlags) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
+	if c.flags["cgroup_root"] == "" {
+		c.flags["cgroup_root"] = "none" // machines stay in the group of this process, which storage limits
+	}
 	p, err := c.startPrivate(ctx, "experiment")
 	if err != nil {
 		return err
