@@ -90,5 +90,5 @@ func showStorage(all []Sample) Section {
 	}
 	return Section{Charts: []chart.Chart{c}, Tables: []Table{t}, Findings: []string{
 		fmt.Sprintf("reap gains %s and stream %s over mmap in the geometric mean (the paper's REAP: 5.4×).", times(stat.GeoMean(gains["reap"])), times(stat.GeoMean(gains["stream"]))),
-	}, Caveats: []string{"A limit on requests and bytes is not a disk with a head: it charges a large read as one request, as this kernel's read-ahead makes them, and has no seek that grows with distance."}}
+	}, Caveats: []string{"A limit on requests and bytes is not a disk with a head: it has no seek that grows with distance, and a read that is over the limit waits for the limit's next tick, however small it is."}}
 }

@@ -14,8 +14,8 @@ const Inputs = 4
 // warmSeconds is about how long a warm call of a function takes under emulation:
 // for saying how long a run will take.
 var warmSeconds = map[string]float64{
-	"chameleon": 0.6, "pyaes": 0.1, "image_rotate": 0.8, "json_serdes": 0.6, "lr_serving": 0.1,
-	"cnn_serving": 4, "rnn_serving": 0.5, "lr_training": 30, "video_processing": 10,
+	"chameleon": 0.05, "pyaes": 0.1, "image_rotate": 0.8, "json_serdes": 2.5, "lr_serving": 0.05,
+	"cnn_serving": 1.1, "rnn_serving": 0.5, "lr_training": 3.5, "video_processing": 1.2,
 }
 
 // nameOf makes a name that can be a host's.
