@@ -2,6 +2,7 @@ package experiment
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -71,32 +72,44 @@ type Progress interface {
 	Again(Point, error) // it failed and is tried once more
 }
 
+// maxFailed is how many points may fail before a run is given up.
+const maxFailed = 5
+
 // Run measures the points and stores the samples. A point that fails is tried
-// once more; then the run ends, and can be resumed.
+// once more and then left for another run; too many of them end this one.
 func Run(ctx context.Context, lab *Lab, store *Store, points []Point, progress Progress) error {
+	var failed []error
 	for _, p := range points {
-		e, err := measurer(p.Experiment)
-		if err != nil {
-			return err
-		}
-		progress.Begin(p)
-		samples, err := e.Measure(ctx, lab, p)
-		if err != nil && ctx.Err() == nil {
-			progress.Again(p, err)
-			samples, err = e.Measure(ctx, lab, p)
-		}
-		if err != nil && ctx.Err() != nil {
+		samples, err := measure(ctx, lab, p, progress)
+		switch {
+		case ctx.Err() != nil:
 			return fmt.Errorf("%s: %s: %w", p.Experiment, p, context.Cause(ctx)) // err is what came of it
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %s: %w", p.Experiment, p, err)
+		case err != nil:
+			if failed = append(failed, fmt.Errorf("%s: %s: %w", p.Experiment, p, err)); len(failed) == maxFailed {
+				return errors.Join(failed...)
+			}
+			continue
 		}
 		if err := store.Add(p, samples); err != nil {
 			return err
 		}
 		progress.Done(p, samples)
 	}
-	return nil
+	return errors.Join(failed...)
+}
+
+func measure(ctx context.Context, lab *Lab, p Point, progress Progress) ([]Sample, error) {
+	e, err := measurer(p.Experiment)
+	if err != nil {
+		return nil, err
+	}
+	progress.Begin(p)
+	samples, err := e.Measure(ctx, lab, p)
+	if err != nil && ctx.Err() == nil {
+		progress.Again(p, err)
+		samples, err = e.Measure(ctx, lab, p)
+	}
+	return samples, err
 }
 
 // one wraps the sample of a point that has a single one.

@@ -26,7 +26,9 @@ var storage = &Experiment{
 		}
 		points := turns(set, on, []string{"mmap", "reap", "stream"})
 		for i := range points {
-			points[i].Seconds += 4
+			if points[i].Variant == "mmap" {
+				points[i].Seconds += 20
+			}
 		}
 		return points
 	},

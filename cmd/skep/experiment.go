@@ -157,8 +157,11 @@ func (c *cli) runExperiments(ctx context.Context, o experimentFlags) (err error)
 	left, takes := store.Left(plan)
 	c.say("%d of %d points to measure on %s, about %s", len(left), len(plan), p.version.VMM, takes.Round(time.Minute/6))
 	if err := c.measure(ctx, o, p, store, left); err != nil {
-		if done, _ := store.Left(plan); len(done) < len(plan) {
+		if now, _ := store.Left(plan); len(now) < len(plan) {
 			c.say("what was measured is kept: run the same again to go on")
+			if ctx.Err() == nil {
+				err = errors.Join(err, c.writeReport(ctx, o.out))
+			}
 		}
 		return err
 	}

@@ -92,7 +92,7 @@ func newSection(e *experiment.Experiment, all []experiment.Sample) section {
 	runs := map[int]bool{}
 	for _, sample := range all {
 		runs[sample.Run] = true
-		if sample.Cache != nil && sample.Cache.Left != 0 {
+		if sample.Cache != nil && sample.Cache.Left > 0 {
 			s.Dirty++
 		}
 		if sample.Replayed {
