@@ -21,7 +21,7 @@ type VMM interface {
 	Info(ctx context.Context) (Info, error)
 	// Boot starts a machine from its kernel. It returns when the vCPUs run. The
 	// guest's memory is backed by spec.MemoryFile, so that a snapshot need not
-	// copy it.
+	// copy it; a VMM that cannot do this makes the file, and writes to it then.
 	Boot(ctx context.Context, spec BootSpec) (Machine, error)
 	// Restore starts a machine from a snapshot and returns it paused, its device
 	// state loaded. With spec.Memory.Attach it hands over guest memory as soon as
@@ -40,8 +40,8 @@ type Machine interface {
 	// Snapshot writes device state to the file `state` and puts guest memory at
 	// the file `memory` (both new paths; memory on the file system of
 	// BootSpec.MemoryFile). The machine must be paused and have been booted, not
-	// restored: ErrNotBooted otherwise. Memory is not copied: the machine cannot
-	// go on afterwards, Kill is the only call left, and must come before the
+	// restored: ErrNotBooted otherwise. Memory is not copied where that can be
+	// helped: the machine cannot go on afterwards, Kill is the only call left, and must come before the
 	// files are read.
 	Snapshot(ctx context.Context, state, memory string) error
 	// Done is closed when the VMM process has ended, for whatever reason; Err
