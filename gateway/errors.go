@@ -51,7 +51,7 @@ func answerError(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Set("Retry-After", "1")
 	case errors.Is(err, node.ErrNoneWarm):
 		status = http.StatusConflict
-	case x.isTimeout(err), x.isTimeout(r.Context().Err()):
+	case x.isTimeout(r.Context().Err()): // not err: a start that was too slow has a deadline of its own
 		status, err = http.StatusGatewayTimeout, fmt.Errorf("no answer within the timeout of %v", x.fn.Timeout)
 	case errors.Is(err, io.EOF):
 		err = errNoAnswer

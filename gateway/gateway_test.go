@@ -235,7 +235,10 @@ func TestProblems(t *testing.T) {
 		"queue full":       {func(int) (string, error) { return "", fmt.Errorf("fn: %w", node.ErrQueueFull) }, "/function/fn/", 503, "waiting"},
 		"draining":         {func(int) (string, error) { return "", node.ErrDraining }, "/function/fn/", 503, "shutting"},
 		"start fails":      {func(int) (string, error) { return "", errors.New("no kernel") }, "/function/fn/", 502, "no kernel"},
-		"none in time":     {func(int) (string, error) { return "", nil }, "/function/fn/", 504, "timeout"},
+		"start is too slow": {func(int) (string, error) {
+			return "", fmt.Errorf("not ready after 30s: %w", context.DeadlineExceeded)
+		}, "/function/fn/", 502, "not ready after 30s"},
+		"none in time": {func(int) (string, error) { return "", nil }, "/function/fn/", 504, "timeout"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFake(t, "")
