@@ -55,7 +55,8 @@ func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond)
 func TestTwentyClonesAtOnce(t *testing.T) {
 	const clones = 20
 	d := start(t)
-	d.hello("hello", "--max-instances", fmt.Sprint(clones), "--concurrency", "1", "--keep-alive", "10m", "--timeout", "20m")
+	// A small guest, so that a small host's memory budget has room for all.
+	d.hello("hello", "--memory-mib", "128", "--max-instances", fmt.Sprint(clones), "--concurrency", "1", "--keep-alive", "10m", "--timeout", "20m")
 	answers := make(chan answer, clones)
 	var bodies []*io.PipeWriter
 	for n := range clones {
