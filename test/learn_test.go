@@ -1,9 +1,14 @@
 package test
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/skep-dev/skep/api"
 )
@@ -16,7 +21,7 @@ func TestWorkingSetFollowsInput(t *testing.T) {
 	const mib, parts = 32, 4
 	const pages = mib << 20 / parts / 4096 // that one input needs
 	d.hello("hello", "--env", fmt.Sprintf("HELLO_TABLE_MIB=%d", mib))
-	calls := 0
+	calls, file := 0, uint64(0)
 	cold := func(part int) api.MemoryStats {
 		t.Helper()
 		words := mib << 20 / 8 / parts
@@ -32,6 +37,19 @@ func TestWorkingSetFollowsInput(t *testing.T) {
 			t.Fatalf("part %d: no figures of memory: %+v", part, rec)
 		}
 		t.Logf("part %d: %+v", part, *rec.Memory)
+		if rec.Memory.Recorded || strings.Contains(rec.Memory.Note, "rewritten") {
+			// It is written beside the instance's further life.
+			eventually(t, "a new working set", time.Minute, func() error {
+				now, err := d.workingSet()
+				if err == nil && now == file {
+					err = errors.New("it is the old one still")
+				}
+				if err == nil {
+					file = now
+				}
+				return err
+			})
+		}
 		return *rec.Memory
 	}
 	if st := cold(0); !st.Recorded {
@@ -51,4 +69,17 @@ func TestWorkingSetFollowsInput(t *testing.T) {
 	if st := cold(0); st.Missed > pages/4 {
 		t.Errorf("the working set has lost the first input: %d pages missed", st.Missed)
 	}
+}
+
+// workingSet is the inode of the one working set that there is.
+func (d *daemon) workingSet() (uint64, error) {
+	found, err := filepath.Glob(filepath.Join(d.data(), "snapshots", "*", "trace", "ws"))
+	if err != nil || len(found) != 1 {
+		return 0, fmt.Errorf("working sets: %v, %w", found, errors.Join(err, os.ErrNotExist))
+	}
+	st, err := os.Stat(found[0])
+	if err != nil {
+		return 0, err
+	}
+	return st.Sys().(*syscall.Stat_t).Ino, nil
 }
