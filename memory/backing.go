@@ -41,7 +41,7 @@ func openBacking(src Source, maps *holeMaps, slots chan struct{}) (*backing, err
 		return nil, err
 	}
 	b := &backing{file: f, fd: int(f.Fd()), pages: uint32(src.Size / pageSize), slots: slots}
-	if b.data, err = maps.get(f, st, src.Size); err != nil {
+	if b.data, err = maps.get(f, src.Size); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -98,19 +98,27 @@ type fileID struct {
 // maxHoleMaps bounds what is remembered: 8 KiB for each 256 MiB of guest.
 const maxHoleMaps = 1024
 
-func (h *holeMaps) get(f *os.File, st os.FileInfo, size int64) (bitmap, error) {
+// identify returns the identity of a file that is open.
+func identify(f *os.File) (fileID, error) {
 	var s unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &s); err != nil {
-		return nil, fmt.Errorf("looking at %s: %w", f.Name(), err)
+		return fileID{}, fmt.Errorf("looking at %s: %w", f.Name(), err)
 	}
-	id := fileID{uint64(s.Dev), s.Ino, size, st.ModTime().UnixNano()}
+	return fileID{uint64(s.Dev), s.Ino, s.Size, s.Mtim.Nano()}, nil
+}
+
+func (h *holeMaps) get(f *os.File, size int64) (bitmap, error) {
+	id, err := identify(f)
+	if err != nil {
+		return nil, err
+	}
 	h.mu.Lock()
 	m, ok := h.maps[id]
 	h.mu.Unlock()
 	if ok {
 		return m, nil
 	}
-	m, err := dataPages(f, size)
+	m, err = dataPages(f, size)
 	if err != nil {
 		return nil, fmt.Errorf("looking for holes in %s: %w", f.Name(), err)
 	}

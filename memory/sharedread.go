@@ -2,7 +2,6 @@ package memory
 
 import (
 	"context"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,7 +34,7 @@ const maxSharedPart = 4
 // order, from a read that is under way or from one that begins now. It takes
 // over f.
 func (o *Policies) joinRead(s *session, f *setFile) error {
-	id, err := f.id()
+	id, err := identify(f.file)
 	if err != nil {
 		f.close()
 		return err
@@ -59,14 +58,6 @@ func (o *Policies) joinRead(s *session, f *setFile) error {
 	}
 	go r.run(ctx)
 	return nil
-}
-
-func (f *setFile) id() (fileID, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.file.Fd()), &st); err != nil {
-		return fileID{}, &os.PathError{Op: "stat", Path: f.path, Err: err}
-	}
-	return fileID{uint64(st.Dev), st.Ino, st.Size, st.Mtim.Nano()}, nil
 }
 
 // join gives a session what has come, and what will; false: all others have left.
