@@ -1,20 +1,14 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"runtime"
-	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/experiment"
 )
 
 // variant is one way of starting that is measured.
@@ -120,35 +114,11 @@ func (m *measurement) chill(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if m.cold == coldAll {
-		files = append(files, m.d.vmmBinary())
+	if program := m.d.vmmBinary(); m.cold == coldAll && program != "" {
+		files = append(files, program)
 	}
-	for _, path := range files {
-		if path == "" {
-			continue
-		}
-		if err := dropCache(path); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// dropCache takes a file out of the page cache. Pages that are mapped stay.
-func dropCache(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("dropping from the page cache: %w", err)
-	}
-	defer f.Close()
-	// Only clean pages can be dropped.
-	if err := unix.Fdatasync(int(f.Fd())); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EROFS) {
-		return fmt.Errorf("writing back %s: %w", path, err)
-	}
-	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
-		return fmt.Errorf("dropping %s from the page cache: %w", path, err)
-	}
-	return nil
+	_, err = experiment.DropCache(files)
+	return err
 }
 
 // machine describes the host that numbers were measured on.
@@ -165,53 +135,9 @@ type machine struct {
 }
 
 func describeMachine(v api.Version, dataDir string) machine {
-	m := machine{
-		Time: time.Now().UTC(), Skep: strings.TrimSpace(v.Version + " " + v.Commit),
-		CPU: cpuModel(), CPUs: runtime.NumCPU(), VMM: v.VMM, Go: runtime.Version(), Disk: fileSystem(dataDir),
+	d := experiment.Describe(v, dataDir, experiment.Settings{})
+	return machine{
+		Time: d.Time, Skep: d.Skep, CPU: d.CPU, CPUs: d.CPUs, MemoryMiB: d.MemoryMiB,
+		Kernel: d.Kernel, VMM: d.VMM, Disk: d.Disk, Go: d.Go,
 	}
-	var si unix.Sysinfo_t
-	if unix.Sysinfo(&si) == nil {
-		m.MemoryMiB = int64(si.Totalram) * int64(si.Unit) >> 20
-	}
-	var uts unix.Utsname
-	if unix.Uname(&uts) == nil {
-		m.Kernel = unix.ByteSliceToString(uts.Release[:])
-	}
-	return m
-}
-
-func cpuModel() string {
-	f, err := os.Open("/proc/cpuinfo")
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	for s := bufio.NewScanner(f); s.Scan(); {
-		if name, value, ok := strings.Cut(s.Text(), ":"); ok && strings.TrimSpace(name) == "model name" {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
-}
-
-// fileSystem names the type and device of the file system that holds path, as
-// /proc/self/mountinfo has them.
-func fileSystem(path string) string {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return ""
-	}
-	best, name := -1, ""
-	for line := range strings.Lines(string(b)) {
-		left, right, ok := strings.Cut(line, " - ")
-		f, g := strings.Fields(left), strings.Fields(right)
-		if !ok || len(f) < 5 || len(g) < 2 {
-			continue
-		}
-		mount := strings.TrimSuffix(f[4], "/")
-		if (path == f[4] || strings.HasPrefix(path, mount+"/")) && len(mount) > best {
-			best, name = len(mount), g[0]+" on "+g[1]
-		}
-	}
-	return name
 }
