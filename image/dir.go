@@ -48,7 +48,7 @@ func (s *Store) fetchDir(ctx context.Context, ref, dir string, p Progress) (Imag
 	}
 	digest := sum(h)
 	return s.once(ctx, digest, ref, func(staged string) (Config, error) {
-		build := &counter{p: p, stage: "build", total: digesting.done.Load()}
+		build := &counter{p: p, stage: "build", total: digesting.done}
 		again, err := newDirHash(conf)
 		if err != nil {
 			return conf, err

@@ -24,7 +24,7 @@ type Image struct {
 	Config     Config `json:"config"`
 }
 
-// Progress is told how far a Fetch is. It may be called from several goroutines.
+// Progress is told how far a Fetch is, in rising order, by one goroutine at a time.
 type Progress func(stage string, done, total int64)
 
 // Fetcher is implemented by Store: what package node needs of this package.

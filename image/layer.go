@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"sync/atomic"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -107,19 +108,25 @@ func (w *budgetWriter) Write(p []byte) (int, error) {
 	return w.w.Write(p)
 }
 
-// counter tells a Progress about bytes.
+// counter tells a Progress about bytes. Several layers count at once; it tells
+// one after the other, and in rising order, so that a Progress needs no lock.
 type counter struct {
 	p     Progress
 	stage string
 	total int64
-	done  atomic.Int64
+
+	mu   sync.Mutex
+	done int64
 }
 
 // progressStep is how many bytes go between two tellings.
 const progressStep = 256 << 10
 
 func (c *counter) add(n int64) {
-	done := c.done.Add(n)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.done += n
+	done := c.done
 	if done == n || done == c.total || done/progressStep != (done-n)/progressStep {
 		c.p(c.stage, done, c.total)
 	}
