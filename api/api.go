@@ -112,6 +112,7 @@ type MemoryStats struct {
 	Prefetched  int64         `json:"prefetched_pages"`   // installed before they were asked for
 	Faults      int64         `json:"faults"`             // page faults served by userfaultfd
 	ZeroPages   int64         `json:"zero_pages"`         // of those and of the prefetched, pages of zeros
+	ZeroedAhead int64         `json:"zeroed_ahead_pages"` // beside all these, pages of zeros in blocks where the guest takes fresh memory
 	Missed      int64         `json:"missed_pages"`       // touched until the first response, and not in the working set; -1: not known
 	Wasted      int64         `json:"wasted_pages"`       // prefetched and not touched until then, estimated from samples; -1: not known
 	BytesRead   int64         `json:"bytes_read"`         // from disk or page cache

@@ -53,11 +53,11 @@ type Metrics struct {
 // memoryCounters are what guest memory cost restores. A function has few
 // policies, so that its series are few.
 type memoryCounters struct {
-	restores, faults, prefetched, zero, missed, wasted, read, fetch, install, handler *prometheus.CounterVec // function, policy
+	restores, faults, prefetched, zero, ahead, missed, wasted, read, fetch, install, handler *prometheus.CounterVec // function, policy
 }
 
 func (c memoryCounters) all() []*prometheus.CounterVec {
-	return []*prometheus.CounterVec{c.restores, c.faults, c.prefetched, c.zero, c.missed, c.wasted, c.read, c.fetch, c.install, c.handler}
+	return []*prometheus.CounterVec{c.restores, c.faults, c.prefetched, c.zero, c.ahead, c.missed, c.wasted, c.read, c.fetch, c.install, c.handler}
 }
 
 func newMemoryCounters() memoryCounters {
@@ -69,6 +69,7 @@ func newMemoryCounters() memoryCounters {
 		faults:     counter("faults", "Page faults of restored guests that were served."),
 		prefetched: counter("prefetched_pages", "Pages installed before they were asked for."),
 		zero:       counter("zero_pages", "Pages of zeros among those installed."),
+		ahead:      counter("zeroed_ahead_pages", "Pages of zeros installed beside those, where guests took memory that the snapshot does not hold."),
 		missed:     counter("missed_pages", "Pages touched on the way to a first response that were not in the working set."),
 		wasted:     counter("wasted_pages", "Prefetched pages not touched on the way to a first response, estimated from samples."),
 		read:       counter("read_bytes", "Bytes of snapshot memory read."),
@@ -134,6 +135,7 @@ func (c memoryCounters) add(function string, s api.MemoryStats) {
 	add(c.faults, float64(s.Faults))
 	add(c.prefetched, float64(s.Prefetched))
 	add(c.zero, float64(s.ZeroPages))
+	add(c.ahead, float64(s.ZeroedAhead))
 	add(c.missed, float64(s.Missed))
 	add(c.wasted, float64(s.Wasted)) // -1, not known, adds nothing
 	add(c.read, float64(s.BytesRead))

@@ -36,9 +36,9 @@ func TestInspect(t *testing.T) {
 	if want := (api.PageRuns{{0, 500}}); !reflect.DeepEqual(in.Map.Touched, want) || !reflect.DeepEqual(in.Map.Prefetched, want) || in.Map.Zero.Pages() != 164 || in.Map.Missed.Pages() != 0 {
 		t.Errorf("map: %+v", in.Map)
 	}
-	invoke(t, table, im, seq(0, 510))
+	invoke(t, table, im, slices.Concat(seq(0, 500), []int{512, 528, 560}))
 	in = memory.Inspect(im.Source, true)
-	if want := (api.PageRuns{{500, 10}}); in.Learned.Restores != 1 || in.Learned.Missed != 10 || !reflect.DeepEqual(in.Map.Missed, want) {
+	if want := (api.PageRuns{{512, 1}, {528, 1}, {560, 1}}); in.Learned.Restores != 1 || in.Learned.Missed != 3 || !reflect.DeepEqual(in.Map.Missed, want) {
 		t.Errorf("after a restore that missed: %+v %+v", in.Learned, in.Map.Missed)
 	}
 	if in := memory.Inspect(im.Source, false); in.Map != nil {

@@ -47,6 +47,7 @@ type observation struct {
 	pages   int64    // planned
 	held    []uint32 // of those, the ones that were held back
 	touches []workingset.Touch
+	besides []workingset.Touch // came with missed ones
 }
 
 // verdict is what an observation led to.
@@ -149,6 +150,14 @@ func (h *history) observe(o observation) verdict {
 			e.Missed |= 1
 			v.missed++
 		}
+		known[t.Page] = e
+	}
+	// What came with a miss counts as missed, or one page in each cluster would
+	// come to be known at a time; should it be idle, samples will show it.
+	for _, t := range o.besides {
+		e := known[t.Page]
+		e.Page, e.At = t.Page, microseconds(t.After)
+		e.Missed |= 1
 		known[t.Page] = e
 	}
 	vain := 0
@@ -269,7 +278,7 @@ func (s *session) learn(now turn) {
 func (s *session) observed(touches []workingset.Touch) {
 	s.server.endSample()
 	p := s.server.plan
-	o := observation{planned: func(page uint32) bool { return p.find(page) != nil }, pages: p.pages, touches: touches}
+	o := observation{planned: func(page uint32) bool { return p.find(page) != nil }, pages: p.pages, touches: touches, besides: s.server.rec.besides}
 	if x := s.learner.sample; x != nil {
 		o.held = x.pages
 	}

@@ -70,13 +70,22 @@ func count(set map[int]bool, from, to int) (n int) {
 	return n
 }
 
+// apart is n pages so far from each other that a miss of one brings no other.
+func apart(from, n int) []int {
+	pages := make([]int, n)
+	for i := range pages {
+		pages[i] = from + 16*i
+	}
+	return pages
+}
+
 // A function moves from some pages to others: those that it asks for come into
 // the working set after the second restore that lacks them, those that it no
 // longer touches leave it, those that it still touches stay.
 func TestWorkingSetFollowsTheFunction(t *testing.T) {
 	testenv.NoLeaks(t)
-	im, table := newImage(t, testPages), sampling(t)
-	kept, old, now := seq(0, 800), seq(800, 1100), seq(1200, 1500)
+	im, table := denseImage(t, 8192), sampling(t)
+	kept, old, now := seq(0, 800), seq(800, 1100), apart(1200, 300)
 	st := invoke(t, table, im, slices.Concat(kept, old))
 	if !st.Recorded {
 		t.Fatalf("the first restore recorded nothing: %+v", st)
@@ -87,8 +96,8 @@ func TestWorkingSetFollowsTheFunction(t *testing.T) {
 			t.Fatalf("restore %d missed %d pages, want %d: %+v", i, st.Missed, want, st)
 		}
 	}
-	if got := planned(t, im); count(got, 1200, 1500) != 300 {
-		t.Errorf("%d of 300 new pages are in the working set", count(got, 1200, 1500))
+	if got := planned(t, im); count(got, 1200, 8192) != 300 {
+		t.Errorf("%d of 300 new pages are in the working set", count(got, 1200, 8192))
 	}
 	for range 3*16 + 1 {
 		st = invoke(t, table, im, pages)
@@ -97,7 +106,7 @@ func TestWorkingSetFollowsTheFunction(t *testing.T) {
 	if n := count(got, 800, 1100); n > 16 {
 		t.Errorf("%d of 300 pages that are not touched any more are still in the working set", n)
 	}
-	if n := count(got, 0, 800) + count(got, 1200, 1500); n != 1100 {
+	if n := count(got, 0, 800) + count(got, 1200, 8192); n != 1100 {
 		t.Errorf("%d of 1100 pages that are touched are in the working set", n)
 	}
 	if st.Wasted < 0 || st.Wasted > 50 || st.Missed != 0 {
@@ -108,12 +117,12 @@ func TestWorkingSetFollowsTheFunction(t *testing.T) {
 // What a sample holds back is asked for and has the right contents, and is
 // never taken for a miss; a page that one invocation alone touched is not added.
 func TestStableWorkingSetStays(t *testing.T) {
-	im, table := newImage(t, testPages), sampling(t)
+	im, table := denseImage(t, 8192), sampling(t)
 	order := shuffled(1000, 3)
 	invoke(t, table, im, order)
 	before := planned(t, im)
 	for i := range 20 {
-		st := invoke(t, table, im, slices.Concat(order, seq(1100+20*i, 1120+20*i)))
+		st := invoke(t, table, im, slices.Concat(order, apart(1100+320*i, 20)))
 		if st.Missed != 20 || st.Wasted != 0 || st.Note != "" {
 			t.Fatalf("restore %d: %+v", i, st)
 		}
@@ -127,11 +136,11 @@ func TestStableWorkingSetStays(t *testing.T) {
 // A function that touches other pages each time: recorded anew once, then
 // mapped for a while, then tried again; across a restart of the daemon.
 func TestPrefetchingThatNeverPays(t *testing.T) {
-	im, table := newImage(t, 8192), newPolicies(t)
+	im, table := denseImage(t, 8192), newPolicies(t)
 	next := 0
 	pages := func() []int {
-		next = (next + 700) % 7000
-		return slices.Concat(seq(0, 20), seq(next, next+700))
+		next = (next + 1) % 16
+		return slices.Concat(seq(0, 20), apart(32+next, 500))
 	}
 	notes := ""
 	for range 2 + 4 + 4 {
@@ -158,17 +167,18 @@ func TestPrefetchingThatNeverPays(t *testing.T) {
 
 // What was learned and is damaged is learned anew.
 func TestDamagedLearningIsIgnored(t *testing.T) {
-	im, table := newImage(t, testPages), newPolicies(t)
+	im, table := denseImage(t, testPages), newPolicies(t)
+	more := slices.Concat(seq(0, 500), apart(512, 60))
 	invoke(t, table, im, seq(0, 500))
-	invoke(t, table, im, seq(0, 600))
+	invoke(t, table, im, more)
 	if err := os.WriteFile(im.Dir+"/"+workingset.LearnedFile, []byte("nonsense"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	again := newPolicies(t)
-	if st := invoke(t, again, im, seq(0, 600)); st.Missed != 100 || strings.Contains(st.Note, "rewritten") {
+	if st := invoke(t, again, im, more); st.Missed != 60 || strings.Contains(st.Note, "rewritten") {
 		t.Errorf("%+v", st)
 	}
-	if st := invoke(t, again, im, seq(0, 600)); !strings.Contains(st.Note, "100 pages added") {
+	if st := invoke(t, again, im, more); !strings.Contains(st.Note, "60 pages added") {
 		t.Errorf("%+v", st)
 	}
 }

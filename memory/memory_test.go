@@ -20,13 +20,25 @@ func TestMain(m *testing.M) {
 
 const pageSize = 4096
 
-// image is a memory file with known contents: every third group of 8 pages is a hole.
+// image is a memory file with known contents.
 type image struct {
 	memory.Source
 	sums []uint32
 }
 
+// newImage has a hole for every third group of 8 pages.
 func newImage(t testing.TB, pages int) *image {
+	t.Helper()
+	return imageWithout(t, pages, func(page int) bool { return page/8%3 == 2 })
+}
+
+// denseImage has contents for every page.
+func denseImage(t testing.TB, pages int) *image {
+	t.Helper()
+	return imageWithout(t, pages, func(int) bool { return false })
+}
+
+func imageWithout(t testing.TB, pages int, hole func(page int) bool) *image {
 	t.Helper()
 	dir := t.TempDir()
 	im := &image{Source: memory.Source{SnapshotID: "test-snapshot", Path: filepath.Join(dir, "memory"), Size: int64(pages) * pageSize, Dir: dir}}
@@ -40,7 +52,7 @@ func newImage(t testing.TB, pages int) *image {
 	}
 	buf := make([]byte, pageSize)
 	for p := range pages {
-		if p/8%3 == 2 {
+		if hole(p) {
 			im.sums = append(im.sums, 0)
 			continue
 		}

@@ -15,6 +15,7 @@ type recorder struct {
 	resumed time.Time // zero until the vCPUs run
 	seen    bitmap
 	touches []workingset.Touch
+	besides []workingset.Touch // pages installed beside missed ones, and when; whether they are touched is not known
 }
 
 // How many touches are recorded before memory for more is taken: of a guest
@@ -31,15 +32,34 @@ func newRecorder(pages uint32, touches int) *recorder {
 func (r *recorder) touch(page uint32, write bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.isNew(page) {
+		r.touches = append(r.touches, workingset.Touch{Page: page, Write: write, After: r.after()})
+	}
+}
+
+// beside notes a page that came with a missed one.
+func (r *recorder) beside(page uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.isNew(page) {
+		r.besides = append(r.besides, workingset.Touch{Page: page, After: r.after()})
+	}
+}
+
+// isNew says that a page is to be recorded, once. r.mu is held, as in after.
+func (r *recorder) isNew(page uint32) bool {
 	if r.frozen || r.seen.has(page) {
-		return
+		return false
 	}
 	r.seen.set(page)
-	t := workingset.Touch{Page: page, Write: write}
-	if !r.resumed.IsZero() {
-		t.After = time.Since(r.resumed)
+	return true
+}
+
+func (r *recorder) after() time.Duration {
+	if r.resumed.IsZero() {
+		return 0
 	}
-	r.touches = append(r.touches, t)
+	return time.Since(r.resumed)
 }
 
 // resume says that the vCPUs run from now on.

@@ -54,6 +54,8 @@ func (s *server) serveFault(ev userfaultfd.Event) (again bool, err error) {
 		_, err = s.zeroPages(addr, pageSize)
 	case held != nil:
 		_, err = s.guest.FD.Copy(addr, held, 0)
+	case s.unplanned(page) && s.beside.second(page/clusterPages):
+		return s.serveCluster(page, addr)
 	default:
 		if err := s.back.read(s.buf[:pageSize], page); err != nil {
 			return false, fmt.Errorf("reading page %d of the snapshot's memory for a fault: %w", page, err)
@@ -67,6 +69,7 @@ func (s *server) serveFault(ev userfaultfd.Event) (again bool, err error) {
 		s.counter.faults.Add(1)
 		if zero {
 			s.counter.zeroPages.Add(1)
+			s.beside.zeros(page, page+1)
 		}
 	}
 	return again, err
@@ -135,9 +138,6 @@ func (s *server) serveFromPlan(page uint32) (served, again bool, err error) {
 
 // installPiece goes on with the current chunk.
 func (s *server) installPiece() error {
-	if len(s.ready) == 0 {
-		return nil
-	}
 	start := time.Now()
 	now := &s.ready[0]
 	for budget := pieceLimit; budget > 0 && now.from < now.to; {
@@ -164,27 +164,47 @@ func (s *server) installPiece() error {
 // installRun installs the pages of a run that are not there yet. done is false
 // when events must be read first.
 func (s *server) installRun(r *planned) (done bool, err error) {
-	for page := r.First; page < r.End(); {
-		if !s.lacks(page) {
+	done, err = s.install(r.First, r.End(), s.lacks, func(page, n uint32, addr uint64) (uint32, error) {
+		n, err := s.installPages(r, page, n, addr)
+		s.installedPages(r, page, n)
+		return n, err
+	})
+	if done {
+		s.plan.finish(r)
+	}
+	return done, err
+}
+
+// install installs those of the pages [page, end) that are wanted, by as few
+// calls of put as there are rows of them; put returns how many of n pages it did.
+// done is false when events must be read first, or for an error.
+func (s *server) install(page, end uint32, wanted func(page uint32) bool, put func(page, n uint32, addr uint64) (uint32, error)) (done bool, err error) {
+	for page < end {
+		if !wanted(page) {
 			page++
 			continue
 		}
-		end := page + 1
-		for end < r.End() && s.lacks(end) {
-			end++
-		}
 		addr, contiguous, ok := s.hostAddr(page)
 		if !ok {
-			page++ // a page of the file that is in no region
+			page++ // of the file, and in no region
 			continue
 		}
-		n, err := s.installPages(r, page, min(end-page, contiguous), addr)
-		s.installedPages(r, page, n)
+		n := uint32(1)
+		for n < min(end-page, contiguous) && wanted(page+n) {
+			n++
+		}
+		did, err := put(page, n, addr)
+		if err == syscall.ENOENT && n > 1 {
+			// Not one mapping from end to end, perhaps: page by page then.
+			did, err = put(page, 1, addr)
+		}
+		n = did
+		s.present.setRange(page, page+n)
 		page += n
 		if err == nil {
 			continue
 		}
-		if n, err = 0, s.skip(addr, err); err == errAgain {
+		if err = s.skip(addr+uint64(n)*pageSize, err); err == errAgain {
 			return false, nil
 		}
 		if err != nil {
@@ -192,7 +212,6 @@ func (s *server) installRun(r *planned) (done bool, err error) {
 		}
 		page++
 	}
-	s.plan.finish(r)
 	return true, nil
 }
 
@@ -202,10 +221,10 @@ func (s *server) lacks(page uint32) bool {
 }
 
 func (s *server) installedPages(r *planned, page, n uint32) {
-	s.present.setRange(page, page+n)
 	s.counter.prefetched.Add(int64(n))
 	if r.Zero {
 		s.counter.zeroPages.Add(int64(n))
+		s.beside.zeros(page, page+n)
 	}
 }
 
@@ -230,10 +249,6 @@ func (s *server) installPages(r *planned, page, n uint32, addr uint64) (uint32, 
 	} else {
 		off := int(page-r.First) * pageSize
 		done, err = s.guest.FD.Copy(addr, r.data[off:off+int(n)*pageSize], 0)
-	}
-	if err == syscall.ENOENT && n > 1 {
-		// Not one mapping from end to end, perhaps: page by page then.
-		return s.installPages(r, page, 1, addr)
 	}
 	return uint32(done / pageSize), err
 }

@@ -29,6 +29,7 @@ type server struct {
 	counter *counters
 	spin    *spinners
 	sample  *sample // may be nil
+	beside  *beside // nil: what was not planned is served page by page
 
 	// Owned by loop.
 	removed bitmap // given back by the guest: zeros from then on
@@ -59,8 +60,8 @@ type server struct {
 
 // counters are read while the server runs.
 type counters struct {
-	faults, zeroPages, prefetched, bytesRead atomic.Int64
-	fetch, install, handler                  atomic.Int64 // nanoseconds
+	faults, zeroPages, prefetched, zeroedAhead, bytesRead atomic.Int64
+	fetch, install, handler                               atomic.Int64 // nanoseconds
 }
 
 // errGone ends the loop quietly: the process or its memory is no more.
@@ -182,7 +183,7 @@ func (s *server) letRun() {
 }
 
 // turn reads what events there are, answers the faults, and else installs a
-// piece of the plan; it waits when there is nothing to do.
+// piece of the plan, or a block of zeros; it waits when there is nothing to do.
 func (s *server) turn() error {
 	if err := s.takeWork(); err != nil {
 		return err
@@ -190,14 +191,19 @@ func (s *server) turn() error {
 	if s.plan != nil && s.plan.left <= s.mayLeave {
 		s.letRun()
 	}
-	busy := len(s.faults) > 0 || len(s.ready) > 0
+	busy := len(s.faults) > 0 || len(s.ready) > 0 || s.beside.waits()
 	if err := s.readEvents(!busy); err != nil {
 		return err
 	}
-	if len(s.faults) > 0 {
+	switch {
+	case len(s.faults) > 0:
 		return s.serveFaults()
+	case len(s.ready) > 0:
+		return s.installPiece()
+	case s.beside.waits():
+		return s.installBlock()
 	}
-	return s.installPiece()
+	return nil
 }
 
 // takeWork moves what was queued to the plan. Contents become usable for

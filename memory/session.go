@@ -140,7 +140,7 @@ func (s *session) Stats() api.MemoryStats {
 	defer s.mu.Unlock()
 	c := &s.count
 	return api.MemoryStats{
-		Policy: s.policy, Prefetched: c.prefetched.Load(), Faults: c.faults.Load(), ZeroPages: c.zeroPages.Load(),
+		Policy: s.policy, Prefetched: c.prefetched.Load(), Faults: c.faults.Load(), ZeroPages: c.zeroPages.Load(), ZeroedAhead: c.zeroedAhead.Load(),
 		Missed: s.missed, Wasted: s.wasted, BytesRead: c.bytesRead.Load(), FetchTime: time.Duration(c.fetch.Load()),
 		InstallTime: time.Duration(c.install.Load()), HandlerTime: time.Duration(c.handler.Load()),
 		Recorded: s.recorded, Note: s.note,

@@ -11,7 +11,8 @@ import (
 // and overlaps the VMM's start; several reads are under way at once; what has
 // arrived is verified and installed while the rest is read, in the order of
 // first use; the vCPUs run as soon as the beginning is installed; real faults
-// go first and bring their neighbours along.
+// go first and bring their neighbours along, those of the plan and, where the
+// guest misses more than the plan has, others.
 type streamPolicy struct{ *Policies }
 
 func (streamPolicy) Name() string { return "stream" }
@@ -37,6 +38,7 @@ func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 	if !p.frozen {
 		s.learn(now)
 	}
+	s.server.beside = newBeside(s.back.pages)
 	s.server.mayLeave = s.server.plan.mayLeave()
 	f.makeDirectUnlessCached(s)
 	if err := p.joinRead(s, f); err != nil {

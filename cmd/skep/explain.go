@@ -84,6 +84,7 @@ func memoryRows(m api.MemoryStats) [][]string {
 		{"pages missed", known(m.Missed)},
 		{"faults served", fmt.Sprintf("%d in %s ms", m.Faults, millis(m.HandlerTime))},
 		{"pages of zeros", strconv.FormatInt(m.ZeroPages, 10)},
+		{"zeros laid ahead", strconv.FormatInt(m.ZeroedAhead, 10)},
 		{"bytes read", size(m.BytesRead)},
 		{"fetch", millis(m.FetchTime) + " ms"},
 		{"install", millis(m.InstallTime) + " ms"},
