@@ -25,22 +25,16 @@ func (m *machine) Snapshot(ctx context.Context, state, memory string) error {
 	case !m.paused:
 		return errors.New("taking a snapshot: the machine is not paused")
 	}
-	if err := m.snapshot(ctx, state, memory); err != nil {
+	err := vmm.PublishSnapshot(state, m.memoryFile, memory, func(f *os.File) error { return m.writeState(ctx, f) })
+	if err != nil {
 		return fmt.Errorf("taking a snapshot: %w", err)
 	}
+	m.memoryFile = ""
 	return nil
 }
 
-func (m *machine) snapshot(ctx context.Context, state, memory string) (err error) {
-	f, err := os.OpenFile(state, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err = errors.Join(err, f.Close()); err != nil {
-			err = errors.Join(err, os.Remove(state))
-		}
-	}()
+// writeState has memory written to the machine's own file, and state to f.
+func (m *machine) writeState(ctx context.Context, f *os.File) error {
 	kind, err := snapshotType()
 	if err != nil {
 		return err
@@ -54,10 +48,6 @@ func (m *machine) snapshot(ctx context.Context, state, memory string) (err error
 	if err := copyFrom(f, m.path(outName)); err != nil {
 		return fmt.Errorf("writing device state: %w", err)
 	}
-	if err := unix.Renameat2(unix.AT_FDCWD, m.memoryFile, unix.AT_FDCWD, memory, unix.RENAME_NOREPLACE); err != nil {
-		return fmt.Errorf("renaming %s to %s: %w", m.memoryFile, memory, err)
-	}
-	m.memoryFile = ""
 	return nil
 }
 
