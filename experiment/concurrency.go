@@ -17,6 +17,7 @@ import (
 var concurrency = &Experiment{
 	Name: "concurrency", Figure: "Figure 9", Title: "Cold starts at once",
 	Question: "How does the time of a cold start grow when many independent functions start at the same moment?",
+	Runs:     5,
 	Points:   concurrencyPoints,
 	Measure: func(ctx context.Context, l *Lab, p Point) ([]Sample, error) {
 		if policy, ok := replayed(p.Variant); ok {
@@ -42,7 +43,7 @@ func concurrencyPoints(set Settings) []Point {
 			}
 			if n <= set.MaxReplays {
 				for _, v := range []string{"lazy", "reap", "stream"} {
-					out = append(out, Point{Function: f, Variant: v + replaySuffix, N: n, Run: run, Seconds: 1 + 0.8*float64(n)})
+					out = append(out, Point{Function: f, Variant: v + replaySuffix, N: n, Run: run, Seconds: 1 + 0.35*float64(n)})
 				}
 			}
 		}

@@ -14,6 +14,7 @@ import (
 var drift = &Experiment{
 	Name: "drift", Figure: "Section 7.2", Title: "When the input changes for good",
 	Question: "How many page faults remain after prefetching, start by start, when a function's input changes and stays changed?",
+	Runs:     5,
 	Points: func(set Settings) []Point {
 		var out []Point
 		runs := set.Runs

@@ -1,6 +1,7 @@
 package experiment
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -13,7 +14,7 @@ type Settings struct {
 	Experiments []string `json:"experiments"`
 	Functions   []string `json:"functions"`
 	Policies    []string `json:"policies"`
-	Runs        int      `json:"runs"`
+	Runs        int      `json:"runs"` // of each variant; 0: each experiment's own
 	Cold        string   `json:"cold"`
 	Quick       bool     `json:"quick,omitempty"`
 	MaxVMs      int      `json:"max_vms"`     // at once, in concurrency
@@ -41,6 +42,9 @@ type Experiment struct {
 	// Unavailable says why it cannot be measured here, "" if it can.
 	Unavailable func(Settings) string
 
+	// Runs of each variant, where nobody says how many; 0: 10. Fewer where what is
+	// counted hardly varies, or a run is many samples.
+	Runs int
 	// Points are what there is to measure, in the order in which it is done:
 	// variants take turns within a run, so that a drifting machine is unfair to none.
 	Points func(Settings) []Point
@@ -48,6 +52,17 @@ type Experiment struct {
 	Measure func(context.Context, *Lab, Point) ([]Sample, error)
 	// Show makes figures and tables of the samples.
 	Show func([]Sample) Section
+}
+
+// defaultRuns is for an Experiment that does not say.
+const defaultRuns = 10
+
+// points are those of the experiment for these settings.
+func (e *Experiment) points(set Settings) []Point {
+	if set.Runs == 0 {
+		set.Runs = cmp.Or(e.Runs, defaultRuns)
+	}
+	return e.Points(set)
 }
 
 func (e *Experiment) data() string {

@@ -18,6 +18,7 @@ import (
 // beside that after a restore and one call.
 var footprint = &Experiment{
 	Name: "footprint", Figure: "Figure 4", Title: "Memory of a booted and of a restored instance",
+	Runs:     3,
 	Question: "How much of its memory does a function need for one invocation, compared with what booting it touched?",
 	Points: func(set Settings) []Point {
 		points := turns(set, set.Functions, []string{"booted", "restored"})

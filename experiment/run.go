@@ -26,7 +26,7 @@ func Plan(set Settings) (plan []Point, without []string, err error) {
 			continue
 		}
 		planned[e.data()] = true
-		for _, p := range e.Points(set) {
+		for _, p := range e.points(set) {
 			p.Experiment = e.data()
 			if !deployed[p.Function] {
 				deployed[p.Function] = true

@@ -13,6 +13,9 @@ import (
 // the others, each compared with one trace of the first.
 const traces = "traces"
 
+// traceRuns are the runs of those that compare traces.
+const traceRuns = 5
+
 const (
 	sameInput    = "same input"
 	anotherInput = "other input"
@@ -21,17 +24,17 @@ const (
 // contiguity is figure 3, reuse figure 5, mispredictions section 7.1.
 var (
 	contiguity = &Experiment{
-		Name: "contiguity", Figure: "Figure 3", Title: "Pages in a row", Data: traces,
+		Name: "contiguity", Figure: "Figure 3", Title: "Pages in a row", Data: traces, Runs: traceRuns,
 		Question: "How many pages that an invocation touches lie next to each other in guest memory?",
 		Points:   tracePoints, Measure: measureTraces, Show: showContiguity,
 	}
 	reuse = &Experiment{
-		Name: "reuse", Figure: "Figure 5", Title: "Pages used again with another input", Data: traces,
+		Name: "reuse", Figure: "Figure 5", Title: "Pages used again with another input", Data: traces, Runs: traceRuns,
 		Question: "How many pages does an invocation share with an earlier one that had a different input?",
 		Points:   tracePoints, Measure: measureTraces, Show: showReuse,
 	}
 	mispredictions = &Experiment{
-		Name: "mispredictions", Figure: "Section 7.1", Title: "Pages prefetched in vain", Data: traces,
+		Name: "mispredictions", Figure: "Section 7.1", Title: "Pages prefetched in vain", Data: traces, Runs: traceRuns,
 		Question: "How many pages of a recorded working set does an invocation with a different input never touch?",
 		Points:   tracePoints, Measure: measureTraces, Show: showMispredictions,
 	}

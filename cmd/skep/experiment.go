@@ -72,7 +72,7 @@ gone. Variants take turns, run by run.`,
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringVarP(&o.out, "out", "o", "paper", "`DIRECTORY` of results; what it has is not measured again")
-	f.IntVarP(&o.set.Runs, "runs", "n", 10, "runs of each variant (quick: 2)")
+	f.IntVarP(&o.set.Runs, "runs", "n", 0, "runs of each variant (default: as many as each experiment needs, 10 at most; quick: 2)")
 	f.StringSliceVar(&o.set.Functions, "functions", experiment.DefaultFunctions(), "which of the functions that come with skep")
 	f.StringSliceVar(&o.set.Policies, "policies", nil, "memory policies, where they are compared over functions (default mmap,reap,stream,resident)")
 	f.StringVar(&o.set.Cold, "cold", experiment.ColdFiles, "what leaves the page cache before a start: none, files or all")
@@ -104,7 +104,7 @@ func (o *experimentFlags) complete(cmd *cobra.Command) error {
 		}
 	}
 	switch {
-	case o.set.Runs < 1:
+	case changed("runs") && o.set.Runs < 1:
 		return usagef(cmd, "--runs is %d: want 1 or more", o.set.Runs)
 	case len(o.set.Functions) == 0:
 		return usagef(cmd, "--functions is empty")
