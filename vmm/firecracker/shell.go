@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
-	"time"
 
 	"github.com/skep-dev/skep/memory/userfaultfd"
 	"github.com/skep-dev/skep/vmm"
@@ -47,13 +46,12 @@ func (s *shell) Restore(ctx context.Context, attach func(context.Context, userfa
 	if s.used.Swap(true) {
 		return nil, errors.New("restoring: the process that was started ahead is used up")
 	}
-	began := time.Now()
 	select {
 	case <-s.m.Done():
 		return nil, errors.Join(fmt.Errorf("restoring: %w", s.m.Err()), s.m.Kill())
 	default:
 	}
-	s.m.timings.Spawn = time.Since(began)
+	s.m.timings.Spawn = 0 // it was spent ahead: no part of this restore
 	if err := s.m.loadAttached(ctx, s.load, attach); err != nil {
 		return nil, errors.Join(fmt.Errorf("restoring: %w", err), s.m.Kill())
 	}
