@@ -67,6 +67,8 @@ type Info struct {
 	// Machine names the virtual hardware (machine type, CPU model, devices):
 	// whatever must be equal for device state to be readable.
 	Machine string `json:"machine"`
+	// Path is the program's file on this host. No snapshot depends on it.
+	Path string `json:"-"`
 }
 
 // Config is the shape of a machine: equal for a boot and every restore of its

@@ -34,6 +34,7 @@ type daemon struct {
 	version api.Version
 	policy  *memory.Policies
 	vmm     vmm.VMM
+	program string // path of the VMM's
 	node    *node.Node
 	view    *nodeView
 	images  *image.Store
@@ -87,6 +88,7 @@ func (d *daemon) openNode(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.program = info.Path
 	d.version = buildVersion()
 	d.version.VMM = vmmName(info)
 	// The view exists before its node, whose hook for records needs it; there is

@@ -191,7 +191,7 @@ type labHost struct {
 }
 
 func (h *labHost) Client() *api.Client { return h.p.client }
-func (h *labHost) VMM() string         { return h.p.d.vmmBinary() }
+func (h *labHost) VMM() string         { return h.p.d.program }
 
 func (h *labHost) Files(ctx context.Context, function string) ([]string, error) {
 	return h.p.d.filesOf(ctx, function)

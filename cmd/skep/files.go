@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os/exec"
 	"path/filepath"
 )
 
@@ -45,17 +44,4 @@ func (d *daemon) filesOf(ctx context.Context, function string) ([]string, error)
 		return files, err
 	}
 	return files, nil
-}
-
-// vmmBinary is the path of the VMM's program, "" if it is not found.
-func (d *daemon) vmmBinary() string {
-	name := d.cfg.QEMU
-	if name == "" {
-		name = "qemu-system-x86_64"
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return ""
-	}
-	return path
 }

@@ -114,8 +114,8 @@ func (m *measurement) chill(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if program := m.d.vmmBinary(); m.cold == coldAll && program != "" {
-		files = append(files, program)
+	if m.cold == coldAll {
+		files = append(files, m.d.program)
 	}
 	_, err = experiment.DropCache(files)
 	return err

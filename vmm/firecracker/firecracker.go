@@ -65,6 +65,7 @@ func (v *VMM) Info(ctx context.Context) (vmm.Info, error) {
 		Line:    h.version.line(),
 		Accel:   "kvm",
 		Machine: fmt.Sprintf("%s state=%s", hardware, h.Snapshots),
+		Path:    h.Path,
 	}, nil
 }
 

@@ -71,6 +71,7 @@ func (v *VMM) Info(ctx context.Context) (vmm.Info, error) {
 		Version: p.version.String(),
 		Accel:   p.accel,
 		Machine: fmt.Sprintf("%s cpu=%s", hardware, cpuModel(p.accel)),
+		Path:    p.path,
 	}, nil
 }
 
