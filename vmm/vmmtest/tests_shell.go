@@ -49,8 +49,9 @@ func (s *suite) testShell(t *testing.T) {
 	if p.present != 0 {
 		t.Errorf("%d pages were there when memory was handed over; want none", p.present)
 	}
-	if tm := i.Timings(); tm.Spawn <= 0 || tm.Load <= 0 {
-		t.Errorf("timings %+v; want both parts", tm)
+	// Its process was started before: spawn may be nothing.
+	if tm := i.Timings(); tm.Load <= 0 {
+		t.Errorf("timings %+v; want the load", tm)
 	}
 	checkConfined(t, i.PID())
 	ctx := s.context(t)
