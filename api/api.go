@@ -109,7 +109,7 @@ func (p *Phases) UnmarshalJSON(b []byte) error {
 // MemoryStats says what guest memory cost one restored instance. Pages are 4 KiB.
 type MemoryStats struct {
 	Policy      string        `json:"policy"`
-	Prefetched  int64         `json:"prefetched_pages"`   // installed before they were asked for
+	Prefetched  int64         `json:"prefetched_pages"`   // installed before they were asked for: the working set, and what came beside misses
 	Faults      int64         `json:"faults"`             // page faults served by userfaultfd
 	ZeroPages   int64         `json:"zero_pages"`         // of those and of the prefetched, pages of zeros
 	ZeroedAhead int64         `json:"zeroed_ahead_pages"` // beside all these, pages of zeros in blocks where the guest takes fresh memory

@@ -67,7 +67,7 @@ func newMemoryCounters() memoryCounters {
 	return memoryCounters{
 		restores:   counter("restores", "Invocations that a restored guest was started for."),
 		faults:     counter("faults", "Page faults of restored guests that were served."),
-		prefetched: counter("prefetched_pages", "Pages installed before they were asked for."),
+		prefetched: counter("prefetched_pages", "Pages installed before they were asked for: of working sets, and beside misses."),
 		zero:       counter("zero_pages", "Pages of zeros among those installed."),
 		ahead:      counter("zeroed_ahead_pages", "Pages of zeros installed beside those, where guests took memory that the snapshot does not hold."),
 		missed:     counter("missed_pages", "Pages touched on the way to a first response that were not in the working set."),

@@ -48,8 +48,9 @@ func TestInspectMemory(t *testing.T) {
 	if trace.Pages < 500 || trace.Contiguity < 1 || trace.Span <= trace.First || trace.Writes == 0 || set.Pages != m.Map.Prefetched.Pages() {
 		t.Errorf("trace: %+v, working set: %+v", trace, set)
 	}
-	if rec.Memory.Prefetched == 0 || rec.Memory.Prefetched > set.Pages {
-		t.Errorf("%d pages were prefetched of a working set of %d", rec.Memory.Prefetched, set.Pages)
+	// Every second miss may bring 14 other pages.
+	if rec.Memory.Prefetched == 0 || rec.Memory.Prefetched > set.Pages+7*rec.Memory.Missed {
+		t.Errorf("%d pages were prefetched of a working set of %d, with %d missed", rec.Memory.Prefetched, set.Pages, rec.Memory.Missed)
 	}
 	if again, err := d.client.Invocation(t.Context(), rec.ID); err != nil || again.Memory.Prefetched != rec.Memory.Prefetched {
 		t.Errorf("the record by its id: %+v, %v", again, err)
