@@ -40,9 +40,9 @@ func showRecording(all []Sample) Section {
 		m, r := pick(all, f, "mmap"), pick(all, f, "record")
 		c.Groups = append(c.Groups, chart.Group{Label: f, Bars: []chart.Bar{
 			chart.NewBar("mmap", chart.Grey, totals(m), 0), chart.NewBar("record", chart.Blue, totals(r), 0)}})
-		ratio := stat.Ratios(totals(r), totals(m))
-		ratios = append(ratios, ratio.Value)
-		t.Rows = append(t.Rows, []string{f, span(summary(m)), span(summary(r)), percent(ratio.Value - 1), number(medianFaults(r))})
+		over := ratio(r, m)
+		ratios = append(ratios, over.Value)
+		t.Rows = append(t.Rows, []string{f, span(summary(m)), span(summary(r)), percent(over.Value - 1), number(medianFaults(r))})
 	}
 	low, high := extremes(ratios)
 	return Section{Charts: []chart.Chart{c}, Tables: []Table{t}, Findings: []string{

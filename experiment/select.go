@@ -61,9 +61,25 @@ func values(all []Sample, of func(Sample) float64) []float64 {
 func totals(all []Sample) []float64     { return values(all, Sample.Total) }
 func medianFaults(all []Sample) float64 { return stat.Median(values(all, Sample.Faults)) }
 func summary(all []Sample) stat.Summary { return stat.Summarize(totals(all)) }
-func number(v float64) string           { return chart.Number(v) }
-func percent(share float64) string      { return number(100*share) + "%" }
-func times(v float64) string            { return number(v) + "×" }
+
+// ratio is how much longer the invocations of a took than those of b, in pairs of
+// one run: these have the same input and are measured next to each other, so that
+// neither the inputs nor the machine's drift are in it.
+func ratio(a, b []Sample) stat.Ratio {
+	var x, y []float64
+	for _, s := range a {
+		for _, o := range b {
+			if s.Function == o.Function && s.Run == o.Run {
+				x, y = append(x, s.Total()), append(y, o.Total())
+			}
+		}
+	}
+	return stat.Paired(x, y)
+}
+
+func number(v float64) string      { return chart.Number(v) }
+func percent(share float64) string { return number(100*share) + "%" }
+func times(v float64) string       { return number(v) + "×" }
 func paperNumber(v float64) string {
 	if v == 0 {
 		return ""

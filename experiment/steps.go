@@ -51,10 +51,10 @@ func showSteps(all []Sample) Section {
 	}
 	group.Label = functionsOf(all)[0]
 	c.Groups = []chart.Group{group}
-	base := totals(pick(all, "", "mmap"))
+	base := pick(all, "", "mmap")
 	var out []string
 	for _, v := range []string{"reap", "stream"} {
-		if r := stat.Ratios(base, totals(pick(all, "", v))); r.Value > 0 {
+		if r := ratio(base, pick(all, "", v)); r.Value > 0 {
 			out = append(out, fmt.Sprintf("%s starts %s as fast as mmap [%s–%s].", v, times(r.Value), number(r.Lo), number(r.Hi)))
 		}
 	}

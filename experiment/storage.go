@@ -74,12 +74,12 @@ func showStorage(all []Sample) Section {
 	gains := map[string][]float64{}
 	for _, f := range functionsOf(all) {
 		g, row := chart.Group{Label: f}, []string{f}
-		base := totals(pick(all, f, "mmap"))
+		base := pick(all, f, "mmap")
 		for _, v := range []string{"mmap", "reap", "stream"} {
 			of := pick(all, f, v)
 			g.Bars = append(g.Bars, chart.NewBar(v, chart.PolicyInk(v), totals(of), 0))
 			row = append(row, span(summary(of)))
-			if r := stat.Ratios(base, totals(of)); v != "mmap" && r.Value > 0 {
+			if r := ratio(base, of); v != "mmap" && r.Value > 0 {
 				gains[v] = append(gains[v], r.Value)
 			}
 		}

@@ -108,14 +108,31 @@ func resampledMedian(v []float64, pick func() int) float64 {
 	return Median(again)
 }
 
-// Ratio is the median of a over the median of b with its interval.
+// Ratio is how much larger one thing is than another, with its interval.
 type Ratio struct {
 	Value  float64 `json:"ratio"`
 	Lo, Hi float64
 	Weak   bool `json:"weak,omitempty"` // too few samples: the interval is of the ranges
 }
 
-// Ratios estimates how much larger a is than b.
+// Paired estimates how much larger a is than b where a[i] and b[i] belong
+// together: the median of their ratios. What makes pairs differ from each other,
+// as their inputs, is not in it.
+func Paired(a, b []float64) Ratio {
+	ratios := make([]float64, 0, len(a))
+	for i := range min(len(a), len(b)) {
+		if b[i] != 0 {
+			ratios = append(ratios, a[i]/b[i])
+		}
+	}
+	if len(ratios) == 0 {
+		return Ratio{Value: math.NaN(), Lo: math.NaN(), Hi: math.NaN(), Weak: true}
+	}
+	s := Summarize(ratios)
+	return Ratio{Value: s.Median, Lo: s.Lo, Hi: s.Hi, Weak: s.Weak}
+}
+
+// Ratios estimates how much larger a is than b: the ratio of their medians.
 func Ratios(a, b []float64) Ratio {
 	sa, sb := slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b))
 	if len(a) == 0 || len(b) == 0 || Median(sb) == 0 {

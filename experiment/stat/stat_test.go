@@ -41,6 +41,20 @@ func TestBootstrapWidth(t *testing.T) {
 	}
 }
 
+// Pairs that differ by far from each other, and within by the same.
+func TestPaired(t *testing.T) {
+	r := Paired([]float64{2, 20, 200, 2000, 3}, []float64{1, 10, 100, 1000, 2})
+	if r.Value != 2 || r.Lo < 1.5 || r.Hi != 2 || r.Weak {
+		t.Errorf("%+v", r)
+	}
+	if r := Paired([]float64{3, 1}, []float64{2, 0}); r.Value != 1.5 || !r.Weak {
+		t.Errorf("a pair that has no ratio: %+v", r)
+	}
+	if r := Paired(nil, nil); !math.IsNaN(r.Value) {
+		t.Errorf("nothing: %+v", r)
+	}
+}
+
 func TestCompare(t *testing.T) {
 	slow, fast := []float64{20, 21, 22, 20.5, 21.5}, []float64{10, 11, 10.5, 10.2, 11.2}
 	c := Compare(slow, fast)
