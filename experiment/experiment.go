@@ -115,7 +115,7 @@ func turns(set Settings, functions, variants []string) []Point {
 	for run := range set.Runs {
 		for _, f := range functions {
 			for _, v := range variants {
-				out = append(out, Point{Function: f, Variant: v, Run: run, Input: otherInput(run), Seconds: 2 + 2*warmSeconds[f]})
+				out = append(out, Point{Function: f, Variant: v, Run: run, Input: otherInput(run), Seconds: 0.7 + 1.2*warmSeconds[f]})
 			}
 		}
 	}

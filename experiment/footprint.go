@@ -23,8 +23,9 @@ var footprint = &Experiment{
 	Points: func(set Settings) []Point {
 		points := turns(set, set.Functions, []string{"booted", "restored"})
 		for i := range points {
+			points[i].Seconds += 4 // until the one before is gone
 			if points[i].Variant == "booted" {
-				points[i].Seconds += 8 // it boots
+				points[i].Seconds += 10
 			}
 		}
 		return points
