@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
+	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/experiment/chart"
 	"github.com/skep-dev/skep/experiment/stat"
 )
@@ -27,11 +29,12 @@ var storage = &Experiment{
 		points := turns(set, on, []string{"mmap", "reap", "stream"})
 		for i := range points {
 			if points[i].Variant == "mmap" {
-				points[i].Seconds += 20
+				points[i].Seconds += 30
 			}
 		}
 		return points
 	},
+	Runs:    2, // a mapped start takes half a minute
 	Measure: measureStorage,
 	Show:    showStorage,
 }
@@ -43,7 +46,9 @@ type Limit struct {
 }
 
 func measureStorage(ctx context.Context, l *Lab, p Point) (_ []Sample, err error) {
-	name, err := l.Function(ctx, p.Function, "", nil)
+	name, err := l.Function(ctx, p.Function, "-slow", func(f *api.Function) {
+		f.ReadyTimeout, f.Timeout = api.Duration(5*time.Minute), api.Duration(5*time.Minute)
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -112,9 +112,10 @@ func (n *Node) bootInTime(ctx context.Context, inst *instance) error {
 }
 
 // restoreInTime has a limit of its own, so that there is time left to boot. It
-// grows with guest memory, all of which a policy may read: at 100 MiB/s.
+// grows with guest memory, all of which a policy may read: at 100 MiB/s; and with
+// ready_timeout beyond its default, for hosts that are slower than that.
 func (n *Node) restoreInTime(ctx context.Context, inst *instance, snap *snapshot.Snapshot) error {
-	limit := 30*time.Second + time.Duration(inst.dep.fn.MemoryMiB)*10*time.Millisecond
+	limit := max(30*time.Second, inst.dep.fn.ReadyTimeout.D()/2) + time.Duration(inst.dep.fn.MemoryMiB)*10*time.Millisecond
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not ready after %v", limit))
 	defer cancel()
 	if err := n.restore(ctx, inst, snap); err != nil {
