@@ -103,7 +103,7 @@ func showLoad(all []Sample) Section {
 	for _, s := range all {
 		n = max(n, s.N)
 	}
-	c.Caption = fmt.Sprintf("Loaded: %d warm functions, each called every %v.", n, loadEvery)
+	c.Caption = fmt.Sprintf("Loaded: %d warm functions, each called every %v. Alone: they idle, or are not there yet.", n, loadEvery)
 	t := Table{Name: "sec6-load", Head: []string{"policy", "alone ms", "loaded ms", "loaded / alone"}}
 	var out []string
 	for _, v := range []string{"mmap", "reap", "stream"} {
