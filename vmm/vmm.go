@@ -41,8 +41,8 @@ type Machine interface {
 	// the file `memory` (both new paths; memory on the file system of
 	// BootSpec.MemoryFile). The machine must be paused and have been booted, not
 	// restored: ErrNotBooted otherwise. Memory is not copied where that can be
-	// helped: the machine cannot go on afterwards, Kill is the only call left, and must come before the
-	// files are read.
+	// helped: the machine cannot go on afterwards, Kill is the only call left, and
+	// must come before the files are read.
 	Snapshot(ctx context.Context, state, memory string) error
 	// Done is closed when the VMM process has ended, for whatever reason; Err
 	// then says why (nil after Kill).

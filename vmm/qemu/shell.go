@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/skep-dev/skep/memory/userfaultfd"
@@ -13,17 +12,8 @@ import (
 
 var _ vmm.Sheller = (*VMM)(nil)
 
-// shell is a QEMU process with empty memory that waits for device state. All
-// that it opened it has opened, and it has given up root.
-type shell struct {
-	v    *VMM
-	id   string
-	m    *machine
-	g    userfaultfd.Guest
-	used atomic.Bool
-}
-
-// Shell starts a machine's process ahead of its restore; see vmm.Sheller.
+// Shell starts a machine's process ahead of its restore: with empty memory, all
+// that it opens opened, and root given up. See vmm.Sheller.
 func (v *VMM) Shell(ctx context.Context, spec vmm.RestoreSpec) (vmm.Shell, error) {
 	host, err := v.host(ctx)
 	if err != nil {
@@ -37,39 +27,19 @@ func (v *VMM) Shell(ctx context.Context, spec vmm.RestoreSpec) (vmm.Shell, error
 	if err != nil {
 		return nil, fmt.Errorf("starting a process ahead: %w", err)
 	}
-	return &shell{v: v, id: spec.ID, m: m, g: g}, nil
-}
-
-func (s *shell) PID() int              { return s.m.PID() }
-func (s *shell) Done() <-chan struct{} { return s.m.Done() }
-
-func (s *shell) Kill() error {
-	if s.used.Swap(true) {
+	restore := func(ctx context.Context, attach func(context.Context, userfaultfd.Guest) error) error {
+		began := time.Now()
+		if err := attach(ctx, g); err != nil {
+			return fmt.Errorf("handing over guest memory: %w", err)
+		}
+		m.timings.Spawn = time.Since(began)
+		if err := m.load(ctx); err != nil {
+			return fmt.Errorf("loading device state: %w", err)
+		}
+		v.log.Debug("restored", "vmm", "qemu", "instance", spec.ID, "pid", m.PID(), "ahead", true)
 		return nil
 	}
-	return s.end()
-}
-
-// end: the process first, whose memory the userfaultfd guards.
-func (s *shell) end() error { return errors.Join(s.m.Kill(), s.g.FD.Close()) }
-
-func (s *shell) Restore(ctx context.Context, attach func(context.Context, userfaultfd.Guest) error) (vmm.Machine, error) {
-	if s.used.Swap(true) {
-		return nil, errors.New("restoring: the process that was started ahead is used up")
-	}
-	began := time.Now()
-	select {
-	case <-s.m.Done():
-		return nil, errors.Join(fmt.Errorf("restoring: %w", s.m.Err()), s.end())
-	default:
-	}
-	if err := attach(ctx, s.g); err != nil {
-		return nil, errors.Join(fmt.Errorf("restoring: handing over guest memory: %w", err), s.m.Kill())
-	}
-	s.m.timings.Spawn = time.Since(began)
-	if err := s.m.load(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("restoring: loading device state: %w", err), s.m.Kill())
-	}
-	s.v.log.Debug("restored", "vmm", "qemu", "instance", s.id, "pid", s.m.PID(), "ahead", true)
-	return s.m, nil
+	// The process first, whose memory the userfaultfd guards.
+	end := func() error { return errors.Join(m.Kill(), g.FD.Close()) }
+	return vmm.NewShell(m, restore, end), nil
 }
