@@ -59,7 +59,7 @@ func (b *beside) waits() bool { return b != nil && len(b.queue) > 0 }
 
 // second notes a miss in a cluster, and says whether it was not the first.
 func (b *beside) second(cluster uint32) bool {
-	if b == nil || b.finished.has(cluster) {
+	if b.finished.has(cluster) {
 		return false
 	}
 	if b.missed.has(cluster) {

@@ -54,7 +54,7 @@ func (s *server) serveFault(ev userfaultfd.Event) (again bool, err error) {
 		_, err = s.zeroPages(addr, pageSize)
 	case held != nil:
 		_, err = s.guest.FD.Copy(addr, held, 0)
-	case s.unplanned(page) && s.beside.second(page/clusterPages):
+	case s.beside != nil && s.unplanned(page) && s.beside.second(page/clusterPages):
 		return s.serveCluster(page, addr)
 	default:
 		if err := s.back.read(s.buf[:pageSize], page); err != nil {
