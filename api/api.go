@@ -135,9 +135,24 @@ type Invocation struct {
 	Memory   *MemoryStats `json:"memory,omitempty"` // only for restore starts
 	BytesIn  int64        `json:"bytes_in"`
 	BytesOut int64        `json:"bytes_out"`
-	Status   int          `json:"status"`          // HTTP status that the client saw
-	Error    string       `json:"error,omitempty"` // why skep, not the function, failed it
+	Status   int          `json:"status"`            // HTTP status that the client saw
+	Failure  Failure      `json:"failure,omitempty"` // whose doing it is that no complete answer reached the client
+	Error    string       `json:"error,omitempty"`   // why skep, not the function, failed it
 }
+
+// Failure says whose doing it is that an invocation did not end with a complete
+// answer of the function's. It decides what becomes of the instance, and
+// metrics count by it. Empty: the function's answer, whatever its status,
+// reached the client whole.
+type Failure string
+
+const (
+	FailureClient   Failure = "client"   // it left, or sent what is not HTTP: the instance did nothing wrong
+	FailureQueue    Failure = "queue"    // no instance was to be had: the queue was full, or the wait too long
+	FailureTimeout  Failure = "timeout"  // the instance did not answer, or not go on, in time: it may hang
+	FailureFunction Failure = "function" // the instance's server refused, broke off, or answered what is not HTTP
+	FailurePlatform Failure = "platform" // skep could not start an instance, or lost it
+)
 
 // InstanceState is a state of an instance; node has the machine of transitions.
 type InstanceState string

@@ -116,7 +116,7 @@ func (m *Metrics) Observe(rec api.Invocation) {
 	m.invocations.WithLabelValues(function, start, code(rec.Status)).Inc()
 	m.bytes.WithLabelValues("in").Add(float64(max(rec.BytesIn, 0)))
 	m.bytes.WithLabelValues("out").Add(float64(max(rec.BytesOut, 0)))
-	if rec.Error != "" {
+	if rec.Failure != "" {
 		m.failures.Inc()
 	}
 	rec.Phases.Each(func(name string, d time.Duration) {

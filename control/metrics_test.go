@@ -32,7 +32,7 @@ func TestMetrics(t *testing.T) {
 		Memory: &api.MemoryStats{Policy: "reap", Faults: 3, Prefetched: 1898, BytesRead: 1 << 20, Missed: 2, Wasted: -1, HandlerTime: time.Millisecond, FetchTime: 2 * time.Second, InstallTime: 3 * time.Second},
 	}
 	m.Observe(rec)
-	m.Observe(api.Invocation{Function: "nosuch", Status: 404, Error: "no such function"})
+	m.Observe(api.Invocation{Function: "nosuch", Status: 404, Failure: api.FailureClient, Error: "no such function"})
 	text := scrape(t, m)
 	for _, want := range []string{
 		`skep_invocations_total{code="200",function="hello",start="restore"} 1`,

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http/httpguts"
+
+	"github.com/skep-dev/skep/api"
 )
 
 // maxTries bounds how many instances a request is taken to that none has seen.
@@ -40,6 +42,7 @@ func (carrier) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 		rec := x.rec
+		rec.Failure = api.FailureFunction
 		rec.Error, rec.Status = "not sent, tried again: "+err.Error(), http.StatusBadGateway
 		rec.Phases = lease.Phases()
 		rec.ID += "-" + fmt.Sprint(try)

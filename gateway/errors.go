@@ -40,22 +40,33 @@ func (g *Gateway) answerNotFound(w http.ResponseWriter, name string) {
 // answerError is what the client gets when no answer of the function can be had.
 func answerError(w http.ResponseWriter, r *http.Request, err error) {
 	x := exchangeOf(r.Context())
-	status := http.StatusBadGateway
+	status, failure := http.StatusBadGateway, api.FailurePlatform
+	if x.lease != nil {
+		failure = api.FailureFunction
+	}
 	switch {
 	case x.client.Err() != nil:
-		status, err = statusClientGone, errors.New("the client went away")
+		status, failure, err = statusClientGone, api.FailureClient, errors.New("the client went away")
 	case errors.Is(err, node.ErrNoFunction):
-		status = http.StatusNotFound
-	case errors.Is(err, node.ErrQueueFull), errors.Is(err, node.ErrDraining):
-		status = http.StatusServiceUnavailable
+		status, failure = http.StatusNotFound, api.FailureClient
+	case errors.Is(err, node.ErrQueueFull):
+		status, failure = http.StatusServiceUnavailable, api.FailureQueue
+		w.Header().Set("Retry-After", "1")
+	case errors.Is(err, node.ErrDraining):
+		status, failure = http.StatusServiceUnavailable, api.FailurePlatform
 		w.Header().Set("Retry-After", "1")
 	case errors.Is(err, node.ErrNoneWarm):
-		status = http.StatusConflict
+		status, failure = http.StatusConflict, api.FailureClient
 	case x.isTimeout(r.Context().Err()): // not err: a start that was too slow has a deadline of its own
 		status, err = http.StatusGatewayTimeout, fmt.Errorf("no answer within the timeout of %v", x.fn.Timeout)
+		failure = api.FailureTimeout
+		if x.lease == nil {
+			failure = api.FailureQueue
+		}
 	case errors.Is(err, io.EOF):
 		err = errNoAnswer
 	}
+	x.rec.Failure = failure
 	answerJSON(w, status, x, err)
 }
 

@@ -53,6 +53,7 @@ func (g *Gateway) pass(w http.ResponseWriter, r *http.Request, name, prefix stri
 	x.rec = api.Invocation{ID: newID(), Function: name, Time: began}
 	if experiments {
 		if err := x.choose(r.Header); err != nil {
+			x.rec.Failure = api.FailureClient
 			answerJSON(w, http.StatusBadRequest, x, err)
 			return
 		}
@@ -101,8 +102,9 @@ func (x *exchange) finish(ctx context.Context) {
 	x.rec.BytesIn, x.rec.BytesOut = x.bytesIn.Load(), x.bytesOut
 	switch {
 	case x.client.Err() != nil && x.rec.Error == "":
-		x.rec.Status, x.rec.Error = statusClientGone, "the client went away"
+		x.rec.Status, x.rec.Failure, x.rec.Error = statusClientGone, api.FailureClient, "the client went away"
 	case ctx.Err() != nil && x.rec.Error == "":
+		x.rec.Failure = api.FailureTimeout
 		x.rec.Error = fmt.Sprintf("the answer was not complete within the timeout of %v", x.fn.Timeout)
 	}
 	if x.lease != nil {

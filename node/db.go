@@ -59,6 +59,8 @@ CREATE INDEX invocations_by_function ON invocations (function, time_ns);
 CREATE INDEX invocations_by_time ON invocations (time_ns);
 `, `
 CREATE INDEX invocations_by_id ON invocations (id);
+`, `
+ALTER TABLE invocations ADD COLUMN failure TEXT NOT NULL DEFAULT '';
 `}
 
 func openDatabase(ctx context.Context, path string) (*database, error) {

@@ -85,7 +85,7 @@ func (l *lease) Release(rec api.Invocation) {
 	rec.Snapshot = inst.snapshot
 	p.fill(&rec, l)
 	p.mu.Lock()
-	if rec.Error != "" && rec.Status == http.StatusBadGateway {
+	if rec.Failure == api.FailureFunction {
 		// Its server did not answer; that its process has ended may be on its way
 		// here still. The next request must not find out again.
 		p.end(inst, fmt.Errorf("%w: %s", errNoAnswer, rec.Error), false)

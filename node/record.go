@@ -110,7 +110,7 @@ func (r *recorder) collect(batch []api.Invocation) []api.Invocation {
 	return batch
 }
 
-const recordColumns = "id, function, instance, snapshot, start, time_ns, status, error, bytes_in, bytes_out"
+const recordColumns = "id, function, instance, snapshot, start, time_ns, status, failure, error, bytes_in, bytes_out"
 
 // phaseColumns are the names of the phases' columns, in the order of
 // api.PhaseNames.
@@ -120,7 +120,7 @@ func (r *recorder) write(batch []api.Invocation) error {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
 	return inTx(ctx, r.db, func(tx *sql.Tx) error {
-		n := 10 + len(api.PhaseNames) + 1
+		n := 11 + len(api.PhaseNames) + 1
 		stmt, err := tx.PrepareContext(ctx, "INSERT INTO invocations ("+recordColumns+", "+phaseColumns+", memory) VALUES (?"+strings.Repeat(", ?", n-1)+")")
 		if err != nil {
 			return err
@@ -141,7 +141,7 @@ func (r *recorder) write(batch []api.Invocation) error {
 
 func recordValues(rec *api.Invocation) ([]any, error) {
 	values := []any{rec.ID, rec.Function, rec.Instance, rec.Snapshot, string(rec.Start), rec.Time.UnixNano(),
-		rec.Status, rec.Error, rec.BytesIn, rec.BytesOut}
+		rec.Status, string(rec.Failure), rec.Error, rec.BytesIn, rec.BytesOut}
 	rec.Phases.Each(func(_ string, d time.Duration) { values = append(values, d.Microseconds()) })
 	if rec.Memory == nil {
 		return append(values, nil), nil
@@ -208,7 +208,7 @@ func scanRecord(rows *sql.Rows) (api.Invocation, error) {
 	var seq, at int64
 	var memory []byte
 	us := make([]int64, len(api.PhaseNames))
-	dest := []any{&seq, &rec.ID, &rec.Function, &rec.Instance, &rec.Snapshot, &rec.Start, &at, &rec.Status, &rec.Error, &rec.BytesIn, &rec.BytesOut}
+	dest := []any{&seq, &rec.ID, &rec.Function, &rec.Instance, &rec.Snapshot, &rec.Start, &at, &rec.Status, &rec.Failure, &rec.Error, &rec.BytesIn, &rec.BytesOut}
 	for i := range us {
 		dest = append(dest, &us[i])
 	}

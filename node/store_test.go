@@ -67,7 +67,7 @@ func TestRecords(t *testing.T) {
 	for i := range 8 {
 		phases.Queue, phases.Stream, phases.Total = time.Duration(i)*time.Microsecond, time.Millisecond, time.Second
 		n.Record(api.Invocation{ID: fmt.Sprint(i), Function: []string{"a", "b"}[i%2], Time: base.Add(time.Duration(i) * time.Second),
-			Start: api.StartBoot, Status: 500 + i, Error: "x", BytesIn: 1, BytesOut: 2, Phases: phases,
+			Start: api.StartBoot, Status: 500 + i, Failure: api.FailureFunction, Error: "x", BytesIn: 1, BytesOut: 2, Phases: phases,
 			Memory: &api.MemoryStats{Policy: "reap", Faults: int64(i)}})
 	}
 	if err := n.Close(t.Context()); err != nil { // flushes
