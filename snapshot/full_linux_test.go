@@ -13,18 +13,9 @@ import (
 )
 
 func TestPublishOnFullDisk(t *testing.T) {
-	testenv.Need(t, "root")
-	dir := t.TempDir()
 	// Memory and state fill the file system to the last page; none is zero, so
 	// that no hole makes room for the manifest.
-	if err := unix.Mount("none", dir, "tmpfs", 0, "size=9M"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	dir := smallDisk(t)
 	s := open(t, dir)
 	g, err := s.Stage("hello")
 	must(t, err)
@@ -43,4 +34,38 @@ func TestPublishOnFullDisk(t *testing.T) {
 	if _, err := s.Newest(t.Context(), wanted(example())); len(err) != 0 {
 		t.Errorf("the store knows of it: %v", err)
 	}
+}
+
+// A full disk is when snapshots are removed, in use or not.
+func TestRemoveOnFullDisk(t *testing.T) {
+	dir := smallDisk(t)
+	s := open(t, dir)
+	id, _ := publish(t, s, nil)
+	used, err := s.Acquire(t.Context(), id, wanted(example()))
+	must(t, err)
+	err = os.WriteFile(dir+"/rest", bytes.Repeat([]byte{1}, 16<<20), 0o600)
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("the disk is not full: %v", err)
+	}
+	must(t, s.Remove(id))
+	if ids := open(t, dir).IDs("hello"); len(ids) != 0 {
+		t.Errorf("after a crash it is back: %v", ids)
+	}
+	used.Release()
+}
+
+// smallDisk is a file system of 9 MiB.
+func smallDisk(t *testing.T) string {
+	t.Helper()
+	testenv.Need(t, "root")
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "tmpfs", 0, "size=9M"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }

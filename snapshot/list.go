@@ -43,8 +43,10 @@ func (s *Store) check(ctx context.Context, e *entry, full bool) error {
 	if !full && s.trusted(e, seen) {
 		return nil
 	}
-	e.checking.Lock()
-	defer e.checking.Unlock()
+	if err := e.checking.Acquire(ctx, 1); err != nil {
+		return fmt.Errorf("snapshot %s: waiting for a check of it: %w", e.id, context.Cause(ctx))
+	}
+	defer e.checking.Release(1)
 	if !full && s.trusted(e, seen) {
 		return nil // checked by another while we waited
 	}
@@ -109,13 +111,14 @@ func checkPart(ctx context.Context, path string, want Part) error {
 // is not used again until Verify is asked to look at it.
 func (s *Store) Restored(id string, failed error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	e := s.snaps[id]
 	if e == nil {
+		s.mu.Unlock()
 		return
 	}
 	if failed == nil {
 		e.failures = 0
+		s.mu.Unlock()
 		return
 	}
 	e.failures++
@@ -123,6 +126,7 @@ func (s *Store) Restored(id string, failed error) {
 	if e.failures >= maxFailures {
 		e.problem = fmt.Errorf("snapshot %s: %d restores in a row failed, the last with: %w", id, e.failures, failed)
 	}
+	s.mu.Unlock()
 	os.Remove(filepath.Join(e.dir, stampName))
 }
 

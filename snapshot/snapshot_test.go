@@ -468,6 +468,87 @@ func TestRemoveWaitsForUsers(t *testing.T) {
 	}
 }
 
+// A crash while an instance still runs from a snapshot that was removed: it does
+// not come back, and its files go.
+func TestRemovedInUseStaysRemovedOverACrash(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	id, _ := publish(t, s, nil)
+	kept, _ := publish(t, s, nil)
+	used, err := s.Acquire(t.Context(), id, wanted(example()))
+	must(t, err)
+	must(t, s.Remove(id))
+	if _, err := os.Stat(used.MemoryPath()); err != nil {
+		t.Errorf("gone while in use: %v", err)
+	}
+	s = open(t, dir) // as after kill -9: nobody has released anything
+	if _, err := s.Acquire(t.Context(), id, wanted(example())); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a removed snapshot is given out after a crash: %v", err)
+	}
+	if ids := s.IDs("hello"); len(ids) != 1 || ids[0] != kept {
+		t.Errorf("there are %v, want only %s", ids, kept)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 1 || left[0].Name() != kept {
+		t.Errorf("left: %v", left)
+	}
+	used.Release() // an instance of the first store, which does not live on in truth
+}
+
+// What cannot be noted on disk is not removed, and can be removed again.
+func TestRemoveThatFailsChangesNothing(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	id, _ := publish(t, s, nil)
+	mark := filepath.Join(dir, id, removedName)
+	must(t, os.Mkdir(mark, 0o700)) // in the way of the mark
+	if err := s.Remove(id); err == nil {
+		t.Fatal("removed")
+	}
+	snap, err := s.Acquire(t.Context(), id, wanted(example()))
+	if err != nil {
+		t.Fatalf("removed in part: %v", err)
+	}
+	snap.Release()
+	must(t, os.Remove(mark))
+	must(t, s.Remove(id))
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// A directory that somebody else has deleted can be removed.
+func TestRemoveOfWhatIsGone(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	id, _ := publish(t, s, nil)
+	must(t, os.RemoveAll(filepath.Join(dir, id)))
+	must(t, s.Remove(id))
+	if ids := s.IDs("hello"); len(ids) != 0 {
+		t.Errorf("still listed: %v", ids)
+	}
+}
+
+// Who waits for another's check can give up.
+func TestWaitingForACheckEnds(t *testing.T) {
+	s := open(t, t.TempDir())
+	id, _ := publish(t, s, nil)
+	s.Restored(id, errors.New("x")) // so that digests are checked
+	e, err := s.get(id)
+	must(t, err)
+	must(t, e.checking.Acquire(t.Context(), 1)) // a check under way
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Acquire(ctx, id, wanted(example())); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want that it was cancelled", err)
+	}
+	e.checking.Release(1)
+	snap, err := s.Acquire(t.Context(), id, wanted(example()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	snap.Release()
+}
+
 func TestPublishFailureLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)

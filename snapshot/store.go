@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/internal/atomicfile"
 )
@@ -19,6 +21,9 @@ import (
 const (
 	stagingPrefix = ".staging-"
 	trashPrefix   = ".trash-"
+	// removedName is in the directory of a snapshot that was removed while it was
+	// in use: whoever opens the store next deletes it.
+	removedName = "removed"
 )
 
 // ErrNotFound is wrapped when no snapshot has the id asked for.
@@ -39,7 +44,7 @@ type entry struct {
 	dir      string
 	manifest Manifest // zero when it cannot be read: problem says why
 
-	checking sync.Mutex // held over a full check, so that it is done once
+	checking *semaphore.Weighted // of one: held over a full check, so that it is done once
 
 	refs     int
 	removed  bool   // delete when the last user has let go
@@ -91,15 +96,24 @@ func Open(dir string) (*Store, error) {
 			if err := os.RemoveAll(path); err != nil {
 				return nil, fmt.Errorf("opening the snapshot store: removing what a crash left: %w", err)
 			}
-		case e.IsDir() && ValidID(e.Name()):
+		case !e.IsDir() || !ValidID(e.Name()):
+		case wasRemoved(path):
+			if err := s.delete(path); err != nil {
+				return nil, fmt.Errorf("opening the snapshot store: %w", err)
+			}
+		default:
 			s.snaps[e.Name()] = load(e.Name(), path)
 		}
 	}
 	return s, nil
 }
 
+func newEntry(id, dir string) *entry {
+	return &entry{id: id, dir: dir, checking: semaphore.NewWeighted(1)}
+}
+
 func load(id, dir string) *entry {
-	e := &entry{id: id, dir: dir}
+	e := newEntry(id, dir)
 	m, err := readManifest(filepath.Join(dir, manifestName))
 	switch {
 	case err != nil:
@@ -115,10 +129,11 @@ func load(id, dir string) *entry {
 	return e
 }
 
+// publish is the last step of a staged snapshot. Nobody knows of it before it is
+// on disk, and nobody waits for the disk meanwhile.
 func (s *Store) publish(staged string, m Manifest, seen stamps) (api.Snapshot, error) {
-	e := &entry{id: m.ID, dir: filepath.Join(s.dir, m.ID), manifest: m, stamps: seen}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	e := newEntry(m.ID, filepath.Join(s.dir, m.ID))
+	e.manifest, e.stamps = m, seen
 	if err := os.Rename(staged, e.dir); err != nil {
 		return api.Snapshot{}, err
 	}
@@ -126,8 +141,11 @@ func (s *Store) publish(staged string, m Manifest, seen stamps) (api.Snapshot, e
 		os.RemoveAll(e.dir)
 		return api.Snapshot{}, err
 	}
+	out := e.describe(nil)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.snaps[m.ID] = e
-	return e.describe(nil), nil
+	return out, nil
 }
 
 // Newest returns the function's newest snapshot that matches and is intact, in
@@ -210,25 +228,59 @@ func newestFirst(a, b *entry) int {
 	return cmp.Compare(b.id, a.id)
 }
 
-// Remove takes a snapshot out of the store; its files go when the last
-// instance that runs from it has ended.
+// Remove takes a snapshot out of the store, for good when it returns, also over
+// a crash; its files go when the last instance that runs from it has ended.
 func (s *Store) Remove(id string) error {
-	s.mu.Lock()
-	e := s.snaps[id]
-	if e == nil {
-		s.mu.Unlock()
+	e, err := s.get(id)
+	if err != nil {
 		return fmt.Errorf("removing snapshot %q: %w", id, ErrNotFound)
 	}
 	// Open files and mappings would live on, but a start in progress still needs
-	// the paths: the rename waits for the last user.
+	// the paths: the files wait for the last user, and the disk remembers.
+	if err := markRemoved(e.dir); err != nil {
+		return fmt.Errorf("removing snapshot %s: %w", id, err)
+	}
+	s.mu.Lock()
+	if e.removed {
+		s.mu.Unlock()
+		return nil // by another, at the same time
+	}
 	delete(s.snaps, id)
 	e.removed = true
 	last := e.refs == 0
 	s.mu.Unlock()
 	if last {
-		return s.delete(e)
+		return s.delete(e.dir)
 	}
 	return nil
+}
+
+// markRemoved makes known to every later Open that a snapshot is not to be used.
+// It takes no block of the disk, which may be full. A directory that is gone, by
+// somebody else's hand, needs no mark.
+func markRemoved(dir string) error {
+	path := filepath.Join(dir, removedName)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = errors.Join(f.Sync(), f.Close())
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		os.Remove(path)
+		return err
+	}
+	return nil
+}
+
+func wasRemoved(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, removedName))
+	return err == nil
 }
 
 func (s *Store) release(e *entry) {
@@ -237,19 +289,23 @@ func (s *Store) release(e *entry) {
 	last := e.removed && e.refs == 0
 	s.mu.Unlock()
 	if last {
-		// Nobody is left to tell; what cannot be deleted now is trash or, when
-		// even the rename failed, is listed again by the next Open.
-		_ = s.delete(e)
+		// Nobody is left to tell; what cannot be deleted now, the next Open deletes.
+		_ = s.delete(e.dir)
 	}
 }
 
-func (s *Store) delete(e *entry) error {
-	trash := filepath.Join(s.dir, trashPrefix+e.id+"-"+rand.Text()[:8])
-	if err := os.Rename(e.dir, trash); err != nil {
-		return fmt.Errorf("removing snapshot %s: %w", e.id, err)
+// delete deletes the directory of a snapshot, whole as soon as it is begun.
+func (s *Store) delete(dir string) error {
+	trash := filepath.Join(s.dir, trashPrefix+filepath.Base(dir)+"-"+rand.Text()[:8])
+	err := os.Rename(dir, trash)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("removing snapshot %s: %w", filepath.Base(dir), err)
 	}
 	if err := errors.Join(syncDir(s.dir), os.RemoveAll(trash)); err != nil {
-		return fmt.Errorf("removing snapshot %s: %w", e.id, err)
+		return fmt.Errorf("removing snapshot %s: %w", filepath.Base(dir), err)
 	}
 	return nil
 }
