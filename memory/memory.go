@@ -47,7 +47,10 @@ type Session interface {
 	Install(ctx context.Context) error
 	// Responded tells that the first invocation's response is complete: a
 	// recording is frozen here, before the VMM's own shutdown can add to it.
+	// Abandoned tells that there was none, or not all of it: what was recorded is
+	// not what an invocation needs, and is dropped. The first of the two counts.
 	Responded()
+	Abandoned()
 	// Failed is closed when memory can no longer be served: the owner must kill
 	// the instance at once; Err says why. It is never closed for a Mapped session.
 	Failed() <-chan struct{}

@@ -41,6 +41,7 @@ func (mapped) Attach(_ context.Context, g userfaultfd.Guest) error {
 }
 func (mapped) Install(context.Context) error { return nil }
 func (mapped) Responded()                    {}
+func (mapped) Abandoned()                    {}
 func (mapped) Failed() <-chan struct{}       { return nil }
 func (mapped) Err() error                    { return nil }
 func (m mapped) Stats() api.MemoryStats      { return m.stats }

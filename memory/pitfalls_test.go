@@ -409,6 +409,43 @@ func TestRecordingDiscarded(t *testing.T) {
 	}
 }
 
+// What was recorded of an invocation that got no whole answer is dropped, under
+// every policy that records, and the next restore records in its place, though
+// the instance lives on.
+func TestAbandonedRecording(t *testing.T) {
+	for _, policy := range []string{"parallel", "wsfile", "reap", "stream"} {
+		t.Run(policy, func(t *testing.T) {
+			im, table := newImage(t, testPages), newPolicies(t)
+			first := open(t, table, policy, im.Source)
+			p := restore(t, first, one(testPages))
+			if _, err := p.Do(uffdtest.Op{Pages: seq(0, 10)}); err != nil {
+				t.Fatal(err)
+			}
+			first.Abandoned()
+			first.Responded() // the instance's next: too late
+			if entries, _ := os.ReadDir(im.Dir); len(entries) != 1 {
+				t.Errorf("recorded all the same: %v", entries)
+			}
+			second := open(t, table, policy, im.Source)
+			q := restore(t, second, one(testPages))
+			if _, err := q.Do(uffdtest.Op{Pages: seq(0, 200)}); err != nil {
+				t.Fatal(err)
+			}
+			second.Responded()
+			q.Kill()
+			second.Close()
+			if !second.Stats().Recorded || first.Stats().Recorded {
+				t.Errorf("first %+v, second %+v: want the second recorded", first.Stats(), second.Stats())
+			}
+			p.Kill()
+			first.Close()
+			if trace, err := workingset.LoadTrace(im.Dir, workingset.Of{SnapshotID: im.SnapshotID, MemorySize: im.Size}); err != nil || len(trace.Touches) != 200 {
+				t.Errorf("the trace has %v: %v; want 200 pages", trace, err)
+			}
+		})
+	}
+}
+
 // Memory that cannot be served is refused, and its FD closed.
 func TestAttachRefuses(t *testing.T) {
 	testenv.NoLeaks(t)

@@ -75,12 +75,18 @@ func (s *session) Responded() {
 	})
 }
 
-// discardRecording ends one whose invocation never got its response: what it
-// holds is not what an invocation needs.
-func (s *session) discardRecording() {
-	if rec := s.server.rec; rec != nil && rec.freeze() != nil && s.learner == nil {
-		s.owner.release(s.src.Dir)
+// Abandoned ends a recording whose invocation never got its whole response. The
+// next restore may record in its place.
+func (s *session) Abandoned() {
+	rec := s.server.rec
+	if rec == nil || rec.freeze() == nil {
+		return
 	}
+	if s.learner != nil {
+		s.server.endSample()
+		return
+	}
+	s.owner.release(s.src.Dir)
 }
 
 // save writes trace and working set. The working set comes last: a trace alone

@@ -180,7 +180,7 @@ func (s *session) Close() error {
 		err = s.server.guest.FD.Close()
 	}
 	s.work.Wait()
-	s.discardRecording()
+	s.Abandoned()
 	for _, f := range s.files {
 		f.close()
 	}

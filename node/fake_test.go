@@ -39,6 +39,7 @@ type world struct {
 	boots     int
 	restores  int
 	responded int
+	abandoned int
 	calls     []string // in which order, of the last start
 
 	bootTime, restoreTime time.Duration
@@ -383,6 +384,7 @@ func (s *fakeSession) Attach(context.Context, userfaultfd.Guest) error {
 }
 func (s *fakeSession) Install(context.Context) error { s.w.called("install"); return nil }
 func (s *fakeSession) Responded()                    { s.w.set(func() { s.w.responded++ }) }
+func (s *fakeSession) Abandoned()                    { s.w.set(func() { s.w.abandoned++ }) }
 func (s *fakeSession) Failed() <-chan struct{}       { return s.failed }
 func (s *fakeSession) Err() error                    { return errors.New("disk on fire") }
 func (s *fakeSession) Stats() api.MemoryStats        { return api.MemoryStats{Policy: s.policy, Faults: 7} }

@@ -98,6 +98,12 @@ func (l *lease) Release(rec api.Invocation) {
 	}
 }
 
+// answered says that the invocation has got the function's whole answer, and a
+// good one: only from such is learned what invocations need.
+func answered(rec *api.Invocation) bool {
+	return rec.Failure == "" && rec.Status < http.StatusInternalServerError
+}
+
 // fill adds to the record what only the node knows.
 func (p *pool) fill(rec *api.Invocation, l *lease) {
 	have, know := &rec.Phases, &l.phases
@@ -105,7 +111,11 @@ func (p *pool) fill(rec *api.Invocation, l *lease) {
 	have.Resume, have.Boot, have.Clone, have.Init = know.Resume, know.Boot, know.Clone, know.Init
 	if l.first {
 		l.inst.withSession(func(s memory.Session) {
-			s.Responded()
+			if answered(rec) {
+				s.Responded()
+			} else {
+				s.Abandoned()
+			}
 			if l.kind == api.StartRestore {
 				stats := s.Stats()
 				rec.Memory = &stats
