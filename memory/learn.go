@@ -77,8 +77,8 @@ const maxHistories = 1024
 // learned anew.
 func (o *Policies) history(src Source) *history {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	if h := o.histories[src.Dir]; h != nil {
+		o.mu.Unlock()
 		return h
 	}
 	for dir := range o.histories {
@@ -88,11 +88,16 @@ func (o *Policies) history(src Source) *history {
 		delete(o.histories, dir)
 	}
 	h := &history{dir: src.Dir, l: workingset.Learned{Of: src.of()}, idle: -1}
+	o.histories[src.Dir] = h
+	// Read under the history's own mutex: a slow disk holds up those who restore
+	// from this snapshot, and nobody else.
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	o.mu.Unlock()
 	if l, err := workingset.LoadLearned(src.Dir, src.of()); err == nil {
 		h.l = *l
 	}
 	h.opened = h.l.Restores
-	o.histories[src.Dir] = h
 	return h
 }
 
