@@ -49,7 +49,7 @@ type Config struct {
 	Nameservers  []string // that functions with egress get; empty: the host's
 	HostServices []string // PORT=ADDRESS:PORT: what functions with egress host reach at their gateway's PORT
 
-	KeepRecords     int          // invocation records kept in all
+	KeepRecords     int          // invocation records kept in all; 0: none
 	KeepLogMiB      int          // of output kept per function
 	DrainTimeout    api.Duration // that running invocations get at shutdown
 	Experiments     bool         // requests may choose start kind and policy through the gateway's port
@@ -123,7 +123,7 @@ var Keys = []Key{
 	{"nat_pool", "IPv4 prefix for functions with egress nat", func(c *Config) any { return &c.NATPool }},
 	{"nameservers", "name servers of functions with egress nat (default: the host's)", func(c *Config) any { return &c.Nameservers }},
 	{"host_services", "PORT=ADDRESS:PORT of services on this host that functions with egress host reach, at their gateway's PORT", func(c *Config) any { return &c.HostServices }},
-	{"keep_records", "invocation records kept in all", func(c *Config) any { return &c.KeepRecords }},
+	{"keep_records", "invocation records kept in all (0: none)", func(c *Config) any { return &c.KeepRecords }},
 	{"keep_log_mib", "MiB of output kept per function", func(c *Config) any { return &c.KeepLogMiB }},
 	{"drain_timeout", "time that running invocations get at shutdown", func(c *Config) any { return &c.DrainTimeout }},
 	{"experiments", "let requests choose start kind and policy through the gateway's port", func(c *Config) any { return &c.Experiments }},

@@ -37,7 +37,7 @@ type Config struct {
 	MaxInstances int           // of all functions at once; default 256
 	MemoryMiB    int           // guest memory of all instances at once; 0: no limit
 	LogBytes     int64         // of each function on disk; default 16 MiB
-	KeepRecords  int64         // rows of invocations kept; default 1,000,000
+	KeepRecords  int64         // rows of invocations kept; default 1,000,000; negative: none
 	Shells       int           // VMM processes started ahead, each for one of the functions that started last; default none
 	Nameservers  []string      // of guests that have egress; default the host's, but for loopback ones
 	DrainTimeout time.Duration // how long Close and Remove wait for requests in flight; default 30s

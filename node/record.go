@@ -18,7 +18,7 @@ import (
 // rather than lose records.
 type recorder struct {
 	db   *sql.DB
-	keep int64
+	keep int64 // negative: none
 	hook func(api.Invocation)
 	log  *slog.Logger
 
@@ -77,7 +77,9 @@ func (r *recorder) run() {
 	for first := range r.in {
 		batch = append(batch[:0], first)
 		batch = r.collect(batch)
-		if err := r.write(batch); err != nil {
+		if r.keep < 0 {
+			// Nothing is to be kept but the counts.
+		} else if err := r.write(batch); err != nil {
 			r.log.Error("storing records", "lost", len(batch), "error", err)
 		}
 		if r.hook != nil {
@@ -154,7 +156,7 @@ func recordValues(rec *api.Invocation) ([]any, error) {
 func (r *recorder) trim() {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
-	_, err := r.db.ExecContext(ctx, "DELETE FROM invocations WHERE seq <= (SELECT max(seq) FROM invocations) - ?", r.keep)
+	_, err := r.db.ExecContext(ctx, "DELETE FROM invocations WHERE seq <= (SELECT max(seq) FROM invocations) - ?", max(r.keep, 0))
 	if err != nil {
 		r.log.Error("deleting old records", "error", err)
 	}

@@ -282,3 +282,25 @@ func BenchmarkWarm(b *testing.B) {
 		l.Release(api.Invocation{Status: 200, Time: time.Now()})
 	}
 }
+
+// Who keeps no records has none, old ones included, and still has the counts.
+func TestNoRecordsAreKept(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, nil)
+	n.Record(api.Invocation{ID: "old"})
+	if err := n.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n = w.open(t, func(c *Config) { c.KeepRecords = -1 })
+	n.Record(api.Invocation{ID: "new"})
+	if err := n.rec.close(); err != nil { // flushes
+		t.Fatal(err)
+	}
+	recs, err := n.Invocations(t.Context(), InvocationFilter{})
+	if err != nil || len(recs) != 0 {
+		t.Errorf("kept %+v, %v", recs, err)
+	}
+	if len(w.records) != 2 {
+		t.Errorf("%d records were counted, want 2", len(w.records))
+	}
+}

@@ -30,7 +30,7 @@ func nodeConfig(cfg config.Config) node.Config {
 		Shells:        cfg.Shells,
 		MemoryMiB:     cfg.MemoryBudget,
 		LogBytes:      int64(cfg.KeepLogMiB) << 20,
-		KeepRecords:   int64(cfg.KeepRecords),
+		KeepRecords:   keptRecords(cfg),
 		DrainTimeout:  cfg.DrainTimeout.D(),
 		Nameservers:   cfg.Nameservers,
 	}
@@ -51,6 +51,14 @@ func nodeConfig(cfg config.Config) node.Config {
 		c.Limits.CgroupRoot = cfg.CgroupRoot
 	}
 	return c
+}
+
+// keptRecords is the setting in the node's terms, to whom zero means a default.
+func keptRecords(cfg config.Config) int64 {
+	if cfg.KeepRecords == 0 {
+		return -1
+	}
+	return int64(cfg.KeepRecords)
 }
 
 // deps hands the node every other package.
