@@ -65,7 +65,10 @@ ALTER TABLE invocations ADD COLUMN failure TEXT NOT NULL DEFAULT '';
 
 func openDatabase(ctx context.Context, path string) (*database, error) {
 	d := &database{}
-	var err error
+	err := ownDatabase(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", path, err)
+	}
 	if d.main, err = openSQLite(path, "FULL", 2); err == nil {
 		if d.records, err = openSQLite(path, "NORMAL", 1); err == nil {
 			err = migrate(ctx, d.main)

@@ -25,7 +25,7 @@ func Open(ctx context.Context, cfg Config, deps Deps) (*Node, error) {
 	if err := deps.validate(); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(cfg.DataDir, 0o711); err != nil {
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("opening the data directory: %w", err)
 	}
 	lock, err := takeLock(cfg.path("lock"))
@@ -50,14 +50,12 @@ func (n *Node) open(ctx context.Context) error {
 	if err := n.recoverProcesses(ctx); err != nil {
 		return err
 	}
-	for _, dir := range []string{n.cfg.RunDir, n.cfg.path("mem")} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return fmt.Errorf("opening the data directory: %w", err)
-		}
+	if err := makeOwn(n.cfg.RunDir); err != nil {
+		return err
 	}
-	for _, dir := range []string{"images", "snapshots", "kernels", "logs"} {
-		if err := os.MkdirAll(n.cfg.path(dir), 0o711); err != nil {
-			return fmt.Errorf("opening the data directory: %w", err)
+	for _, dir := range []string{"mem", "images", "snapshots", "kernels", "logs"} {
+		if err := makeOwn(n.cfg.path(dir)); err != nil {
+			return err
 		}
 	}
 	var err error

@@ -64,7 +64,7 @@ func openDaemon(ctx context.Context, r config.Result, log *slog.Logger) (_ *daem
 		}
 	}()
 	for _, dir := range []string{d.cfg.DataDir, d.cfg.RunDir, filepath.Dir(d.cfg.Socket)} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("making the daemon's directories: %w", err)
 		}
 	}
