@@ -12,13 +12,13 @@ import (
 )
 
 // TestSoak restores over and over and looks for what grows: heap, resident
-// memory, descriptors, goroutines. SKEP_SOAK=10000 says how often; 300 without.
+// memory, descriptors, goroutines. SKEP_SOAK_RESTORES=10000 says how often; 300 without.
 func TestSoak(t *testing.T) {
 	times := 300
-	if s := os.Getenv("SKEP_SOAK"); s != "" {
+	if s := os.Getenv("SKEP_SOAK_RESTORES"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 20 {
-			t.Fatalf("SKEP_SOAK=%s: want a number of restores, 20 or more", s)
+			t.Fatalf("SKEP_SOAK_RESTORES=%s: want a number of restores, 20 or more", s)
 		}
 		times = n
 	}

@@ -287,9 +287,13 @@ type lockedBuffer struct {
 	b  bytes.Buffer
 }
 
+// Write keeps the last megabytes: a daemon may run for hours.
 func (l *lockedBuffer) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.b.Len() > 8<<20 {
+		l.b.Next(l.b.Len() - 4<<20)
+	}
 	return l.b.Write(p)
 }
 
@@ -324,6 +328,10 @@ func leftovers(data string) map[string]bool {
 	add("half-made snapshot", data+"/snapshots/.staging*")
 	add("half-made image", data+"/images/.staging*")
 	add("run directory", filepath.Dir(data)+"/run/*/*")
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		add("cgroup", root+"/*"+own+"*")
+		add("cgroup", root+"/*"+own+"*/*/cgroup.procs")
+	}
 	if ifs, err := net.Interfaces(); err == nil {
 		for _, i := range ifs {
 			if strings.Contains(i.Name, own) {
