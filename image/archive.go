@@ -44,10 +44,11 @@ func (s *Store) plainArchive(ctx context.Context, path, dir string) (string, err
 		return "", err
 	}
 	defer out.Close()
-	if _, err := io.Copy(&budgetWriter{out, newBudget(s.opts.MaxBytes)}, struct{ io.Reader }{plain}); err != nil {
+	holes := &sparseFile{ctx: ctx, f: out}
+	if _, err := io.Copy(&budgetWriter{holes, newBudget(s.opts.MaxBytes)}, struct{ io.Reader }{plain}); err != nil {
 		return "", fmt.Errorf("decompressing the archive: %w", err)
 	}
-	return out.Name(), out.Close()
+	return out.Name(), errors.Join(holes.finish(), out.Close())
 }
 
 // archiveForm tells an OCI archive from a docker-save one by what is in it. One
@@ -87,7 +88,7 @@ func (s *Store) untarLayout(ctx context.Context, archive, dir string) error {
 			return err
 		}
 		if files++; files > maxArchiveFiles {
-			return fmt.Errorf("it has more than %d files", maxArchiveFiles)
+			return as(ErrTooLarge, fmt.Errorf("it has more than %d files", maxArchiveFiles))
 		}
 		if err := left.take(h.Size); err != nil {
 			return err
@@ -111,6 +112,7 @@ func unpack(ctx context.Context, root *os.Root, name string, r io.Reader) error 
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(out, &countingReader{ctx: ctx, r: r})
-	return errors.Join(err, out.Close())
+	holes := &sparseFile{ctx: ctx, f: out}
+	_, err = io.Copy(holes, r)
+	return errors.Join(err, holes.finish(), out.Close())
 }

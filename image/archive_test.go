@@ -151,7 +151,9 @@ func TestBadArchives(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error %v: want one with %q", err, c.want)
 			}
-			t.Log(err)
+			if !hasKind(err) {
+				t.Errorf("error %v does not say that it is the image's", err)
+			}
 			nothingLeft(t, s)
 		})
 	}

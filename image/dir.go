@@ -2,6 +2,7 @@ package image
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -28,11 +29,11 @@ const ConfigFile = "skep-image.json"
 func (s *Store) fetchDir(ctx context.Context, ref, dir string, p Progress) (Image, error) {
 	dir, err := filepath.EvalSymlinks(dir)
 	if err != nil {
-		return Image{}, err
+		return Image{}, ofPath(err)
 	}
 	conf, err := readConfig(dir)
 	if err != nil {
-		return Image{}, err
+		return Image{}, ofPath(err)
 	}
 	h, err := newDirHash(conf)
 	if err != nil {
@@ -53,7 +54,7 @@ func (s *Store) fetchDir(ctx context.Context, ref, dir string, p Progress) (Imag
 		if err != nil {
 			return conf, err
 		}
-		err = s.writeDisk(filepath.Join(staged, diskFile), again, func(w *tar.Writer) error { return s.writeDir(ctx, w, dir, build) })
+		err = s.writeDisk(ctx, filepath.Join(staged, diskFile), again, func(w *tar.Writer) error { return s.writeDir(ctx, w, dir, build) })
 		if err == nil && sum(again) != digest {
 			err = fmt.Errorf("%s was changed while it was read: try again", dir)
 		}
@@ -74,23 +75,23 @@ func newDirHash(conf Config) (hash.Hash, error) {
 func sum(h hash.Hash) string { return "sha256:" + hex.EncodeToString(h.Sum(nil)) }
 
 func readConfig(dir string) (c Config, err error) {
-	f, err := os.Open(filepath.Join(dir, ConfigFile))
+	path := filepath.Join(dir, ConfigFile)
+	b, err := readSmall(path, maxMeta)
 	if errors.Is(err, os.ErrNotExist) {
-		return c, fmt.Errorf(`%s has no %s: write one with at least {"entrypoint": ["/path/to/server"]}`, dir, ConfigFile)
+		return c, as(ErrMalformed, fmt.Errorf(`%s has no %s: write one with at least {"entrypoint": ["/path/to/server"]}`, dir, ConfigFile))
 	}
 	if err != nil {
 		return c, err
 	}
-	defer f.Close()
-	d := json.NewDecoder(io.LimitReader(f, metaLimit))
+	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&c); err != nil {
-		return c, fmt.Errorf("reading %s: %w", f.Name(), err)
+		return c, fmt.Errorf("reading %s: %w", path, err)
 	}
 	if d.More() {
-		return c, fmt.Errorf("reading %s: something follows the configuration", f.Name())
+		return c, fmt.Errorf("reading %s: something follows the configuration", path)
 	}
-	return c, nil
+	return c, c.check()
 }
 
 // writeDir writes a directory as a tar stream, in the order of the names.
@@ -106,14 +107,17 @@ func (s *Store) writeDir(ctx context.Context, w *tar.Writer, root string, count 
 			return err
 		}
 		if entries++; entries > s.opts.MaxEntries {
-			return fmt.Errorf("%s has more than %d files", root, s.opts.MaxEntries)
+			return as(ErrTooLarge, fmt.Errorf("%s has more than %d files", root, s.opts.MaxEntries))
+		}
+		if _, err := cleanName(name); err != nil {
+			return fmt.Errorf("%s: %w", root, err)
 		}
 		var st unix.Stat_t
 		if err := unix.Lstat(path, &st); err != nil {
 			return &os.PathError{Op: "lstat", Path: path, Err: err}
 		}
 		if left -= st.Size; left < 0 {
-			return fmt.Errorf("%s is larger than the limit of %d bytes", root, s.opts.MaxBytes)
+			return as(ErrTooLarge, fmt.Errorf("%s is larger than the limit of %d bytes", root, s.opts.MaxBytes))
 		}
 		h, err := header(path, name, d, &st)
 		if err != nil || h == nil {

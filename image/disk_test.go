@@ -21,7 +21,7 @@ import (
 func TestManyFiles(t *testing.T) {
 	testenv.Need(t, "mkfs")
 	disk := filepath.Join(t.TempDir(), diskFile)
-	err := open(t, Options{}).writeDisk(disk, nil, func(w *tar.Writer) error {
+	err := open(t, Options{}).writeDisk(t.Context(), disk, nil, func(w *tar.Writer) error {
 		for i := range 33_000 {
 			if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("d%d/f%d", i%7, i), Mode: 0o644}); err != nil {
 				return err
@@ -220,7 +220,7 @@ func FuzzLayer(f *testing.F) {
 			return
 		}
 		count := &counter{p: func(string, int64, int64) {}}
-		_ = s.writeDisk(filepath.Join(d, diskFile), nil, func(w *tar.Writer) error {
+		_ = s.writeDisk(t.Context(), filepath.Join(d, diskFile), nil, func(w *tar.Writer) error {
 			return tr.write(newEntryWriter(t.Context(), w, count), []string{layer})
 		})
 	})

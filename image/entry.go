@@ -26,6 +26,9 @@ func newEntryWriter(ctx context.Context, w *tar.Writer, count *counter) *entryWr
 
 // copy writes an entry under a path, with what of its header a disk keeps.
 func (w *entryWriter) copy(name string, h *tar.Header, r io.Reader) error {
+	if err := w.ctx.Err(); err != nil {
+		return err
+	}
 	out := &tar.Header{
 		Typeflag: h.Typeflag, Name: name, Linkname: h.Linkname, Mode: h.Mode & 0o7777, Uid: h.Uid, Gid: h.Gid,
 		Devmajor: h.Devmajor, Devminor: h.Devminor, Format: tar.FormatPAX,
@@ -53,6 +56,14 @@ func (w *entryWriter) copy(name string, h *tar.Header, r io.Reader) error {
 		return fmt.Errorf("entry %q: %w", name, err)
 	}
 	return nil
+}
+
+// link writes a name as one more of a file that was written.
+func (w *entryWriter) link(name, to string) error {
+	if err := w.ctx.Err(); err != nil {
+		return err
+	}
+	return w.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: to})
 }
 
 // setTime gives all times of a file the one that archives keep, within what the

@@ -31,14 +31,18 @@ func (s *Store) Fetch(ctx context.Context, ref string, p Progress) (Image, error
 func (s *Store) fetch(ctx context.Context, ref string, p Progress) (Image, error) {
 	r, err := parseRef(ref)
 	if err != nil {
-		return Image{}, err
+		return Image{}, as(ErrReference, err)
 	}
 	if r.form == formDir {
-		return s.fetchDir(ctx, ref, r.path, p)
+		img, err := s.fetchDir(ctx, ref, r.path, p)
+		return img, malformed(err)
 	}
 	src, cleanup, err := s.open(ctx, r)
+	if err != nil && r.form == formRegistry {
+		return Image{}, ofRegistry(err)
+	}
 	if err != nil {
-		return Image{}, err
+		return Image{}, ofPath(err)
 	}
 	defer cleanup()
 	return s.once(ctx, src.digest, ref, func(dir string) (Config, error) {
@@ -57,6 +61,7 @@ func (s *Store) open(ctx context.Context, r reference) (src source, cleanup func
 			return src, none, err
 		}
 		src, err = check(img)
+		src.remote = true
 		return src, none, err
 	case formLayout:
 		src, err = fromLayout(r.path, r.tag)
@@ -150,7 +155,7 @@ const maxJSON = 8 << 20
 func smallEnough(path string) error {
 	st, err := os.Stat(path)
 	if err == nil && st.Size() > maxJSON {
-		err = fmt.Errorf("%s has %d bytes: %d are allowed", path, st.Size(), maxJSON)
+		err = as(ErrTooLarge, fmt.Errorf("%s has %d bytes: %d are allowed", path, st.Size(), maxJSON))
 	}
 	return err
 }
@@ -178,11 +183,11 @@ func fromIndex(dir string, idx v1.ImageIndex, tag string, depth int) (v1.Image, 
 	}
 	switch {
 	case len(found) == 0 && tag != "":
-		return nil, fmt.Errorf("no image with tag %q for %s", tag, platform())
+		return nil, as(ErrNoImage, fmt.Errorf("no image with tag %q for %s", tag, platform()))
 	case len(found) == 0:
-		return nil, fmt.Errorf("no image for %s", platform())
+		return nil, as(ErrPlatform, fmt.Errorf("no image for %s", platform()))
 	case len(found) > 1 && depth == 0 && !same(found):
-		return nil, fmt.Errorf("there are %d images: name one by its tag", len(found))
+		return nil, as(ErrReference, fmt.Errorf("there are %d images: name one by its tag", len(found)))
 	}
 	if err := smallEnough(blob(dir, found[0].Digest)); err != nil {
 		return nil, err

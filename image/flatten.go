@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"sort"
 
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
 	"golang.org/x/sync/errgroup"
@@ -34,11 +33,11 @@ func (s *Store) flatten(ctx context.Context, src source, dir string, p Progress)
 			err = eachEntry(ctx, f, func(j int, h *tar.Header, _ io.Reader) error { return t.apply(i, j, h) })
 		}
 		if err != nil {
-			return fmt.Errorf("layer %d of %d: %w", i+1, len(files), err)
+			return malformed(fmt.Errorf("layer %d of %d: %w", i+1, len(files), err))
 		}
 	}
 	build := &counter{p: p, stage: "build", total: total}
-	if err := s.writeDisk(filepath.Join(dir, diskFile), nil, func(w *tar.Writer) error { return t.write(newEntryWriter(ctx, w, build), files) }); err != nil {
+	if err := s.writeDisk(ctx, filepath.Join(dir, diskFile), nil, func(w *tar.Writer) error { return t.write(newEntryWriter(ctx, w, build), files) }); err != nil {
 		return err
 	}
 	p(build.stage, total, total)
@@ -85,7 +84,7 @@ func (s *Store) spoolAll(ctx context.Context, src source, dir string, p Progress
 
 // writeDisk makes an ext4 image of the tar stream that f writes; tee, if it is
 // not nil, gets the stream too.
-func (s *Store) writeDisk(path string, tee io.Writer, f func(*tar.Writer) error) error {
+func (s *Store) writeDisk(ctx context.Context, path string, tee io.Writer, f func(*tar.Writer) error) error {
 	disk, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -110,8 +109,11 @@ func (s *Store) writeDisk(path string, tee io.Writer, f func(*tar.Writer) error)
 		w.CloseWithError(err)
 		done <- err
 	}()
-	// Small files take a block each, so a disk may be larger than its files.
-	err = tar2ext4.ConvertTarToExt4(r, disk, tar2ext4.MaximumDiskSize(2*s.opts.MaxBytes))
+	// Small files take a block each, so a disk may be larger than its files. That
+	// it is too large is for the sparse file to say.
+	most := 2 * s.opts.MaxBytes
+	holes := &sparseFile{ctx: ctx, f: disk, most: most}
+	err = tar2ext4.ConvertTarToExt4(r, holes, tar2ext4.MaximumDiskSize(most+1<<20))
 	if err == nil {
 		_, err = io.Copy(io.Discard, r) // what follows the end of the archive
 	}
@@ -120,10 +122,13 @@ func (s *Store) writeDisk(path string, tee io.Writer, f func(*tar.Writer) error)
 		err = werr
 	}
 	if err == nil {
+		err = holes.finish()
+	}
+	if err == nil {
 		err = padInodeBitmaps(disk)
 	}
 	if err != nil {
-		return fmt.Errorf("writing the root disk: %w", err)
+		return malformed(fmt.Errorf("writing the root disk: %w", err))
 	}
 	return errors.Join(disk.Sync(), disk.Close())
 }
@@ -137,8 +142,8 @@ func eachEntry(ctx context.Context, file string, f func(i int, h *tar.Header, r 
 	defer in.Close()
 	t := tar.NewReader(newSkipper(in))
 	for i := 0; ; i++ {
-		if i%256 == 0 && ctx.Err() != nil {
-			return ctx.Err()
+		if err := ctx.Err(); err != nil {
+			return err
 		}
 		h, err := t.Next()
 		if err == io.EOF {
@@ -156,43 +161,36 @@ func eachEntry(ctx context.Context, file string, f func(i int, h *tar.Header, r 
 // write writes the tree as a tar stream: directories, then files in the order of
 // their layers, then hard links, since a link's target must be there.
 func (t *tree) write(w *entryWriter, layers []string) error {
-	names := make([]string, 0, len(t.files))
-	for n := range t.files {
-		names = append(names, n)
-	}
-	sort.Strings(names)
-	byEntry := map[[2]int]string{} // where each entry goes
-	var links []string
-	for _, n := range names {
-		f := t.files[n]
+	byEntry := map[[2]int]*node{} // where each entry goes
+	var links []*node
+	for _, n := range t.all() {
+		at := [2]int{n.layer, n.entry}
 		switch {
-		case f.dir && f.layer >= 0:
-			byEntry[[2]int{f.layer, f.entry}] = n
-		case f.dir:
-		case f.first == "":
-			f.first = n
-			byEntry[[2]int{f.layer, f.entry}] = n
+		case n.dir && n.layer < 0:
+		case n.dir, byEntry[at] == nil:
+			byEntry[at] = n
 		default:
 			links = append(links, n)
 		}
 	}
-	if err := t.writeDirs(w, names, layers, byEntry); err != nil {
+	if err := t.writeDirs(w, layers, byEntry); err != nil {
 		return err
 	}
 	for i, l := range layers {
 		err := eachEntry(w.ctx, l, func(j int, h *tar.Header, r io.Reader) error {
-			n, ok := byEntry[[2]int{i, j}]
-			if !ok || t.files[n].dir {
+			n := byEntry[[2]int{i, j}]
+			if n == nil || n.dir {
 				return nil
 			}
-			return w.copy(n, h, r)
+			return w.copy(n.path(), h, r)
 		})
 		if err != nil {
 			return err
 		}
 	}
 	for _, n := range links {
-		if err := w.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeLink, Name: n, Linkname: t.files[n].first}); err != nil {
+		to := byEntry[[2]int{n.layer, n.entry}]
+		if err := w.link(n.path(), to.path()); err != nil {
 			return err
 		}
 	}
@@ -201,11 +199,11 @@ func (t *tree) write(w *entryWriter, layers []string) error {
 
 // writeDirs writes all directories, parents first, with the headers that the
 // topmost layer gives them.
-func (t *tree) writeDirs(w *entryWriter, names, layers []string, byEntry map[[2]int]string) error {
-	headers := map[string]*tar.Header{}
+func (t *tree) writeDirs(w *entryWriter, layers []string, byEntry map[[2]int]*node) error {
+	headers := map[*node]*tar.Header{}
 	for i, l := range layers {
 		err := eachEntry(w.ctx, l, func(j int, h *tar.Header, _ io.Reader) error {
-			if n, ok := byEntry[[2]int{i, j}]; ok && t.files[n].dir {
+			if n := byEntry[[2]int{i, j}]; n != nil && n.dir {
 				headers[n] = h
 			}
 			return nil
@@ -214,15 +212,15 @@ func (t *tree) writeDirs(w *entryWriter, names, layers []string, byEntry map[[2]
 			return err
 		}
 	}
-	for _, n := range names {
-		if !t.files[n].dir {
+	for name, n := range t.all() {
+		if !n.dir {
 			continue
 		}
 		h := headers[n]
 		if h == nil {
 			h = &tar.Header{Typeflag: tar.TypeDir, Mode: 0o755}
 		}
-		if err := w.copy(n+"/", h, nil); err != nil {
+		if err := w.copy(name+"/", h, nil); err != nil {
 			return err
 		}
 	}

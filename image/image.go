@@ -3,7 +3,13 @@
 // calls it when a function is deployed.
 package image
 
-import "context"
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+)
 
 // Config is what the image says about running it.
 type Config struct {
@@ -13,6 +19,36 @@ type Config struct {
 	WorkingDir string   `json:"working_dir,omitempty"`
 	User       string   `json:"user,omitempty"` // as in the image: name or uid, with optional :group
 	StopSignal string   `json:"stop_signal,omitempty"`
+}
+
+// Bounds of a Config. What a function adds to it by its own settings has room
+// beside it: in the message that tells the guest what to run, and in what Linux
+// lets a program have.
+const (
+	maxConfig = 1 << 20     // bytes as JSON, with a pointer for each argument and variable
+	maxString = 128<<10 - 1 // bytes of one argument or variable, as in Linux
+	pointer   = 8           // bytes
+)
+
+// check refuses a Config that no guest could take.
+func (c Config) check() error {
+	b, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	all := slices.Concat(c.Entrypoint, c.Cmd, c.Env)
+	if n := len(b) + pointer*len(all); n > maxConfig {
+		return as(ErrTooLarge, fmt.Errorf("its configuration, most of it arguments and environment, takes %d bytes: %d are allowed", n, maxConfig))
+	}
+	for _, s := range append(all, c.WorkingDir, c.User, c.StopSignal) {
+		if len(s) > maxString {
+			return as(ErrTooLarge, fmt.Errorf("its configuration has an argument or variable of %d bytes (%.32q…): Linux takes %d", len(s), s, maxString))
+		}
+		if strings.ContainsRune(s, 0) {
+			return as(ErrMalformed, fmt.Errorf("its configuration has a NUL in %.64q", s))
+		}
+	}
+	return nil
 }
 
 // Image is an image whose root disk is in the store.

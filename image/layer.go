@@ -23,12 +23,12 @@ import (
 func spool(ctx context.Context, src source, l v1.Layer, diffID v1.Hash, path string, left *budget, count *counter) error {
 	rc, err := src.read(l)
 	if err != nil {
-		return err
+		return ofRegistry(err)
 	}
 	defer rc.Close()
 	plain, err := decompress(bufio.NewReaderSize(&countingReader{ctx, rc, count}, 64<<10))
 	if err != nil {
-		return fmt.Errorf("decompressing it: %w", err)
+		return ofRegistry(fmt.Errorf("decompressing it: %w", err))
 	}
 	defer plain.Close()
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -37,13 +37,17 @@ func spool(ctx context.Context, src source, l v1.Layer, diffID v1.Hash, path str
 	}
 	defer f.Close()
 	h := sha256.New()
-	if _, err := io.CopyBuffer(&budgetWriter{io.MultiWriter(f, h), left}, struct{ io.Reader }{plain}, make([]byte, 256<<10)); err != nil {
-		return fmt.Errorf("reading it: %w", err)
+	holes := &sparseFile{ctx: ctx, f: f}
+	if _, err := io.CopyBuffer(&budgetWriter{io.MultiWriter(holes, h), left}, struct{ io.Reader }{plain}, make([]byte, 256<<10)); err != nil {
+		if src.remote && errors.Is(err, io.ErrUnexpectedEOF) {
+			return as(ErrUnreachable, fmt.Errorf("reading it: the registry's answer broke off: %w", err))
+		}
+		return ofRegistry(fmt.Errorf("reading it: %w", err))
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != diffID.Hex {
-		return fmt.Errorf("its content has digest sha256:%s, the image's configuration says %s", got, diffID)
+		return as(ErrMalformed, fmt.Errorf("its content has digest sha256:%s, the image's configuration says %s", got, diffID))
 	}
-	return f.Close()
+	return errors.Join(holes.finish(), f.Close())
 }
 
 // compression tells what the first bytes of a stream are compressed with; "" if
@@ -90,7 +94,7 @@ func newBudget(n int64) *budget {
 
 func (b *budget) take(n int64) error {
 	if b.left.Add(-n) < 0 {
-		return fmt.Errorf("the image is larger than the limit of %d bytes", b.all)
+		return as(ErrTooLarge, fmt.Errorf("the image is larger than the limit of %d bytes", b.all))
 	}
 	return nil
 }

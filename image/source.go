@@ -18,7 +18,8 @@ type source struct {
 	conf   *v1.ConfigFile // lists the digests that the layers are checked against
 	// plain: the layers lie decompressed, and asking for their compressed sizes
 	// and digests would compress them.
-	plain bool
+	plain  bool
+	remote bool // in a registry
 }
 
 func (s source) read(l v1.Layer) (io.ReadCloser, error) {
@@ -56,7 +57,7 @@ func check(img v1.Image) (src source, err error) {
 		return src, err
 	}
 	if m.Config.Size > maxJSON {
-		return src, fmt.Errorf("its configuration has %d bytes: %d are allowed", m.Config.Size, maxJSON)
+		return src, as(ErrTooLarge, fmt.Errorf("its configuration has %d bytes: %d are allowed", m.Config.Size, maxJSON))
 	}
 	rawConf, err := img.RawConfigFile()
 	if err != nil {
@@ -94,8 +95,11 @@ func checkPlain(img v1.Image) (src source, err error) {
 // fits checks what the configuration says against the layers and this host.
 func (s source) fits(layers int) error {
 	c := s.conf
-	if layers == 0 {
+	switch {
+	case layers == 0:
 		return errors.New("it has no layers")
+	case layers > maxLayers:
+		return as(ErrTooLarge, fmt.Errorf("it has %d layers: %d are allowed", layers, maxLayers))
 	}
 	if len(c.RootFS.DiffIDs) != layers {
 		return fmt.Errorf("it has %d layers, its configuration lists %d", layers, len(c.RootFS.DiffIDs))
@@ -106,10 +110,13 @@ func (s source) fits(layers int) error {
 		}
 	}
 	if c.OS != "" && c.OS != "linux" || c.Architecture != "" && c.Architecture != runtime.GOARCH {
-		return fmt.Errorf("it is for %s/%s, this host runs linux/%s", c.OS, c.Architecture, runtime.GOARCH)
+		return as(ErrPlatform, fmt.Errorf("it is for %s/%s, this host runs linux/%s", c.OS, c.Architecture, runtime.GOARCH))
 	}
-	return nil
+	return configOf(c).check()
 }
+
+// maxLayers is more than any overlay file system takes.
+const maxLayers = 1000
 
 func digestOf(b []byte) string {
 	sum := sha256.Sum256(b)

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -17,12 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/atomicfile"
-)
-
-// Errors that callers branch on.
-var (
-	ErrNotFound = errors.New("no such image in the store")
-	ErrDamaged  = errors.New("the root disk is not what it was made as")
 )
 
 // Options of a store. The zero value is useful.
@@ -42,10 +37,10 @@ type Store struct {
 }
 
 const (
-	diskFile  = "rootfs.ext4"
-	metaFile  = "image.json"
-	staging   = ".staging-"
-	metaLimit = 1 << 20
+	diskFile = "rootfs.ext4"
+	metaFile = "image.json"
+	staging  = ".staging-"
+	maxMeta  = 8 << 20 // bytes of image.json, which holds a Config of maxConfig with white space
 
 	removeWait = 10 * time.Second // for a Fetch of the same image
 )
@@ -150,7 +145,7 @@ func (s *Store) Get(digest string) (Image, error) {
 	if now == m.Stamp {
 		return m.Image, nil
 	}
-	sum, err := fileDigest(m.Disk)
+	sum, err := fileDigest(context.Background(), m.Disk)
 	if err != nil {
 		return Image{}, fmt.Errorf("image %s: %w", digest, err)
 	}
@@ -244,13 +239,13 @@ func (s *Store) once(ctx context.Context, digest, ref string, make func(dir stri
 	if err != nil {
 		return Image{}, err
 	}
-	if err := s.publish(dir, digest, ref, conf); err != nil {
+	if err := s.publish(ctx, dir, digest, ref, conf); err != nil {
 		return Image{}, fmt.Errorf("publishing image %s: %w", digest, err)
 	}
 	return s.Get(digest)
 }
 
-func (s *Store) publish(dir, digest, ref string, conf Config) error {
+func (s *Store) publish(ctx context.Context, dir, digest, ref string, conf Config) error {
 	disk := filepath.Join(dir, diskFile)
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return err
@@ -258,7 +253,7 @@ func (s *Store) publish(dir, digest, ref string, conf Config) error {
 	if err := os.Chmod(disk, 0o444); err != nil {
 		return err
 	}
-	sum, err := fileDigest(disk)
+	sum, err := fileDigest(ctx, disk)
 	if err != nil {
 		return err
 	}
@@ -278,12 +273,11 @@ func (s *Store) publish(dir, digest, ref string, conf Config) error {
 }
 
 func readMeta(path string) (m meta, err error) {
-	f, err := os.Open(path)
+	b, err := readSmall(path, maxMeta)
 	if err != nil {
 		return m, err
 	}
-	defer f.Close()
-	d := json.NewDecoder(io.LimitReader(f, metaLimit))
+	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&m); err != nil {
 		return m, fmt.Errorf("reading %s: %w", path, err)
@@ -291,22 +285,40 @@ func readMeta(path string) (m meta, err error) {
 	return m, nil
 }
 
+// readSmall reads a file that has at most so many bytes.
+func readSmall(path string, most int) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
+	if err == nil && len(b) > most {
+		err = as(ErrTooLarge, fmt.Errorf("%s has more than %d bytes", path, most))
+	}
+	return b, err
+}
+
 func writeMeta(dir string, m meta) error {
 	b, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return err
 	}
-	return atomicfile.WriteFile(filepath.Join(dir, metaFile), append(b, '\n'), 0o600)
+	path := filepath.Join(dir, metaFile)
+	if b = append(b, '\n'); len(b) > maxMeta {
+		return as(ErrTooLarge, fmt.Errorf("%s would have %d bytes: %d are allowed", path, len(b), maxMeta))
+	}
+	return atomicfile.WriteFile(path, b, 0o600)
 }
 
-func fileDigest(path string) (string, error) {
+func fileDigest(ctx context.Context, path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
 	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
+	if _, err := io.CopyBuffer(h, &countingReader{ctx: ctx, r: f}, make([]byte, 256<<10)); err != nil {
 		return "", fmt.Errorf("reading %s: %w", path, err)
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil)), nil

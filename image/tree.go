@@ -4,8 +4,9 @@ import (
 	"archive/tar"
 	"errors"
 	"fmt"
-	"path"
-	"path/filepath"
+	"iter"
+	"maps"
+	"slices"
 	"strings"
 )
 
@@ -13,9 +14,19 @@ const (
 	whiteout  = ".wh."
 	opaque    = ".wh..wh..opq"
 	auxiliary = ".wh..wh." // what storage drivers left in layers for themselves
+)
 
-	maxPath = 4095 // bytes, as in Linux without its NUL
-	maxName = 255
+// Bounds of what layers may make of a tree. The work and the memory that an
+// entry costs are bounded by them, whatever the entries before it were.
+const (
+	maxPath  = 4095 // bytes, as in Linux without its NUL
+	maxName  = 255  // bytes, as in ext4
+	maxDepth = 256  // names in a path
+	maxSteps = 4 * maxDepth
+	maxLinks = 40 // symbolic links in a path, as in Linux
+
+	rewrites   = 4   // times that layers may write all files anew, for each file that an image may have
+	headerCost = 512 // bytes of names, targets and attributes, for the same
 )
 
 // inode is a file of the image: where its header and content are.
@@ -23,28 +34,41 @@ type inode struct {
 	layer, entry int // layer -1: a directory that no layer describes
 	dir          bool
 	target       string // of a symbolic link
-	first        string // path that it is written under; the others are links to it
+}
+
+// node is a name in a directory.
+type node struct {
+	*inode
+	name          string
+	parent        *node // nil: the root's
+	depth, length int   // of its path, in names and bytes
+	children      map[string]*node
+}
+
+// add makes a name of a node's, which has none of that name.
+func (n *node) add(name string, f *inode) {
+	if n.children == nil {
+		n.children = map[string]*node{}
+	}
+	name = strings.Clone(name) // or it would keep the entry's whole path
+	n.children[name] = &node{inode: f, name: name, parent: n, depth: n.depth + 1, length: n.length + 1 + len(name)}
 }
 
 // tree is the file system as the layers so far make it: what an overlay of them
 // would show.
 type tree struct {
-	files      map[string]*inode          // by path; "" is the root
-	children   map[string]map[string]bool // of directories, by path
+	root       *node
+	files      int // names but the root's
 	maxEntries int
 	left       int64 // bytes of files that are still allowed
+	made       int   // entries and the directories that they implied, also those that are gone
+	headers    int64 // bytes of headers so far
+	steps      int   // names looked up, made and removed: what all this costs
 }
 
 func newTree(maxEntries int, maxBytes int64) *tree {
-	return &tree{
-		files:    map[string]*inode{"": {layer: -1, dir: true}},
-		children: map[string]map[string]bool{"": {}}, maxEntries: maxEntries, left: maxBytes,
-	}
+	return &tree{root: &node{inode: &inode{layer: -1, dir: true}}, maxEntries: maxEntries, left: maxBytes}
 }
-
-// dirOf and baseOf split a path of the tree.
-func dirOf(name string) string  { return path.Dir("/" + name)[1:] }
-func baseOf(name string) string { return path.Base("/" + name) }
 
 // cleanName returns an entry's path without leading and trailing slashes; "" is
 // the root. A path that leads out of the root is an error.
@@ -52,23 +76,38 @@ func cleanName(name string) (string, error) {
 	if len(name) > maxPath {
 		return "", fmt.Errorf("entry %.64q… has a path of %d bytes: Linux takes %d", name, len(name), maxPath)
 	}
-	for part := range strings.SplitSeq(name, "/") {
-		if part == ".." {
-			return "", fmt.Errorf("entry %q leads out of the root", name)
-		}
-		if len(part) > maxName {
-			return "", fmt.Errorf("entry %.64q… has a name of %d bytes: ext4 takes %d", name, len(part), maxName)
-		}
-	}
 	if strings.ContainsRune(name, 0) {
 		return "", fmt.Errorf("entry %q has a NUL in its name", name)
 	}
-	return strings.TrimPrefix(filepath.Clean("/"+name), "/"), nil
+	var parts []string
+	for part := range strings.SplitSeq(name, "/") {
+		switch {
+		case part == "..":
+			return "", fmt.Errorf("entry %q leads out of the root", name)
+		case len(part) > maxName:
+			return "", fmt.Errorf("entry %.64q… has a name of %d bytes: ext4 takes %d", name, len(part), maxName)
+		case part != "" && part != ".":
+			parts = append(parts, part)
+		}
+	}
+	if len(parts) > maxDepth {
+		return "", fmt.Errorf("entry %.64q… is %d directories deep: at most %d are allowed", name, len(parts), maxDepth)
+	}
+	return strings.Join(parts, "/"), nil
+}
+
+// splitPath splits a clean path into its directory and its last name.
+func splitPath(name string) (dir, base string) {
+	i := strings.LastIndexByte(name, '/')
+	return name[:max(i, 0)], name[i+1:]
 }
 
 // isWhiteout tells entries that hide files of lower layers from entries that are
 // files.
-func isWhiteout(name string) bool { return strings.HasPrefix(baseOf(name), whiteout) }
+func isWhiteout(name string) bool {
+	_, base := splitPath(name)
+	return strings.HasPrefix(base, whiteout)
+}
 
 // isAuxiliary tells what storage drivers left in layers for themselves.
 func isAuxiliary(name string) bool {
@@ -91,10 +130,13 @@ func (t *tree) hide(h *tar.Header) error {
 	if !isWhiteout(name) || isAuxiliary(name) {
 		return nil
 	}
-	parent, base := dirOf(name), baseOf(name)
+	dir, base := splitPath(name)
 	if base == opaque {
-		for c := range t.children[parent] {
-			t.remove(path.Join(parent, c))
+		if d := t.lookup(dir); d != nil {
+			for _, c := range d.children {
+				t.forget(c)
+			}
+			d.children = nil
 		}
 		return nil
 	}
@@ -102,7 +144,9 @@ func (t *tree) hide(h *tar.Header) error {
 	if hidden == "" || hidden == "." || hidden == ".." {
 		return fmt.Errorf("entry %q hides no file", h.Name)
 	}
-	t.remove(path.Join(parent, hidden))
+	if d := t.lookup(dir); d != nil {
+		t.remove(d.children[hidden])
+	}
 	return nil
 }
 
@@ -112,157 +156,235 @@ func (t *tree) apply(layer, entry int, h *tar.Header) error {
 	if err != nil {
 		return err
 	}
+	if err := t.admit(h); err != nil {
+		return err
+	}
 	if isWhiteout(name) || isAuxiliary(name) || h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
-	if len(t.files) >= t.maxEntries {
-		return fmt.Errorf("the image has more than %d files", t.maxEntries)
-	}
 	// A sparse file may be far larger than its layer.
 	if h.Size < 0 || h.Size > t.left {
-		return fmt.Errorf("entry %q: the image's files are larger than the limit", h.Name)
+		return as(ErrTooLarge, fmt.Errorf("entry %q: the image's files are larger than the limit", h.Name))
 	}
 	t.left -= h.Size
 	if name == "" {
 		if h.Typeflag != tar.TypeDir {
 			return errors.New("the root is not a directory")
 		}
-		t.setDir(name, layer, entry)
+		t.root.layer, t.root.entry = layer, entry
 		return nil
 	}
-	parent, err := t.makeParents(dirOf(name), layer)
+	dir, base := splitPath(name)
+	parent, err := t.walk(dir, layer, true)
 	if err != nil {
 		return fmt.Errorf("entry %q: %w", h.Name, err)
 	}
-	name = path.Join(parent, baseOf(name))
-	if len(name) > maxPath {
-		return fmt.Errorf("entry %q: its path is longer than %d bytes", h.Name, maxPath)
+	if err := t.put(parent, base, layer, entry, h); err != nil {
+		return fmt.Errorf("entry %q: %w", h.Name, err)
 	}
-	return t.put(name, layer, entry, h)
+	return nil
 }
 
-// put sets a path, whose parent is there, to an entry.
-func (t *tree) put(name string, layer, entry int, h *tar.Header) error {
+// admit counts an entry and its header against what an image may have.
+func (t *tree) admit(h *tar.Header) error {
+	t.headers += int64(len(h.Name) + len(h.Linkname))
+	for k, v := range h.PAXRecords {
+		t.headers += int64(len(k) + len(v))
+	}
+	if most := int64(t.maxEntries)*headerCost + 1<<20; t.headers > most {
+		return as(ErrTooLarge, fmt.Errorf("the names, links and attributes of the image's files have more than %d bytes", most))
+	}
+	return t.count()
+}
+
+// count counts an entry, or a directory that one implies.
+func (t *tree) count() error {
+	if t.made++; t.made > rewrites*t.maxEntries {
+		return as(ErrTooLarge, fmt.Errorf("the image's layers have more than %d files", rewrites*t.maxEntries))
+	}
+	return nil
+}
+
+// put sets a name in a directory to an entry.
+func (t *tree) put(parent *node, base string, layer, entry int, h *tar.Header) error {
 	switch h.Typeflag {
 	case tar.TypeDir:
-		t.setDir(name, layer, entry)
+		return t.setDir(parent, base, layer, entry)
 	case tar.TypeLink:
-		return t.link(name, layer, h)
+		return t.link(parent, base, layer, h)
 	case tar.TypeSymlink:
 		if h.Linkname == "" || len(h.Linkname) > maxPath || strings.ContainsRune(h.Linkname, 0) {
-			return fmt.Errorf("symbolic link %q: its target is empty, longer than %d bytes, or has a NUL", h.Name, maxPath)
+			return fmt.Errorf("the target of the symbolic link is empty, longer than %d bytes, or has a NUL", maxPath)
 		}
-		t.set(name, &inode{layer: layer, entry: entry, target: h.Linkname})
+		return t.set(parent, base, &inode{layer: layer, entry: entry, target: h.Linkname})
 	case tar.TypeReg, tar.TypeChar, tar.TypeBlock, tar.TypeFifo, tar.TypeGNUSparse:
-		t.set(name, &inode{layer: layer, entry: entry})
-	default:
-		return fmt.Errorf("entry %q is of unknown type %q", h.Name, h.Typeflag)
+		return t.set(parent, base, &inode{layer: layer, entry: entry})
 	}
-	return nil
+	return fmt.Errorf("it is of unknown type %q", h.Typeflag)
 }
 
-// link makes name another name of the file that a hard link is to.
-func (t *tree) link(name string, layer int, h *tar.Header) error {
+// link makes a name another name of the file that a hard link is to.
+func (t *tree) link(parent *node, base string, layer int, h *tar.Header) error {
 	to, err := cleanName(h.Linkname)
 	if err != nil {
-		return fmt.Errorf("hard link %q: %w", h.Name, err)
+		return fmt.Errorf("the target of the hard link: %w", err)
 	}
-	target, ok := t.files[to]
-	if !ok { // perhaps below a symbolic link
-		links := maxLinks
-		if parent, err := t.follow(dirOf(to), layer, &links); err == nil {
-			to = path.Join(parent, baseOf(to))
-			target, ok = t.files[to]
+	target := t.lookup(to)
+	if target == nil { // perhaps below a symbolic link
+		dir, last := splitPath(to)
+		if d, err := t.walk(dir, layer, false); err == nil && d != nil {
+			target = d.children[last]
 		}
 	}
-	if !ok || target.dir {
-		return fmt.Errorf("hard link %q: no file %q to link to", h.Name, h.Linkname)
+	if target == nil || target.dir {
+		return fmt.Errorf("no file %q to link to", h.Linkname)
 	}
-	if to != name {
-		t.set(name, target)
+	if target.parent == parent && target.name == base {
+		return nil
 	}
+	return t.set(parent, base, target.inode)
+}
+
+// lookup returns what a clean path names, symbolic links not followed; nil if
+// there is nothing.
+func (t *tree) lookup(name string) *node {
+	n := t.root
+	for name != "" && n != nil {
+		var first string
+		first, name, _ = strings.Cut(name, "/")
+		t.steps++
+		n = n.children[first]
+	}
+	return n
+}
+
+// walk returns the directory that a path leads to. It follows symbolic links
+// that the layer itself has put into the path: its archiver wrote through them.
+// One of a lower layer is not followed but replaced, as an overlay of the layers
+// would; so is a parent that is no directory: the upper layer is right. With
+// make, parents that are not there are made; without, the result is then nil.
+func (t *tree) walk(dir string, layer int, make bool) (*node, error) {
+	at, links, begin := t.root, 0, t.steps
+	for rest := dir; rest != ""; {
+		var name string
+		name, rest, _ = strings.Cut(rest, "/")
+		if t.steps++; t.steps-begin > maxSteps {
+			return nil, fmt.Errorf("its path takes more than %d steps through symbolic links", maxSteps)
+		}
+		switch name {
+		case "", ".":
+			continue
+		case "..": // of a link; the root's is the root
+			if at.parent != nil {
+				at = at.parent
+			}
+			continue
+		}
+		next := at.children[name]
+		switch {
+		case next != nil && next.target != "" && next.layer == layer:
+			if links++; links > maxLinks || len(next.target)+len(rest) > maxPath {
+				return nil, fmt.Errorf("%q is a loop of symbolic links", next.path())
+			}
+			if strings.HasPrefix(next.target, "/") {
+				at = t.root
+			}
+			rest = next.target + "/" + rest
+		case next != nil && next.dir:
+			at = next
+		case !make:
+			return nil, nil
+		default:
+			if err := t.imply(at, name); err != nil {
+				return nil, err
+			}
+			at = at.children[name]
+		}
+	}
+	return at, nil
+}
+
+// imply makes a directory that no layer describes.
+func (t *tree) imply(parent *node, name string) error {
+	if len(name) > maxName {
+		return fmt.Errorf("a link leads to a name of %d bytes: ext4 takes %d", len(name), maxName)
+	}
+	if err := t.count(); err != nil {
+		return err
+	}
+	return t.setDir(parent, name, -1, 0)
+}
+
+func (t *tree) setDir(parent *node, name string, layer, entry int) error {
+	if n := parent.children[name]; n != nil && n.dir {
+		n.layer, n.entry = layer, entry
+		return nil
+	}
+	return t.set(parent, name, &inode{layer: layer, entry: entry, dir: true})
+}
+
+func (t *tree) set(parent *node, name string, f *inode) error {
+	switch {
+	case parent.depth >= maxDepth:
+		return fmt.Errorf("it is more than %d directories deep", maxDepth)
+	case parent.length+len(name) > maxPath:
+		return fmt.Errorf("its path is longer than %d bytes", maxPath)
+	}
+	t.remove(parent.children[name])
+	if t.files >= t.maxEntries {
+		return as(ErrTooLarge, fmt.Errorf("the image has more than %d files", t.maxEntries))
+	}
+	parent.add(name, f)
+	t.files++
+	t.steps++
 	return nil
 }
 
-// maxLinks bounds the symbolic links in one path, as Linux does.
-const maxLinks = 40
-
-// follow resolves symbolic links that the layer itself has put into the path of
-// a directory: its archiver wrote through them. One of a lower layer is not
-// followed but replaced, as an overlay of the layers would. links counts down.
-func (t *tree) follow(dir string, layer int, links *int) (string, error) {
-	f, ok := t.files[dir]
-	if ok && f.target != "" && f.layer == layer {
-		to := f.target
-		if !path.IsAbs(to) {
-			to = path.Join("/"+dirOf(dir), to)
-		}
-		if *links--; *links < 0 || len(to) > maxPath {
-			return "", fmt.Errorf("%q is a loop of symbolic links", dir)
-		}
-		return t.follow(path.Clean("/" + to)[1:], layer, links)
-	}
-	if ok || dir == "" {
-		return dir, nil
-	}
-	parent, err := t.follow(dirOf(dir), layer, links)
-	if err != nil || parent == dirOf(dir) {
-		return dir, err
-	}
-	return t.follow(path.Join(parent, baseOf(dir)), layer, links)
-}
-
-// makeParents adds the directories above an entry that no layer has, and returns
-// which directory that is. A parent that is no directory is replaced: the upper
-// layer is right.
-func (t *tree) makeParents(dir string, layer int) (string, error) {
-	links := maxLinks
-	dir, err := t.follow(dir, layer, &links)
-	if err != nil || dir == "" {
-		return dir, err
-	}
-	if len(dir) > maxPath {
-		return "", fmt.Errorf("its path is longer than %d bytes", maxPath)
-	}
-	if f, ok := t.files[dir]; ok && f.dir {
-		return dir, nil
-	}
-	parent, err := t.makeParents(dirOf(dir), layer)
-	if err != nil {
-		return "", err
-	}
-	dir = path.Join(parent, baseOf(dir))
-	t.setDir(dir, -1, 0)
-	return dir, nil
-}
-
-func (t *tree) setDir(name string, layer, entry int) {
-	if f, ok := t.files[name]; ok && f.dir {
-		f.layer, f.entry = layer, entry
+// remove takes a name and all below it away; nil is nothing.
+func (t *tree) remove(n *node) {
+	if n == nil || n.parent == nil {
 		return
 	}
-	t.set(name, &inode{layer: layer, entry: entry, dir: true})
-	t.children[name] = map[string]bool{}
+	delete(n.parent.children, n.name)
+	t.forget(n)
 }
 
-func (t *tree) set(name string, f *inode) {
-	t.remove(name)
-	t.files[name] = f
-	t.children[dirOf(name)][baseOf(name)] = true
-}
-
-// remove deletes a path and all below it.
-func (t *tree) remove(name string) {
-	f, ok := t.files[name]
-	if !ok || name == "" {
-		return
+// forget counts a name and all below it as gone.
+func (t *tree) forget(n *node) {
+	t.files--
+	t.steps++
+	for _, c := range n.children {
+		t.forget(c)
 	}
-	if f.dir {
-		for c := range t.children[name] {
-			t.remove(path.Join(name, c))
+}
+
+// path is a node's path in the tree; "" is the root's.
+func (n *node) path() string {
+	var names []string
+	for ; n.parent != nil; n = n.parent {
+		names = append(names, n.name)
+	}
+	slices.Reverse(names)
+	return strings.Join(names, "/")
+}
+
+// all goes through the tree with the paths of its nodes, parents first and in an
+// order that is always the same.
+func (t *tree) all() iter.Seq2[string, *node] {
+	return func(yield func(string, *node) bool) { t.root.each("", yield) }
+}
+
+func (n *node) each(path string, yield func(string, *node) bool) bool {
+	if !yield(path, n) {
+		return false
+	}
+	if path != "" {
+		path += "/"
+	}
+	for _, name := range slices.Sorted(maps.Keys(n.children)) {
+		if !n.children[name].each(path+name, yield) {
+			return false
 		}
-		delete(t.children, name)
 	}
-	delete(t.files, name)
-	delete(t.children[dirOf(name)], baseOf(name))
+	return true
 }

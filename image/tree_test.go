@@ -2,7 +2,8 @@ package image
 
 import (
 	"archive/tar"
-	"maps"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -99,9 +100,13 @@ func TestTree(t *testing.T) {
 				t.Fatal(err)
 			}
 			checkTree(t, tr)
-			got := slices.Sorted(maps.Keys(tr.files))[1:] // without the root
-			if strings.Join(got, " ") != c.want {
-				t.Errorf("got %q, want %q", strings.Join(got, " "), c.want)
+			var got []string
+			for name := range tr.all() {
+				got = append(got, name)
+			}
+			slices.Sort(got)
+			if got := strings.Join(got[1:], " "); got != c.want { // without the root
+				t.Errorf("got %q, want %q", got, c.want)
 			}
 		})
 	}
@@ -115,42 +120,108 @@ func TestSparseFilesCount(t *testing.T) {
 	}
 }
 
-// checkTree checks that every path has its directory, and the other way round.
+// checkTree checks that a tree is whole: every node is where its directory says,
+// counted, and within the bounds.
 func checkTree(t *testing.T, tr *tree) {
 	t.Helper()
-	for name, f := range tr.files {
-		if strings.Contains("/"+name+"/", "/../") || len(name) > maxPath {
+	n := -1 // without the root
+	for name, f := range tr.all() {
+		n++
+		if strings.Contains("/"+name+"/", "/../") || len(name) > maxPath || f.depth > maxDepth {
 			t.Fatalf("%q escapes", name)
 		}
-		if parent := tr.files[dirOf(name)]; name != "" && (parent == nil || !parent.dir || !tr.children[dirOf(name)][baseOf(name)]) {
-			t.Fatalf("%q is in no directory", name)
+		if f.path() != name || tr.lookup(name) != f || name != "" && f.depth != strings.Count(name, "/")+1 {
+			t.Fatalf("%q is found at %q, depth %d", name, f.path(), f.depth)
 		}
-		if _, ok := tr.children[name]; ok != f.dir {
-			t.Fatalf("%q is a directory: %v, has children: %v", name, f.dir, ok)
+		if !f.dir && len(f.children) > 0 || f.parent != nil && !f.parent.dir {
+			t.Fatalf("%q is below a file", name)
 		}
 	}
-	n := 1
-	for _, cs := range tr.children {
-		n += len(cs)
-	}
-	if n != len(tr.files) {
-		t.Fatalf("directories list %d files, there are %d", n, len(tr.files))
+	if n != tr.files || n > tr.maxEntries {
+		t.Fatalf("there are %d files, %d were counted, %d allowed", n, tr.files, tr.maxEntries)
 	}
 }
 
+// FuzzTree also bounds the work: so many steps for each entry, whatever the
+// entries are.
 func FuzzTree(f *testing.F) {
 	f.Add("a/b\x00.wh.a\x00a/.wh..wh..opq\x00../x")
 	f.Add("lib -> usr/lib\x00lib/x\x00l = lib/x\x01.wh.lib\x00lib/y")
 	f.Add("a -> b/c\x00b -> a\x00a/x\x01a/\x00d = a/x")
+	f.Add(strings.Repeat(strings.Repeat("a/", 200)+"\x00a\x00", 5))
+	f.Add("l -> " + strings.Repeat("../", 80) + "l2\x00l2 -> " + strings.Repeat("./", 80) + "l3\x00" + strings.Repeat("l/x\x00", 5))
 	f.Fuzz(func(t *testing.T, s string) {
 		var layers [][]string
+		entries := 0
 		for l := range strings.SplitSeq(s, "\x01") {
 			layers = append(layers, strings.Split(l, "\x00"))
+			entries += len(layers[len(layers)-1])
 		}
 		tr := newTree(1000, 1<<20)
 		_ = build(tr, layers) // an error leaves it whole, too
+		checkSteps(t, tr, entries)
 		checkTree(t, tr)
 	})
+}
+
+// checkSteps: an entry is looked up, walked to, and makes its parents, all of
+// which may have to go again.
+func checkSteps(t *testing.T, tr *tree, entries int) {
+	t.Helper()
+	if most := entries * (3*maxSteps + 2*maxDepth); tr.steps > most || tr.made > rewrites*tr.maxEntries+1 {
+		t.Fatalf("%d entries take %d steps and make %d files: at most %d and %d", entries, tr.steps, tr.made, most, rewrites*tr.maxEntries)
+	}
+}
+
+// TestHostileTrees has layers that cost far more than their size, if nothing
+// bounds them.
+func TestHostileTrees(t *testing.T) {
+	deep := strings.Repeat("a/", maxDepth)
+	var swing, chain []string
+	for range 1000 {
+		swing = append(swing, deep+"/", "a") // directories made, and replaced by a file
+	}
+	for i := range maxLinks + 1 {
+		chain = append(chain, fmt.Sprintf("l%d -> l%d", i+1, i))
+	}
+	chain = append(chain, "l0/", fmt.Sprintf("l%d/x", len(chain)))
+	dots := []string{"d/", "l -> " + strings.Repeat("d/../", 800) + "d", "l/x"}
+	for _, c := range []struct {
+		name   string
+		layers [][]string
+		kind   error // nil: it is taken
+		want   string
+	}{
+		{"as deep as allowed", [][]string{{deep}}, nil, ""},
+		{"too deep", [][]string{{strings.Repeat("a/", 2040), strings.Repeat("a/", 2040)}}, nil, "2040 directories deep"},
+		{"too deep through a link", [][]string{{"l -> " + deep, "l/b/c/d"}}, nil, "more than 256"},
+		{"too deep a whiteout", [][]string{{strings.Repeat("a/", 2040) + ".wh.a"}}, nil, "deep"},
+		{"parents count", [][]string{{deep, "b" + deep, "c" + deep, "d" + deep}}, ErrTooLarge, "more than 1000 files"},
+		{"parents count that are gone", [][]string{swing}, ErrTooLarge, "more than 4000 files"},
+		{"parents count that later layers hide", [][]string{{deep}, {".wh.a", deep}, {".wh.a", deep}, {".wh.a", deep}, {".wh.a", deep}}, nil, ""},
+		{"files count that are written over", [][]string{slices.Repeat([]string{"a"}, 5000)}, ErrTooLarge, "layers have more than 4000"},
+		{"a chain of links", [][]string{chain}, nil, "loop"},
+		{"a link that walks about", [][]string{dots}, nil, "steps through symbolic links"},
+		{"a name too long by a link", [][]string{{"l -> " + strings.Repeat("n", 300), "l/x"}}, nil, "name of 300 bytes"},
+		{"long names", [][]string{slices.Repeat([]string{strings.Repeat(strings.Repeat("n", 200)+"/", 20)}, 500)}, ErrTooLarge, "names, links and attributes"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tr := newTree(1000, 1<<20)
+			err := build(tr, c.layers)
+			entries := 0
+			for _, l := range c.layers {
+				entries += len(l)
+			}
+			checkSteps(t, tr, entries)
+			checkTree(t, tr)
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("error %v: want one with %q", err, c.want)
+			}
+			if c.kind != nil && !errors.Is(err, c.kind) {
+				t.Errorf("error %v is not %v", err, c.kind)
+			}
+		})
+	}
 }
 
 func FuzzParseRef(f *testing.F) {
