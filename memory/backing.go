@@ -34,7 +34,7 @@ func openBacking(src Source, maps *holeMaps, slots chan struct{}) (*backing, err
 	}
 	st, err := f.Stat()
 	if err == nil && st.Size() != src.Size {
-		err = fmt.Errorf("%s has %d bytes, the snapshot's memory %d: it was cut short or replaced; the snapshot is no longer usable", src.Path, st.Size(), src.Size)
+		err = fmt.Errorf("%w: %s has %d bytes, the snapshot's memory %d: it was cut short or replaced; the snapshot is no longer usable", ErrRead, src.Path, st.Size(), src.Size)
 	}
 	if err != nil {
 		f.Close()
@@ -49,6 +49,10 @@ func openBacking(src Source, maps *holeMaps, slots chan struct{}) (*backing, err
 }
 
 func (b *backing) close() { b.file.Close() }
+
+// ErrRead is wrapped by the failure of a session that could not read the
+// snapshot's memory: nothing else that goes wrong is the snapshot's doing.
+var ErrRead = errors.New("the snapshot's memory cannot be read")
 
 // errShort is a memory file that ends before the guest's memory does.
 var errShort = errors.New("the memory file ends early: it was cut short while in use")
@@ -74,9 +78,9 @@ func readFull(fd int, p []byte, off int64) error {
 		case err == unix.EINTR:
 			continue
 		case err != nil:
-			return os.NewSyscallError("pread", err)
+			return fmt.Errorf("%w: %w", ErrRead, os.NewSyscallError("pread", err))
 		case n == 0:
-			return errShort
+			return fmt.Errorf("%w: %w", ErrRead, errShort)
 		}
 		p, off = p[n:], off+int64(n)
 	}

@@ -46,6 +46,7 @@ type world struct {
 	bootErr, restoreErr   error
 	readyErr, cloneErr    error
 	snapshotErr           error
+	memoryErr, slotErr    error
 	info                  vmm.Info
 	say                   []string // what a booted function writes
 	records               []api.Invocation
@@ -253,6 +254,9 @@ type fakeNet struct{ w *world }
 func (f fakeNet) Take(_ context.Context, egress string) (*network.Slot, error) {
 	f.w.mu.Lock()
 	defer f.w.mu.Unlock()
+	if f.w.slotErr != nil {
+		return nil, f.w.slotErr
+	}
 	f.w.nextSlot++
 	f.w.lent++
 	s := &network.Slot{Name: fmt.Sprint("slot", f.w.nextSlot), NetNS: fmt.Sprint("/ns/", f.w.nextSlot), Index: f.w.nextSlot}
@@ -368,13 +372,19 @@ type fakePolicy struct {
 func (p fakePolicy) Name() string { return p.name }
 func (p fakePolicy) Open(_ context.Context, src memory.Source) (memory.Session, error) {
 	p.w.set(func() { p.w.sessions++; p.w.calls = []string{"fetch"} })
-	return &fakeSession{w: p.w, policy: p.name, failed: make(chan struct{})}, nil
+	s := &fakeSession{w: p.w, policy: p.name, failed: make(chan struct{})}
+	p.w.set(func() { s.err = p.w.memoryErr })
+	if s.err != nil {
+		close(s.failed)
+	}
+	return s, nil
 }
 
 type fakeSession struct {
 	w      *world
 	policy string
 	failed chan struct{}
+	err    error
 }
 
 func (s *fakeSession) Mapped() bool { return s.policy == "mmap" }
@@ -386,9 +396,14 @@ func (s *fakeSession) Install(context.Context) error { s.w.called("install"); re
 func (s *fakeSession) Responded()                    { s.w.set(func() { s.w.responded++ }) }
 func (s *fakeSession) Abandoned()                    { s.w.set(func() { s.w.abandoned++ }) }
 func (s *fakeSession) Failed() <-chan struct{}       { return s.failed }
-func (s *fakeSession) Err() error                    { return errors.New("disk on fire") }
-func (s *fakeSession) Stats() api.MemoryStats        { return api.MemoryStats{Policy: s.policy, Faults: 7} }
-func (s *fakeSession) Close() error                  { s.w.set(func() { s.w.sessions-- }); return nil }
+func (s *fakeSession) Err() error {
+	if s.err != nil {
+		return s.err
+	}
+	return errors.New("disk on fire")
+}
+func (s *fakeSession) Stats() api.MemoryStats { return api.MemoryStats{Policy: s.policy, Faults: 7} }
+func (s *fakeSession) Close() error           { s.w.set(func() { s.w.sessions-- }); return nil }
 
 // Images
 

@@ -253,6 +253,9 @@ func (p *pool) live(inst *instance) {
 			p.n.stopGently(inst)
 		}
 	default:
+		if blamed(cause) {
+			p.n.snaps.Restored(inst.snapshot, cause)
+		}
 		p.n.log.Warn("instance died", "function", p.name, "instance", inst.id, "error", cause)
 	}
 	inst.release()

@@ -88,8 +88,10 @@ func (n *Node) startEither(ctx context.Context, inst *instance) error {
 	if ctx.Err() != nil {
 		return err
 	}
-	// The snapshot may be to blame: every byte is looked at before its next use.
-	n.snaps.Restored(id, err)
+	if blamed(err) {
+		// Every byte is looked at before its next use.
+		n.snaps.Restored(id, err)
+	}
 	err = fmt.Errorf("restoring snapshot %s: %w", id, err)
 	if inst.wanted == api.StartRestore {
 		return err
@@ -100,6 +102,12 @@ func (n *Node) startEither(ctx context.Context, inst *instance) error {
 	}
 	return nil
 }
+
+// blamed says that it is the snapshot for which a restore failed: a VMM that
+// refuses its state, memory that cannot be read. A slot, a directory, a limit of
+// time, the guest or a hook of the function's say nothing of it, and to hash
+// all of its memory again would only add to the load that may be behind them.
+func blamed(err error) bool { return errors.Is(err, vmm.ErrState) || errors.Is(err, memory.ErrRead) }
 
 func (n *Node) bootInTime(ctx context.Context, inst *instance) error {
 	limit := inst.dep.fn.ReadyTimeout
@@ -286,9 +294,12 @@ func (n *Node) restore(ctx context.Context, inst *instance, snap *snapshot.Snaps
 	}
 	inst.setSession(session)
 	inst.onRelease(func() { inst.setSession(nil); session.Close() })
-	m, err := n.restoreMachine(ctx, inst, snap)
+	// Loading device state touches memory, which may turn out to be unreadable.
+	guarded, stop := inst.guard(ctx)
+	m, err := n.restoreMachine(guarded, inst, snap)
+	stop()
 	if err != nil {
-		return err
+		return because(guarded, err)
 	}
 	n.own(inst, m)
 	inst.phases.Spawn, inst.phases.Load = m.Timings().Spawn, m.Timings().Load

@@ -168,4 +168,8 @@ type Timings struct {
 var (
 	ErrNotBooted   = errors.New("only a machine that was booted can be snapshotted")
 	ErrUnsupported = errors.New("not supported by this VMM")
+	// ErrState is wrapped by a restore whose process looked at the snapshot's
+	// device state and would not have it: the snapshot is to blame, not the host,
+	// a limit of time or a signal.
+	ErrState = errors.New("the snapshot's device state was refused")
 )

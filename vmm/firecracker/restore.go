@@ -76,7 +76,12 @@ func checkMemory(file string, mib int) error {
 func (m *machine) load(ctx context.Context, load snapshotLoad) error {
 	began := time.Now()
 	if err := m.api.do(ctx, "PUT", "/snapshot/load", load, transfer(m.config.MemoryMiB)); err != nil {
-		return fmt.Errorf("loading device state: %w", m.explain(err))
+		err = fmt.Errorf("loading device state: %w", m.explain(err))
+		var refusal *Error
+		if errors.As(err, &refusal) {
+			err = fmt.Errorf("%w: %w", vmm.ErrState, err)
+		}
+		return err
 	}
 	m.timings.Load = time.Since(began)
 	return nil

@@ -95,8 +95,26 @@ func (l *launch) empty(ctx context.Context) (*machine, userfaultfd.Guest, error)
 	return m, g, nil
 }
 
-// load reads device state from the inherited descriptor.
+// load reads device state from the inherited descriptor. A process that ended by
+// a signal meanwhile has not judged it.
 func (m *machine) load(ctx context.Context) error {
+	err := m.loadState(ctx)
+	if err == nil || ctx.Err() != nil || m.signalled() {
+		return err
+	}
+	return fmt.Errorf("%w: %w", vmm.ErrState, err)
+}
+
+func (m *machine) signalled() bool {
+	select {
+	case <-m.proc.Done():
+		return m.proc.ExitCode() < 0
+	default:
+		return false
+	}
+}
+
+func (m *machine) loadState(ctx context.Context) error {
 	began := time.Now()
 	_, err := m.qmp.do(ctx, command{Execute: "migrate-incoming", Arguments: map[string]any{"uri": fmt.Sprintf("fd:%d", fdState)}})
 	if err != nil {

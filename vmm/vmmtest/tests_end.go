@@ -156,15 +156,16 @@ func (s *suite) testRestoreErrors(t *testing.T) {
 		name   string
 		change func(*vmm.RestoreSpec)
 		want   string
+		state  bool // the snapshot's is to blame
 	}{
-		{"no state", func(r *vmm.RestoreSpec) { r.State = "/nonexistent/state" }, "/nonexistent/state"},
-		{"empty state", func(r *vmm.RestoreSpec) { r.State = put("empty", nil) }, "state"},
-		{"corrupt state", func(r *vmm.RestoreSpec) { r.State = put("corrupt", corrupt) }, "state"},
-		{"truncated state", func(r *vmm.RestoreSpec) { r.State = put("truncated", state[:len(state)/2]) }, "state"},
-		{"no memory", func(r *vmm.RestoreSpec) { r.Memory.File = "/nonexistent/memory" }, "/nonexistent/memory"},
-		{"truncated memory", func(r *vmm.RestoreSpec) { r.Memory.File = short }, "memory"},
-		{"other memory size", func(r *vmm.RestoreSpec) { r.MemoryMiB *= 2 }, "memory"},
-		{"no disk", func(r *vmm.RestoreSpec) { r.RootDisk = "/nonexistent/disk" }, "/nonexistent/disk"},
+		{"no state", func(r *vmm.RestoreSpec) { r.State = "/nonexistent/state" }, "/nonexistent/state", false},
+		{"empty state", func(r *vmm.RestoreSpec) { r.State = put("empty", nil) }, "state", true},
+		{"corrupt state", func(r *vmm.RestoreSpec) { r.State = put("corrupt", corrupt) }, "state", true},
+		{"truncated state", func(r *vmm.RestoreSpec) { r.State = put("truncated", state[:len(state)/2]) }, "state", true},
+		{"no memory", func(r *vmm.RestoreSpec) { r.Memory.File = "/nonexistent/memory" }, "/nonexistent/memory", false},
+		{"truncated memory", func(r *vmm.RestoreSpec) { r.Memory.File = short }, "memory", false},
+		{"other memory size", func(r *vmm.RestoreSpec) { r.MemoryMiB *= 2 }, "memory", false},
+		{"no disk", func(r *vmm.RestoreSpec) { r.RootDisk = "/nonexistent/disk" }, "/nonexistent/disk", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := vmm.RestoreSpec{Config: s.config, Host: s.host(t), State: s.state, Memory: vmm.Memory{File: s.memory}}
@@ -176,6 +177,9 @@ func (s *suite) testRestoreErrors(t *testing.T) {
 			}
 			if !strings.Contains(err.Error(), test.want) {
 				t.Errorf("the error is %q; want it to name %s", err, test.want)
+			}
+			if got := errors.Is(err, vmm.ErrState); got != test.state {
+				t.Errorf("%q: blamed on the state: %v, want %v", err, got, test.state)
 			}
 		})
 	}
