@@ -178,6 +178,9 @@ type Instance struct {
 	Created  time.Time     `json:"created"`
 	Requests int64         `json:"requests"` // answered so far
 	Active   int           `json:"active"`   // in flight now
+	// Probation: a request was left or not answered in time, and it gets no others
+	// until it has shown that it answers.
+	Probation bool `json:"probation,omitempty"`
 }
 
 // Snapshot is a published snapshot, as `skep snapshot ls` shows it.

@@ -18,7 +18,7 @@ type Function struct {
 	MemoryMiB    int               `json:"memory_mib,omitempty"`    // default 256
 	VCPUs        int               `json:"vcpus,omitempty"`         // default 1
 	Port         int               `json:"port,omitempty"`          // default 8080; the function sees it as $PORT
-	ReadyPath    string            `json:"ready_path,omitempty"`    // HTTP path that answers 2xx when ready; empty: the port accepts
+	ReadyPath    string            `json:"ready_path,omitempty"`    // HTTP path that answers 2xx when ready, and as a sign of life after a request that was left or timed out; empty: the port accepts, and any answer to OPTIONS *
 	ReadyTimeout Duration          `json:"ready_timeout,omitempty"` // boot until ready; default 60s
 	Timeout      Duration          `json:"timeout,omitempty"`       // of one invocation, queue included; default 60s
 	Concurrency  int               `json:"concurrency,omitempty"`   // requests at once in one instance; default 1

@@ -214,6 +214,7 @@ func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap string) 
 		p.published = nil
 	}
 	p.snapshotAt, p.failures, p.retryAt = time.Time{}, 0, time.Time{}
+	p.service, p.startCost, p.startKind = 0, 0, ""
 	p.endAll(errReplaced, false, func(inst *instance) bool { return inst.dep == d })
 	if draining {
 		p.shut(ErrDraining)

@@ -43,12 +43,14 @@ type world struct {
 	calls     []string // in which order, of the last start
 
 	bootTime, restoreTime time.Duration
+	serviceTime           time.Duration // of a request
 	bootErr, restoreErr   error
 	readyErr, cloneErr    error
 	snapshotErr           error
 	memoryErr, slotErr    error
 	info                  vmm.Info
-	say                   []string // what a booted function writes
+	hang                  func(*http.Request) bool // requests that get no answer, and whose server then takes no other until they are given up
+	say                   []string                 // what a booted function writes
 	records               []api.Invocation
 }
 
@@ -147,7 +149,8 @@ func pass(ctx context.Context, d time.Duration) error {
 }
 
 func (w *world) add(h vmm.Host) *fakeMachine {
-	m := &fakeMachine{w: w, id: h.ID, done: make(chan struct{}), exited: make(chan struct{})}
+	m := &fakeMachine{w: w, id: h.ID, done: make(chan struct{}), exited: make(chan struct{}),
+		thread: make(chan struct{}, 1), recover: make(chan struct{})}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.machines[h.ID] = m
@@ -210,6 +213,10 @@ type fakeMachine struct {
 	done   chan struct{}
 	err    error
 	exited chan struct{} // the function's server
+
+	thread  chan struct{} // of the server: full while it works
+	recover chan struct{} // closed: it hangs no longer
+	asked   []string      // guarded by w.mu
 }
 
 func (m *fakeMachine) Pause(context.Context) error { m.paused.Store(true); return nil }
@@ -299,6 +306,7 @@ type agentConn struct {
 
 func (c *agentConn) Close() error { return errors.Join(c.Conn.Close(), c.other.Close()) }
 
+// serveOn takes one request at a time, as its machine's only thread.
 func serveOn(c net.Conn, m *fakeMachine) {
 	defer c.Close()
 	go func() { <-m.done; c.Close() }()
@@ -309,6 +317,19 @@ func serveOn(c net.Conn, m *fakeMachine) {
 			return
 		}
 		_, _ = io.Copy(io.Discard, req.Body)
+		m.thread <- struct{}{}
+		m.w.mu.Lock()
+		hang, took := m.w.hang, m.w.serviceTime
+		m.asked = append(m.asked, req.Method+" "+req.RequestURI)
+		m.w.mu.Unlock()
+		if hang != nil && hang(req) {
+			select {
+			case <-m.recover:
+			case <-m.done:
+			}
+		}
+		time.Sleep(took)
+		<-m.thread
 		if _, err := fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(m.id), m.id); err != nil {
 			return
 		}

@@ -23,6 +23,7 @@ var (
 	errReplaced     = errors.New("its function was deployed anew")
 	errRemoved      = errors.New("its function was removed")
 	errAlone        = errors.New("the one invocation that it was for is over")
+	errHangs        = errors.New("it hangs")
 	errNoAnswer     = errors.New("its server gave no answer")
 	errTakeSnapshot = errors.New("it has answered enough invocations for a snapshot")
 )
@@ -44,9 +45,13 @@ type instance struct {
 	active    int
 	requests  int64
 	idleSince time.Time
-	free      bool // in pool.free
-	full      bool // takes no more requests: its snapshot is due
-	grace     bool // give the function's server time to end
+	free      bool      // in pool.free
+	full      bool      // takes no more requests: its snapshot is due
+	grace     bool      // give the function's server time to end
+	probation bool      // takes none until it has shown that it answers
+	suspected time.Time // when probation began
+	timeouts  int       // requests that it did not answer in time, in a row
+	leases    map[*lease]struct{}
 	info      api.Instance
 
 	// Written by the one goroutine that starts it, read when it is ready.
@@ -87,7 +92,7 @@ func newID(prefix string) string {
 func (p *pool) newInstance(d *deployment) *instance {
 	inst := &instance{
 		id: newID("i-"), pool: p, dep: d, created: time.Now(),
-		state: api.InstanceStarting, gone: make(chan struct{}),
+		state: api.InstanceStarting, gone: make(chan struct{}), leases: map[*lease]struct{}{},
 	}
 	inst.ctx, inst.cancel = context.WithCancelCause(p.n.ctx)
 	return inst
@@ -105,11 +110,17 @@ func (i *instance) to(state api.InstanceState) bool {
 	return true
 }
 
+// returns says that the places of the instance's requests will be others' after
+// them. The pool's mutex is held.
+func (i *instance) returns() bool {
+	return !i.full && (i.state == api.InstanceBusy || i.state == api.InstanceIdle)
+}
+
 // describe needs the pool's mutex.
 func (i *instance) describe() api.Instance {
 	out := i.info // what its start found out
 	out.ID, out.Function, out.State, out.Created = i.id, i.pool.name, i.state, i.created
-	out.Requests, out.Active = i.requests, i.active
+	out.Requests, out.Active, out.Probation = i.requests, i.active, i.probation
 	if out.Start == "" {
 		out.Start = i.wanted
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/scale"
 )
 
 var _ Lease = (*lease)(nil)
@@ -18,13 +19,15 @@ type lease struct {
 	kind     api.StartKind
 	phases   api.Phases
 	first    bool // the instance's first request
+	began    time.Time
 	released atomic.Bool
 }
 
 // lend gives a place on a ready instance to the request that arrived then, and
 // waited or not. The pool's mutex is held.
 func (p *pool) lend(inst *instance, arrived time.Time, waited bool) (*lease, error) {
-	l := &lease{inst: inst, kind: api.StartWarm, first: inst.requests == 0 && inst.active == 0}
+	l := &lease{inst: inst, kind: api.StartWarm, first: inst.requests == 0 && inst.active == 0, began: time.Now()}
+	inst.leases[l] = struct{}{}
 	if inst.state == api.InstanceIdle {
 		inst.to(api.InstanceBusy)
 	}
@@ -85,16 +88,33 @@ func (l *lease) Release(rec api.Invocation) {
 	rec.Snapshot = inst.snapshot
 	p.fill(&rec, l)
 	p.mu.Lock()
-	if rec.Failure == api.FailureFunction {
-		// Its server did not answer; that its process has ended may be on its way
-		// here still. The next request must not find out again.
-		p.end(inst, fmt.Errorf("%w: %s", errNoAnswer, rec.Error), false)
-	}
-	p.giveBack(inst)
+	p.judge(inst, &rec)
+	p.giveBack(l, rec.Failure == "")
 	p.mu.Unlock()
 	p.n.Record(rec)
 	if l.first && l.kind == api.StartRestore {
 		p.n.shells.want(inst.dep, inst.snapshot)
+	}
+}
+
+// judge decides by how a request went whether its instance gets others. The mutex
+// is held.
+func (p *pool) judge(inst *instance, rec *api.Invocation) {
+	switch rec.Failure {
+	case "":
+		inst.timeouts = 0
+	case api.FailureFunction:
+		// Its server did not answer; that its process has ended may be on its way
+		// here still. The next request must not find out again.
+		p.end(inst, fmt.Errorf("%w: %s", errNoAnswer, rec.Error), false)
+	case api.FailureTimeout:
+		if inst.timeouts++; inst.timeouts >= maxTimeouts {
+			p.end(inst, fmt.Errorf("%w: %d requests in a row had no answer in time", errHangs, inst.timeouts), false)
+			return
+		}
+		p.suspect(inst)
+	case api.FailureClient:
+		p.suspect(inst) // it may work on, or wait for, what nobody wants any more
 	}
 }
 
@@ -124,13 +144,20 @@ func (p *pool) fill(rec *api.Invocation, l *lease) {
 	}
 }
 
-// giveBack takes a request off the instance and gives its place to the next.
-// The mutex is held.
-func (p *pool) giveBack(inst *instance) {
+// giveBack takes a request off the instance and gives its place to the next. Only
+// one that was answered renews the instance's keep-alive and says how long
+// requests take; the first of an instance does not, whose guest is cold. The mutex
+// is held.
+func (p *pool) giveBack(l *lease, answered bool) {
+	inst, now := l.inst, time.Now()
+	delete(inst.leases, l)
 	inst.active--
 	inst.requests++
-	if inst.active == 0 {
-		inst.idleSince = time.Now()
+	if answered {
+		inst.idleSince = now
+		if !l.first && inst.dep == p.current.Load() {
+			p.service = scale.Average(p.service, now.Sub(l.began))
+		}
 	}
 	if inst.state == api.InstanceDraining {
 		if inst.active == 0 {
@@ -144,7 +171,7 @@ func (p *pool) giveBack(inst *instance) {
 	switch {
 	case inst.alone != nil:
 		p.end(inst, errAlone, false)
-	case p.snapshotDue(inst):
+	case !inst.probation && p.snapshotDue(inst):
 		inst.full = true
 		p.end(inst, errTakeSnapshot, false)
 	case inst.active == 0 && len(p.queue) == 0 && p.n.budget.starving.Load():

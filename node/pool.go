@@ -25,6 +25,12 @@ type pool struct {
 	alone     []*waiter   // for an instance of their own that may not start yet
 	closed    error       // why it takes no requests any more
 
+	// What a request and a start have taken lately, for the scaling policy; of the
+	// current deployment, startKind the last that there was.
+	service, startCost time.Duration
+	startKind          api.StartKind
+	again              *time.Timer // looks anew whether a start is worth it; nil: not set
+
 	failures   int       // starts that failed in a row
 	retryAt    time.Time // no start before
 	retryTimer *time.Timer
@@ -73,20 +79,36 @@ func (p *pool) pump() {
 		}
 		p.alone = p.alone[1:]
 	}
-	for range scale.Starts(p.load(d)) {
+	starts, again := scale.Starts(p.load(d))
+	for range starts {
 		if p.launch(d, nil) == nil {
 			break
 		}
 	}
+	if again > 0 && p.again == nil {
+		p.again = time.AfterFunc(again, p.lookAgain)
+	}
+}
+
+func (p *pool) lookAgain() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.again = nil
+	p.pump()
 }
 
 // load counts for the scaling policy. The mutex is held.
 func (p *pool) load(d *deployment) scale.Load {
-	l := scale.Load{Waiting: len(p.queue), Concurrency: d.fn.Concurrency, Max: d.fn.MaxInstances}
+	now := time.Now()
+	l := scale.Load{
+		Waiting: len(p.queue), Concurrency: d.fn.Concurrency, Max: d.fn.MaxInstances,
+		Start: p.startCost, Service: p.service,
+	}
 	for _, inst := range p.instances {
 		switch {
 		case inst.state == api.InstanceStarting && inst.alone == nil && inst.dep == d:
 			l.Starting++
+			l.Underway = append(l.Underway, now.Sub(inst.created))
 		case inst.state == api.InstanceIdle:
 			l.Idle++
 		default:
@@ -94,6 +116,16 @@ func (p *pool) load(d *deployment) scale.Load {
 		}
 		if inst.free {
 			l.Free += d.fn.Concurrency - inst.active
+		}
+		if inst.returns() {
+			for lease := range inst.leases {
+				l.Running = append(l.Running, now.Sub(lease.began))
+			}
+			for range d.fn.Concurrency - inst.active {
+				if inst.probation { // most pass at once
+					l.Running = append(l.Running, now.Sub(inst.suspected))
+				}
+			}
 		}
 	}
 	return l
@@ -165,6 +197,9 @@ func (p *pool) started(inst *instance, err error) {
 		return
 	}
 	p.failures, p.retryAt = 0, time.Time{}
+	if inst.alone == nil && inst.dep == p.current.Load() {
+		p.startTook(inst.kind, time.Since(inst.created))
+	}
 	if inst.state != api.InstanceStarting || inst.ctx.Err() != nil {
 		if inst.alone != nil {
 			inst.alone.grant(nil, p.closedOr(errReplaced))
@@ -190,6 +225,15 @@ func (p *pool) started(inst *instance, err error) {
 		p.snapshotIfMissing(inst)
 	}
 	p.pump()
+}
+
+// startTook notes what a start has taken. What one kind takes says nothing of
+// another. The mutex is held.
+func (p *pool) startTook(kind api.StartKind, d time.Duration) {
+	if p.startKind != kind {
+		p.startKind, p.startCost = kind, 0
+	}
+	p.startCost = scale.Average(p.startCost, d)
 }
 
 func (p *pool) closedOr(err error) error {
@@ -309,7 +353,7 @@ func (p *pool) endAll(why error, grace bool, keep func(*instance) bool) {
 // setFree offers the instance to the next request, dropFree no longer does. The
 // mutex is held.
 func (p *pool) setFree(inst *instance) {
-	if !inst.free && !inst.full {
+	if !inst.free && !inst.full && !inst.probation {
 		inst.free = true
 		p.free = append(p.free, inst)
 	}
@@ -340,8 +384,10 @@ func (p *pool) oldestIdle() *instance {
 	return nil
 }
 
+// idle lists the instances without a request, those on probation too. The mutex
+// is held.
 func (p *pool) idle() (idle []*instance, since []time.Time) {
-	for _, inst := range p.free {
+	for _, inst := range p.instances {
 		if inst.state == api.InstanceIdle {
 			idle, since = append(idle, inst), append(since, inst.idleSince)
 		}
@@ -378,7 +424,7 @@ func (p *pool) sweep() {
 
 // stopTimers is for when the pool is closed. The mutex is held.
 func (p *pool) stopTimers() {
-	for _, t := range []*time.Timer{p.janitor, p.retryTimer} {
+	for _, t := range []*time.Timer{p.janitor, p.retryTimer, p.again} {
 		if t != nil {
 			t.Stop()
 		}

@@ -4,7 +4,11 @@
 // ready or idle, or a keep-alive runs out.
 package scale
 
-import "time"
+import (
+	"container/heap"
+	"slices"
+	"time"
+)
 
 // Load is what a function's instances are doing at one moment.
 type Load struct {
@@ -15,19 +19,108 @@ type Load struct {
 	Free        int // requests that the busy and idle ones could take on now
 	Concurrency int // requests at once in one instance; less than 1 counts as 1
 	Max         int // instances at once
+
+	// What a start is weighed against. Without Start every waiting request is
+	// worth one.
+	Start    time.Duration   // that a start takes here; 0: none was seen yet
+	Service  time.Duration   // that a request keeps its place; 0: none was seen yet
+	Running  []time.Duration // for how long each request has kept a place that will be free after it
+	Underway []time.Duration // for how long each of the Starting has been
 }
 
-// Starts returns how many instances to start now: enough that every waiting
-// request will have a place when all are ready, and never more than Max in all.
-func Starts(l Load) int {
+// Starts returns how many instances to start now: never more than Max in all, nor
+// more than would have a request to serve, and of those only as many as are worth
+// it. A request is worth a start when it would else wait for half as long again as
+// a start takes, by what is known: when the places that there are will be free,
+// and in which order the requests get them. One new place then serves as many
+// such requests as it can in the time of a start.
+//
+// Again is when to ask anew though nothing has happened: an instance that is
+// slower than expected lets the wait for it grow. 0: never.
+func Starts(l Load) (n int, again time.Duration) {
 	per := max(1, l.Concurrency)
 	unserved := l.Waiting - max(0, l.Free) - max(0, l.Starting)*per
-	if unserved <= 0 {
-		return 0
-	}
-	want := (unserved + per - 1) / per
 	room := l.Max - l.Starting - l.Busy - l.Idle
-	return max(0, min(want, room))
+	if l.Start <= 0 {
+		return max(0, min(ceil(unserved, per), room)), 0
+	}
+	service := l.service()
+	late := l.late(per, service)
+	if l.Waiting > 0 && room > 0 {
+		again = l.Start / 2
+	}
+	each := per
+	if service > 0 {
+		each *= max(1, int(l.Start/service))
+	}
+	return max(0, min(ceil(late, each), room)), again
+}
+
+func ceil(a, b int) int { return (a + b - 1) / b }
+
+// service is what to expect of a request: where nothing was seen yet, as much as
+// the one that runs for longest has taken already.
+func (l *Load) service() time.Duration {
+	if l.Service > 0 || len(l.Running) == 0 {
+		return l.Service
+	}
+	return slices.Max(l.Running)
+}
+
+// late returns how many of the waiting requests are worth a start.
+func (l *Load) late(per int, service time.Duration) int {
+	limit := l.Start + l.Start/2
+	places := &places{}
+	for range l.Free {
+		*places = append(*places, 0)
+	}
+	for _, age := range l.Running {
+		left := service - age
+		if left <= 0 {
+			left = age // slower than others: it may take as long again
+		}
+		*places = append(*places, left)
+	}
+	for i := range l.Starting {
+		left := l.Start
+		if i < len(l.Underway) {
+			left = max(0, l.Start-l.Underway[i])
+		}
+		for range per {
+			*places = append(*places, left)
+		}
+	}
+	if len(*places) == 0 {
+		return l.Waiting
+	}
+	heap.Init(places)
+	for served := range l.Waiting {
+		wait := (*places)[0]
+		if wait > limit {
+			return l.Waiting - served // nor does any after it wait for less
+		}
+		(*places)[0] = wait + service
+		heap.Fix(places, 0)
+	}
+	return 0
+}
+
+// places are the times until each place is free, a heap.
+type places []time.Duration
+
+func (p places) Len() int           { return len(p) }
+func (p places) Less(i, j int) bool { return p[i] < p[j] }
+func (p places) Swap(i, j int)      { p[i], p[j] = p[j], p[i] }
+func (p *places) Push(any)          {}
+func (p *places) Pop() any          { return nil }
+
+// Average returns a running average of durations with one more in it: the last
+// five count for two thirds. The first is taken as it is.
+func Average(average, next time.Duration) time.Duration {
+	if average <= 0 {
+		return next
+	}
+	return average + (next-average)/5
 }
 
 // Expired says which idle instances have outlived keepAlive: the indices into

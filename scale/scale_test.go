@@ -27,7 +27,7 @@ func TestStarts(t *testing.T) {
 		"more than max there are":    {Load{Waiting: 2, Busy: 9, Max: 8}, 0},
 		"a limit of nothing is that": {Load{Waiting: 2}, 0},
 	} {
-		if got := Starts(tc.load); got != tc.want {
+		if got, _ := Starts(tc.load); got != tc.want {
 			t.Errorf("%s: Starts(%+v) = %d, want %d", name, tc.load, got, tc.want)
 		}
 	}
@@ -38,7 +38,8 @@ func TestStartsProperties(t *testing.T) {
 	for range 100000 {
 		l := Load{Waiting: r.IntN(50), Starting: r.IntN(10), Busy: r.IntN(10), Idle: r.IntN(10),
 			Free: r.IntN(20), Concurrency: r.IntN(6), Max: r.IntN(20)}
-		n, per := Starts(l), max(1, l.Concurrency)
+		n, _ := Starts(l)
+		per := max(1, l.Concurrency)
 		all := l.Starting + l.Busy + l.Idle
 		unserved := l.Waiting - l.Free - l.Starting*per
 		switch {
@@ -53,9 +54,74 @@ func TestStartsProperties(t *testing.T) {
 		}
 		more := l
 		more.Waiting++
-		if Starts(more) < n {
+		if m, _ := Starts(more); m < n {
 			t.Fatalf("%+v: one more request, fewer starts", l)
 		}
+	}
+}
+
+// What is worth a start of 500 ms, at which a request may wait for 750 ms.
+func TestStartsAreWorthIt(t *testing.T) {
+	const ms = time.Millisecond
+	load := func(waiting int, service time.Duration, change func(*Load)) Load {
+		l := Load{Waiting: waiting, Concurrency: 1, Max: 100, Start: 500 * ms, Service: service}
+		if change != nil {
+			change(&l)
+		}
+		return l
+	}
+	busy := func(ages ...time.Duration) func(*Load) {
+		return func(l *Load) { l.Busy, l.Running = len(ages), ages }
+	}
+	starting := func(ages ...time.Duration) func(*Load) {
+		return func(l *Load) { l.Starting, l.Underway = len(ages), ages }
+	}
+	for name, tc := range map[string]struct {
+		load  Load
+		want  int
+		again time.Duration
+	}{
+		"nobody waits": {load(0, 20*ms, busy(0)), 0, 0},
+		// The last of seven waits for 140 ms.
+		"a herd at one warm instance": {load(7, 20*ms, busy(0)), 0, 250 * ms},
+		// The 37th waits for 740 ms, three for longer: one place serves 25 in the time of a start.
+		"a larger herd": {load(40, 20*ms, busy(0)), 1, 250 * ms},
+		// 63 wait for longer: three places.
+		"a hundred":           {load(100, 20*ms, busy(0)), 3, 250 * ms},
+		"a hundred, max 2":    {load(100, 20*ms, func(l *Load) { busy(0)(l); l.Max = 2 }), 1, 250 * ms},
+		"a hundred, max 1":    {load(100, 20*ms, func(l *Load) { busy(0)(l); l.Max = 1 }), 0, 0},
+		"nothing is there":    {load(1, 20*ms, nil), 1, 250 * ms},
+		"a herd, cold":        {load(8, 20*ms, nil), 1, 250 * ms},
+		"one is on its way":   {load(8, 20*ms, starting(100*ms)), 0, 250 * ms},
+		"minutes each":        {load(7, 2*time.Minute, busy(time.Second)), 7, 250 * ms},
+		"minutes, cold":       {load(7, 2*time.Minute, starting(0)), 6, 250 * ms},
+		"longer than a start": {load(1, 800*ms, busy(0)), 1, 250 * ms},
+		"nearly done":         {load(1, 800*ms, busy(700*ms)), 0, 250 * ms},
+		// It has taken 30 times as long as others: it may take 600 ms more, and 800 ms.
+		"slower than others": {load(1, 20*ms, busy(600*ms)), 0, 250 * ms},
+		"hung":               {load(1, 20*ms, busy(800*ms)), 1, 250 * ms},
+		"one of two hung":    {load(7, 20*ms, busy(time.Minute, 0)), 0, 250 * ms},
+		// Four at once, every 200 ms: the 16th waits for 600 ms + 200 ms.
+		"four at once":     {load(20, 200*ms, func(l *Load) { busy(0, 0, 0, 0)(l); l.Concurrency, l.Busy = 4, 1 }), 1, 250 * ms},
+		"free places":      {load(3, time.Minute, func(l *Load) { l.Idle, l.Free = 3, 3 }), 0, 250 * ms},
+		"unknown service":  {load(7, 0, busy(0)), 0, 250 * ms},
+		"unknown, a while": {load(7, 0, busy(250*ms)), 2, 250 * ms}, // 250 ms each: from the fourth on, two to a place
+		"unknown start":    {Load{Waiting: 7, Busy: 1, Running: []time.Duration{0}, Service: 20 * ms, Max: 8}, 7, 0},
+	} {
+		got, again := Starts(tc.load)
+		if got != tc.want || again != tc.again {
+			t.Errorf("%s: Starts(%+v) = %d, %v; want %d, %v", name, tc.load, got, again, tc.want, tc.again)
+		}
+	}
+}
+
+func TestAverage(t *testing.T) {
+	a := Average(0, time.Second)
+	if a != time.Second {
+		t.Errorf("the first counts %v", a)
+	}
+	if a = Average(a, 2*time.Second); a != 1200*time.Millisecond {
+		t.Errorf("1 s, then 2 s: %v", a)
 	}
 }
 
