@@ -143,6 +143,12 @@ func (c *Client) Function(ctx context.Context, name string) (d FunctionDetail, e
 	return d, c.call(ctx, "GET", "/v1/functions/"+url.PathEscape(name), nil, &d)
 }
 
+// FunctionEnv is Function with the values of the environment, which are hidden
+// otherwise.
+func (c *Client) FunctionEnv(ctx context.Context, name string) (d FunctionDetail, err error) {
+	return d, c.call(ctx, "GET", "/v1/functions/"+url.PathEscape(name)+"?env=true", nil, &d)
+}
+
 // RemoveFunction drains and deletes a function with its snapshots and logs.
 func (c *Client) RemoveFunction(ctx context.Context, name string) error {
 	return c.call(ctx, "DELETE", "/v1/functions/"+url.PathEscape(name), nil, nil)

@@ -31,6 +31,7 @@ type Function struct {
 	DiskMiB      int               `json:"disk_mib,omitempty"`      // limit of what it may write to its root; lives in guest memory; default half of MemoryMiB
 	CloneHook    string            `json:"clone_hook,omitempty"`    // HTTP path POSTed by the agent after each restore, before the first request
 	Created      time.Time         `json:"created,omitzero"`        // set by the daemon
+	Revision     int               `json:"revision,omitempty"`      // set by the daemon: how many times it was deployed or changed
 }
 
 // SnapshotRule says when a function's snapshot is made by itself. The zero
@@ -130,6 +131,9 @@ func (f Function) Validate() error {
 	for k, v := range f.Env {
 		if !envRE.MatchString(k) || strings.ContainsRune(v, 0) {
 			return fmt.Errorf("function %q: environment variable %q: want letters, digits and _, and a value without NUL", f.Name, k)
+		}
+		if v == Hidden {
+			return fmt.Errorf("function %q: environment variable %q has the value that stands for one that is not told: give its own, or leave it out of a change", f.Name, k)
 		}
 		size += len(k) + len(v) + 2
 	}

@@ -4,7 +4,7 @@ package api
 type Image struct {
 	Digest    string   `json:"digest"`
 	DiskBytes int64    `json:"disk_bytes"`
-	Functions []string `json:"functions,omitempty"` // deployed from it, or with an instance that is
+	Functions []string `json:"functions,omitempty"` // with a kept revision that is deployed from it, or an instance
 	Snapshots []string `json:"snapshots,omitempty"` // that need it
 	Problem   string   `json:"problem,omitempty"`   // why it cannot be used
 }

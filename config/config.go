@@ -50,6 +50,7 @@ type Config struct {
 	HostServices []string // PORT=ADDRESS:PORT: what functions with egress host reach at their gateway's PORT
 
 	KeepRecords     int          // invocation records kept in all; 0: none
+	KeepRevisions   int          // versions kept of each function, the one in force among them
 	KeepLogMiB      int          // of output kept per function
 	DrainTimeout    api.Duration // that running invocations get at shutdown
 	Experiments     bool         // requests may choose start kind and policy through the gateway's port
@@ -75,6 +76,7 @@ func Default() Config {
 		NATPool:         "10.211.0.0/16",
 		HostServices:    []string{"7090=127.0.0.1:7090"}, // `skep functions s3`
 		KeepRecords:     100_000,
+		KeepRevisions:   10,
 		KeepLogMiB:      16,
 		DrainTimeout:    api.Duration(30 * time.Second),
 		LogLevel:        "info",
@@ -124,6 +126,7 @@ var Keys = []Key{
 	{"nameservers", "name servers of functions with egress nat (default: the host's)", func(c *Config) any { return &c.Nameservers }},
 	{"host_services", "PORT=ADDRESS:PORT of services on this host that functions with egress host reach, at their gateway's PORT", func(c *Config) any { return &c.HostServices }},
 	{"keep_records", "invocation records kept in all (0: none)", func(c *Config) any { return &c.KeepRecords }},
+	{"keep_revisions", "versions kept of each function, to roll back to", func(c *Config) any { return &c.KeepRevisions }},
 	{"keep_log_mib", "MiB of output kept per function", func(c *Config) any { return &c.KeepLogMiB }},
 	{"drain_timeout", "time that running invocations get at shutdown", func(c *Config) any { return &c.DrainTimeout }},
 	{"experiments", "let requests choose start kind and policy through the gateway's port", func(c *Config) any { return &c.Experiments }},

@@ -134,6 +134,7 @@ func (c Config) validateNumbers() error {
 		{"memory_budget_mib", c.MemoryBudget, 0, 64 << 20},
 		{"memory_sample_every", c.SampleEvery, 0, 1_000_000},
 		{"keep_records", c.KeepRecords, 0, 100_000_000},
+		{"keep_revisions", c.KeepRevisions, 1, 1000},
 		{"keep_log_mib", c.KeepLogMiB, 1, 10_240},
 	} {
 		if v.n < v.lo || v.n > v.hi {

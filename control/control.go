@@ -6,6 +6,9 @@
 //	GET    /v1/version
 //	GET    /v1/functions                       all, a line each
 //	PUT    /v1/functions/{name}                deploy; answers a stream of api.DeployLine
+//	PATCH  /v1/functions/{name}                change what a JSON merge patch names; answers like PUT
+//	GET    /v1/functions/{name}/revisions      api.Revision, newest first
+//	POST   /v1/functions/{name}/rollback       api.RollbackRequest; answers like PUT
 //	GET    /v1/functions/{name}                one, with instances, snapshots, newest invocations
 //	DELETE /v1/functions/{name}
 //	ANY    /v1/functions/{name}/invoke/{path}  to the function, as the gateway would
@@ -22,6 +25,9 @@
 //	GET    /v1/invocations                     ?function=NAME&limit=N&since=TIME
 //	GET    /v1/invocations/{id}
 //	GET    /metrics                            Prometheus text
+//
+// The values of environments are not told: a function that is answered has
+// api.Hidden in their place, but for GET /v1/functions/{name}?env=true.
 //
 // Bodies and queries are decoded strictly: an unknown field is an error that
 // names it. Every answer that is not a success is an api.Error.
@@ -43,6 +49,11 @@ type Node interface {
 	// snapshot, and returns the function as it is stored. progress may be called
 	// from several goroutines.
 	Deploy(ctx context.Context, f api.Function, progress func(api.DeployEvent)) (api.Function, error)
+	// Set changes what a JSON merge patch of the function names.
+	Set(ctx context.Context, name string, patch []byte, progress func(api.DeployEvent)) (api.Function, error)
+	// Rollback puts a kept revision into force again, 0 for the one before.
+	Rollback(ctx context.Context, name string, revision int, progress func(api.DeployEvent)) (api.Function, error)
+	Revisions(ctx context.Context, name string) ([]api.Revision, error)
 	// Functions lists all functions by name; it must not touch the disk.
 	Functions() []api.Function
 	Function(name string) (api.Function, bool)
@@ -112,23 +123,26 @@ func (s *Server) Handler() http.Handler { return s.mux }
 
 func (s *Server) routes() {
 	for pattern, h := range map[string]handler{
-		"GET /v1/version":                s.version,
-		"GET /v1/functions":              s.functions,
-		"PUT /v1/functions/{name}":       s.deploy,
-		"GET /v1/functions/{name}":       s.function,
-		"DELETE /v1/functions/{name}":    s.remove,
-		"GET /v1/functions/{name}/logs":  s.logs,
-		"GET /v1/instances":              s.instances,
-		"GET /v1/snapshots":              s.snapshots,
-		"POST /v1/snapshots":             s.createSnapshot,
-		"GET /v1/snapshots/{id}":         s.snapshot,
-		"GET /v1/snapshots/{id}/memory":  s.snapshotMemory,
-		"POST /v1/snapshots/{id}/verify": s.verifySnapshot,
-		"DELETE /v1/snapshots/{id}":      s.removeSnapshot,
-		"GET /v1/images":                 s.images,
-		"POST /v1/images/prune":          s.pruneImages,
-		"GET /v1/invocations":            s.invocations,
-		"GET /v1/invocations/{id}":       s.invocation,
+		"GET /v1/version":                    s.version,
+		"GET /v1/functions":                  s.functions,
+		"PUT /v1/functions/{name}":           s.deploy,
+		"GET /v1/functions/{name}":           s.function,
+		"DELETE /v1/functions/{name}":        s.remove,
+		"PATCH /v1/functions/{name}":         s.set,
+		"GET /v1/functions/{name}/revisions": s.revisions,
+		"POST /v1/functions/{name}/rollback": s.rollback,
+		"GET /v1/functions/{name}/logs":      s.logs,
+		"GET /v1/instances":                  s.instances,
+		"GET /v1/snapshots":                  s.snapshots,
+		"POST /v1/snapshots":                 s.createSnapshot,
+		"GET /v1/snapshots/{id}":             s.snapshot,
+		"GET /v1/snapshots/{id}/memory":      s.snapshotMemory,
+		"POST /v1/snapshots/{id}/verify":     s.verifySnapshot,
+		"DELETE /v1/snapshots/{id}":          s.removeSnapshot,
+		"GET /v1/images":                     s.images,
+		"POST /v1/images/prune":              s.pruneImages,
+		"GET /v1/invocations":                s.invocations,
+		"GET /v1/invocations/{id}":           s.invocation,
 	} {
 		s.mux.Handle(pattern, s.wrap(h))
 	}

@@ -39,7 +39,7 @@ func TestRoundTrips(t *testing.T) {
 	var stages []api.DeployStage
 	f, err := c.Deploy(ctx, api.Function{Name: "hello", Image: "dir:/x", Env: map[string]string{"A": "b"}},
 		func(e api.DeployEvent) { stages = append(stages, e.Stage) })
-	if err != nil || f.ImageDigest == "" || f.MemoryMiB != 256 || f.Env["A"] != "b" {
+	if err != nil || f.ImageDigest == "" || f.MemoryMiB != 256 || f.Env["A"] != api.Hidden {
 		t.Fatalf("deploy: %+v, %v", f, err)
 	}
 	if len(stages) != 2 || stages[0] != api.StagePulling || stages[1] != api.StageDone {

@@ -45,7 +45,7 @@ func (s *Server) functions(w http.ResponseWriter, r *http.Request) error {
 	list := s.o.Node.Functions()
 	out := make([]api.FunctionStatus, len(list))
 	for i, f := range list {
-		out[i] = api.FunctionStatus{Function: f, URL: s.url(f.Name), Instances: instances[f.Name], Snapshots: snapshots[f.Name]}
+		out[i] = api.FunctionStatus{Function: f.Hide(), URL: s.url(f.Name), Instances: instances[f.Name], Snapshots: snapshots[f.Name]}
 	}
 	return answer(w, out)
 }
@@ -75,12 +75,20 @@ func noFunction(name string) error {
 }
 
 func (s *Server) function(w http.ResponseWriter, r *http.Request) error {
-	if _, err := queryOf(r); err != nil {
+	q, err := queryOf(r, "env")
+	if err != nil {
+		return err
+	}
+	tell, err := queryBool(q, "env")
+	if err != nil {
 		return err
 	}
 	f, err := s.find(r.PathValue("name"))
 	if err != nil {
 		return err
+	}
+	if !tell {
+		f = f.Hide()
 	}
 	recent, err := s.o.Node.Invocations(r.Context(), api.InvocationQuery{Function: f.Name, Limit: recentInvocations})
 	if err != nil {
@@ -141,18 +149,26 @@ func (s *Server) deploy(w http.ResponseWriter, r *http.Request) error {
 	if err := f.WithDefaults().Validate(); err != nil {
 		return badRequest("%v", err)
 	}
+	s.stream(w, f.Name, func(progress func(api.DeployEvent)) (api.Function, error) {
+		return s.o.Node.Deploy(r.Context(), f, progress)
+	})
+	return nil
+}
+
+// stream answers with what change tells, an event a line, and how it ended.
+func (s *Server) stream(w http.ResponseWriter, name string, change func(func(api.DeployEvent)) (api.Function, error)) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.WriteHeader(http.StatusOK)
 	lines := &lineWriter{enc: json.NewEncoder(w), rc: http.NewResponseController(w)}
-	f, err := s.o.Node.Deploy(r.Context(), f, lines.event)
+	f, err := change(lines.event)
 	if err != nil {
-		s.log.Warn("deploy failed", "function", r.PathValue("name"), "error", err)
+		s.log.Warn("deploy failed", "function", name, "error", err)
 		e := s.asError(err)
 		lines.write(api.DeployLine{Error: e, Status: e.Status})
-		return nil
+		return
 	}
+	f = f.Hide()
 	lines.write(api.DeployLine{Function: &f})
-	return nil
 }
 
 // lineWriter writes DeployLines from many goroutines, each at once.
@@ -174,6 +190,10 @@ func (l *lineWriter) event(e api.DeployEvent) {
 		return
 	}
 	l.last, l.when = e, time.Now()
+	if e.Function != nil {
+		hidden := e.Function.Hide()
+		e.Function = &hidden
+	}
 	l.writeLocked(api.DeployLine{Event: &e})
 }
 

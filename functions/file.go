@@ -43,7 +43,7 @@ func Decode(b []byte, f *api.Function) error {
 		}
 		return err
 	}
-	for _, name := range []string{"created", "image_digest"} {
+	for _, name := range []string{"created", "image_digest", "revision"} {
 		if _, ok := m[name]; ok {
 			return fmt.Errorf("%s is set by the daemon: leave it out", name)
 		}

@@ -34,14 +34,17 @@ type Config struct {
 	// Limits of a VMM's process. CgroupRoot is a directory below which the node
 	// makes one of its own; "" for no cgroups.
 	Limits       vmm.Limits
-	MaxInstances int           // of all functions at once; default 256
-	MemoryMiB    int           // guest memory of all instances at once; 0: no limit
-	LogBytes     int64         // of each function on disk; default 16 MiB
-	KeepRecords  int64         // rows of invocations kept; default 1,000,000; negative: none
-	Shells       int           // VMM processes started ahead, each for one of the functions that started last; default none
-	Nameservers  []string      // of guests that have egress; default the host's, but for loopback ones
-	DrainTimeout time.Duration // how long Close and Remove wait for requests in flight; default 30s
-	StopGrace    time.Duration // SIGTERM to SIGKILL of a function that is removed or shut down; default 2s; negative: none
+	MaxInstances int   // of all functions at once; default 256
+	MemoryMiB    int   // guest memory of all instances at once; 0: no limit
+	LogBytes     int64 // of each function on disk; default 16 MiB
+	KeepRecords  int64 // rows of invocations kept; default 1,000,000; negative: none
+	// KeepRevisions is how many versions of a function are kept, the one in force
+	// among them; default 10.
+	KeepRevisions int
+	Shells        int           // VMM processes started ahead, each for one of the functions that started last; default none
+	Nameservers   []string      // of guests that have egress; default the host's, but for loopback ones
+	DrainTimeout  time.Duration // how long Close and Remove wait for requests in flight; default 30s
+	StopGrace     time.Duration // SIGTERM to SIGKILL of a function that is removed or shut down; default 2s; negative: none
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -75,6 +78,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.MaxInstances = orDefault(c.MaxInstances, 256)
 	c.LogBytes = orDefault(c.LogBytes, 16<<20)
 	c.KeepRecords = orDefault(c.KeepRecords, 1_000_000)
+	c.KeepRevisions = orDefault(c.KeepRevisions, 10)
 	if c.Nameservers == nil {
 		c.Nameservers = hostNameservers("/etc/resolv.conf")
 	}

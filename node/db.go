@@ -61,6 +61,16 @@ CREATE INDEX invocations_by_time ON invocations (time_ns);
 CREATE INDEX invocations_by_id ON invocations (id);
 `, `
 ALTER TABLE invocations ADD COLUMN failure TEXT NOT NULL DEFAULT '';
+`, `
+CREATE TABLE revisions ( -- of functions, the one in force among them
+	name     TEXT NOT NULL,
+	number   INTEGER NOT NULL,
+	change   TEXT NOT NULL, -- what made it
+	function TEXT NOT NULL, -- api.Function as JSON
+	image    TEXT NOT NULL, -- image.Image as JSON
+	PRIMARY KEY (name, number)
+) WITHOUT ROWID;
+INSERT INTO revisions (name, number, change, function, image) SELECT name, 1, 'deploy', function, image FROM functions;
 `}
 
 func openDatabase(ctx context.Context, path string) (*database, error) {
@@ -166,9 +176,17 @@ func (d *database) doomed(ctx context.Context) ([]string, error) {
 	return ids, describeDB("reading doomed snapshots", rows.Err())
 }
 
-// putFunction stores a deployment, keeps its snapshot, and dooms those that it
-// supersedes: all or nothing.
-func (d *database) putFunction(ctx context.Context, dep *deployment, keep string, doomed []string) error {
+// putOptions say what goes with a deployment that is stored.
+type putOptions struct {
+	change    string   // what made it
+	snapshot  string   // that is no longer doomed, "" for none
+	doomed    []string // snapshots that it supersedes
+	revisions int      // how many are kept; 0: all
+}
+
+// putFunction stores a deployment and its revision, keeps its snapshot, and
+// dooms those that it supersedes: all or nothing.
+func (d *database) putFunction(ctx context.Context, dep *deployment, o putOptions) error {
 	fn, err := json.Marshal(dep.fn)
 	if err != nil {
 		return err
@@ -182,18 +200,31 @@ func (d *database) putFunction(ctx context.Context, dep *deployment, keep string
 		if err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, "DELETE FROM doomed_snapshots WHERE id = ?", keep); err != nil {
+		_, err = tx.ExecContext(ctx, "INSERT OR REPLACE INTO revisions (name, number, change, function, image) VALUES (?, ?, ?, ?, ?)",
+			dep.fn.Name, dep.fn.Revision, o.change, fn, img)
+		if err != nil {
 			return err
 		}
-		return doomAll(ctx, tx, doomed)
+		if o.revisions > 0 {
+			_, err := tx.ExecContext(ctx, "DELETE FROM revisions WHERE name = ? AND number <= ?", dep.fn.Name, dep.fn.Revision-o.revisions)
+			if err != nil {
+				return err
+			}
+		}
+		if _, err := tx.ExecContext(ctx, "DELETE FROM doomed_snapshots WHERE id = ?", o.snapshot); err != nil {
+			return err
+		}
+		return doomAll(ctx, tx, o.doomed)
 	})
 	return describeDB("storing function "+dep.fn.Name, err)
 }
 
 func (d *database) deleteFunction(ctx context.Context, name string, doomed []string) error {
 	err := inTx(ctx, d.main, func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, "DELETE FROM functions WHERE name = ?", name); err != nil {
-			return err
+		for _, table := range []string{"functions", "revisions"} {
+			if _, err := tx.ExecContext(ctx, "DELETE FROM "+table+" WHERE name = ?", name); err != nil {
+				return err
+			}
 		}
 		return doomAll(ctx, tx, doomed)
 	})
@@ -240,7 +271,53 @@ func decodeDeployment(fn, img []byte) (*deployment, error) {
 	if err := json.Unmarshal(img, &i); err != nil {
 		return nil, err
 	}
+	f.Revision = max(f.Revision, 1) // those of before there were any
 	return newDeployment(f.WithDefaults(), i)
+}
+
+// revision is a row of the table.
+type revision struct {
+	dep    *deployment
+	change string
+}
+
+// revisions reads a function's, newest first. One that this version cannot read
+// is left out: it must not be in the way of the others.
+func (d *database) revisions(ctx context.Context, name string) ([]revision, error) {
+	rows, err := d.main.QueryContext(ctx, "SELECT change, function, image FROM revisions WHERE name = ? ORDER BY number DESC", name)
+	if err != nil {
+		return nil, describeDB("reading revisions of "+name, err)
+	}
+	defer rows.Close()
+	var out []revision
+	for rows.Next() {
+		var r revision
+		var fn, img []byte
+		if err := rows.Scan(&r.change, &fn, &img); err != nil {
+			return nil, describeDB("reading revisions of "+name, err)
+		}
+		if r.dep, err = decodeDeployment(fn, img); err == nil {
+			out = append(out, r)
+		}
+	}
+	return out, describeDB("reading revisions of "+name, rows.Err())
+}
+
+// revisionImages lists the images of all kept revisions: name, digest.
+func (d *database) revisionImages(ctx context.Context) (out [][2]string, err error) {
+	rows, err := d.main.QueryContext(ctx, "SELECT DISTINCT name, json_extract(image, '$.digest') FROM revisions ORDER BY name")
+	if err != nil {
+		return nil, describeDB("reading the images of revisions", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var pair [2]string
+		if err := rows.Scan(&pair[0], &pair[1]); err != nil {
+			return nil, describeDB("reading the images of revisions", err)
+		}
+		out = append(out, pair)
+	}
+	return out, describeDB("reading the images of revisions", rows.Err())
 }
 
 func describeDB(doing string, err error) error {

@@ -53,12 +53,21 @@ func (n *Node) until(ctx context.Context) (context.Context, func()) {
 // one of its name, which serves until then. When it fails, or the daemon dies
 // meanwhile, nothing has changed. Progress is never called twice at once.
 func (n *Node) Deploy(ctx context.Context, fn api.Function, progress func(api.DeployEvent)) (api.Function, error) {
+	return n.changing(ctx, progress, func(ctx context.Context, progress func(api.DeployEvent)) (api.Function, error) {
+		return n.deploy(ctx, fn, progress)
+	})
+}
+
+// changing runs what changes a function, until the node drains, and tells when
+// it has failed.
+func (n *Node) changing(ctx context.Context, progress func(api.DeployEvent),
+	change func(context.Context, func(api.DeployEvent)) (api.Function, error)) (api.Function, error) {
 	ctx, stop := n.until(ctx)
 	defer stop()
 	progress = serialised(progress)
 	n.deploying.RLock()
 	defer n.deploying.RUnlock()
-	out, err := n.deploy(ctx, fn, progress)
+	out, err := change(ctx, progress)
 	if err != nil {
 		err = because(ctx, err)
 		tell(progress, api.DeployEvent{Stage: api.StageFailed, Error: err.Error()})
@@ -96,25 +105,17 @@ func (n *Node) deploy(ctx context.Context, fn api.Function, progress func(api.De
 	if err != nil {
 		return api.Function{}, fmt.Errorf("deploying %s: %w", fn.Name, err)
 	}
-	fn.ImageDigest, fn.Created = img.Digest, time.Now().UTC().Round(time.Millisecond)
-	d, err := newDeployment(fn, img)
+	p, cur := n.pool(fn.Name), (*deployment)(nil)
+	if p == nil {
+		p = n.newPool(fn.Name)
+	} else {
+		cur = p.current.Load()
+	}
+	d, err := n.revise(cur, fn, img)
 	if err != nil {
 		return api.Function{}, err
 	}
-	p := n.pool(fn.Name)
-	if p == nil {
-		p = n.newPool(fn.Name)
-	}
-	snap, err := n.tryOut(ctx, p, d, progress)
-	if err != nil {
-		return api.Function{}, fmt.Errorf("deploying %s: %w", fn.Name, err)
-	}
-	done := api.DeployEvent{Stage: api.StageDone, Function: &fn}
-	if snap.ID != "" {
-		done.Snapshot = &snap
-	}
-	tell(progress, done)
-	return fn, nil
+	return n.putInService(ctx, p, d, "deploy", progress)
 }
 
 func (n *Node) validate(fn api.Function) error {
@@ -151,7 +152,7 @@ func (n *Node) fetch(ctx context.Context, ref string, progress func(api.DeployEv
 
 // tryOut boots the deployment, has its snapshot taken if the rule says so, and
 // puts it into service.
-func (n *Node) tryOut(ctx context.Context, p *pool, d *deployment, progress func(api.DeployEvent)) (api.Snapshot, error) {
+func (n *Node) tryOut(ctx context.Context, p *pool, d *deployment, change string, progress func(api.DeployEvent)) (api.Snapshot, error) {
 	if err := n.reserve(ctx, d.fn.MemoryMiB); err != nil {
 		return api.Snapshot{}, err
 	}
@@ -181,7 +182,7 @@ func (n *Node) tryOut(ctx context.Context, p *pool, d *deployment, progress func
 		}
 		end()
 	}
-	if err := n.commit(ctx, p, d, snap.ID); err != nil {
+	if err := n.commit(ctx, p, d, snap.ID, change); err != nil {
 		if snap.ID != "" {
 			err = errors.Join(err, n.snaps.Remove(snap.ID), n.db.spare(snap.ID))
 		}
@@ -189,17 +190,21 @@ func (n *Node) tryOut(ctx context.Context, p *pool, d *deployment, progress func
 	}
 	if snap.ID == "" {
 		// It works, so it may as well serve.
-		t.noSnapshot = len(n.snaps.IDs(d.fn.Name)) == 0
+		t.noSnapshot = len(n.fitting(d)) == 0
 		t.adopt()
 	}
 	return snap, nil
 }
 
-// commit stores the deployment and lets it serve. Snapshots of the one that it
-// replaces go, but for those that still fit.
-func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap string) error {
-	old := n.superseded(d, snap)
-	if err := n.db.putFunction(ctx, d, snap, old); err != nil {
+// commit stores the deployment and lets it serve. Of the snapshots that were
+// there, those stay which fit it or the one that it replaces.
+func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap, change string) error {
+	prev, err := n.before(ctx, d)
+	if err != nil {
+		return err
+	}
+	old := n.superseded(d, prev, snap)
+	if err := n.db.putFunction(ctx, d, putOptions{change: change, snapshot: snap, doomed: old, revisions: n.cfg.KeepRevisions}); err != nil {
 		return err
 	}
 	n.mu.Lock()
@@ -207,15 +212,20 @@ func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap string) 
 	draining := n.draining
 	n.mu.Unlock()
 	p.mu.Lock()
+	was := p.current.Load()
 	p.current.Store(d)
-	if snap != "" {
+	switch {
+	case snap != "":
 		p.published = d
-	} else {
+	case !d.alike(p.published):
 		p.published = nil
 	}
 	p.snapshotAt, p.failures, p.retryAt = time.Time{}, 0, time.Time{}
-	p.service, p.startCost, p.startKind = 0, 0, ""
-	p.endAll(errReplaced, false, func(inst *instance) bool { return inst.dep == d })
+	if !d.alike(was) { // what was measured is of another
+		p.service, p.startCost, p.startKind = 0, 0, ""
+	}
+	p.endAll(errReplaced, false, func(inst *instance) bool { return inst.dep.alike(d) })
+	p.rearmJanitor()
 	if draining {
 		p.shut(ErrDraining)
 	}
@@ -223,20 +233,24 @@ func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap string) 
 	p.mu.Unlock()
 	n.shells.forget(d.fn.Name)
 	n.removeSnapshots(old)
-	n.log.Info("deployed", "function", d.fn.Name, "image", d.fn.Image, "digest", d.image.Digest, "snapshot", snap)
+	n.log.Info("deployed", "function", d.fn.Name, "image", d.fn.Image, "digest", d.image.Digest, "revision", d.fn.Revision, "change", change, "snapshot", snap)
 	return nil
 }
 
 // superseded lists the function's snapshots that are of no use once d is in
-// force: those of another image or other settings, and, if d comes with a new
-// snapshot, those that were made by themselves before.
-func (n *Node) superseded(d *deployment, snap string) []string {
+// force: those that fit neither it nor prev, to which it may be rolled back, and,
+// if d comes with a new snapshot, those of d that were made by themselves before.
+func (n *Node) superseded(d, prev *deployment, snap string) []string {
 	var old []string
 	for _, id := range n.snaps.IDs(d.fn.Name) {
 		m, err := n.snaps.Manifest(id)
-		fits := err == nil && m.Spec == d.spec && m.ImageDigest == d.image.Digest && m.DiskDigest == d.image.DiskDigest &&
-			m.MemoryMiB == d.fn.MemoryMiB && m.VCPUs == d.fn.VCPUs
-		if id != snap && (!fits || snap != "" && m.Reason != reasonAsked) {
+		keep := id == snap
+		if err == nil && d.fits(m) {
+			keep = keep || snap == "" || m.Reason == reasonAsked
+		} else if err == nil && prev != nil {
+			keep = keep || prev.fits(m)
+		}
+		if !keep {
 			old = append(old, id)
 		}
 	}

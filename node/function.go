@@ -23,11 +23,12 @@ type deployment struct {
 	fn    api.Function // with its defaults and its image's digest
 	image image.Image  // Disk is looked up anew for each start
 	start guest.Start  // what the agent is told, but for instance, clock and entropy
-	spec  string       // digest of start: what is baked into the guest's memory
+	spec  string       // digest of what is baked into the guest's memory: start, and whether it has nameservers
+	line  *line        // whose instances serve for it
 }
 
 func newDeployment(fn api.Function, img image.Image) (*deployment, error) {
-	d := &deployment{fn: fn, image: img}
+	d := &deployment{fn: fn, image: img, line: &line{}}
 	c := &img.Config
 	args := c.Cmd
 	if fn.Args != nil {
@@ -43,11 +44,14 @@ func newDeployment(fn api.Function, img image.Image) (*deployment, error) {
 	if d.start.Dir == "" {
 		d.start.Dir = "/"
 	}
-	// What is not digested may differ between a snapshot and its clones: the
-	// nameservers are the host's, and are added at boot.
+	// What is not digested may differ between a snapshot and its clones: which
+	// nameservers there are is the host's, and they are added at boot.
 	b, err := json.Marshal(d.start)
 	if err != nil {
 		return nil, fmt.Errorf("function %q: %w", fn.Name, err)
+	}
+	if fn.Egress == api.EgressNAT {
+		b = append(b, "with nameservers"...)
 	}
 	sum := sha256.Sum256(b)
 	d.spec = hex.EncodeToString(sum[:])

@@ -34,7 +34,10 @@ func (n *Node) Images(ctx context.Context) ([]api.Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing images: %w", err)
 	}
-	functions, snapshots := n.imageUsers()
+	functions, snapshots, err := n.imageUsers(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var out []api.Image
 	for _, digest := range digests {
 		if err := ctx.Err(); err != nil {
@@ -52,8 +55,13 @@ func (n *Node) Images(ctx context.Context) ([]api.Image, error) {
 }
 
 // imageUsers says which functions and which snapshots need an image, by digest.
-// A function that was replaced needs its own for as long as it has instances.
-func (n *Node) imageUsers() (functions, snapshots map[string][]string) {
+// A function needs those of its kept revisions, too, and of instances that serve
+// for one that is kept no longer.
+func (n *Node) imageUsers(ctx context.Context) (functions, snapshots map[string][]string, err error) {
+	kept, err := n.db.revisionImages(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	functions, snapshots = map[string][]string{}, map[string][]string{}
 	for _, p := range n.allPools() {
 		uses := map[string]bool{}
@@ -65,6 +73,11 @@ func (n *Node) imageUsers() (functions, snapshots map[string][]string) {
 		if d := p.current.Load(); d != nil {
 			uses[d.image.Digest] = true
 		}
+		for _, r := range kept {
+			if r[0] == p.name {
+				uses[r[1]] = true
+			}
+		}
 		for digest := range maps.Keys(uses) {
 			functions[digest] = append(functions[digest], p.name)
 		}
@@ -75,7 +88,7 @@ func (n *Node) imageUsers() (functions, snapshots map[string][]string) {
 	for _, s := range n.snaps.List("", nil) {
 		snapshots[s.ImageDigest] = append(snapshots[s.ImageDigest], s.ID)
 	}
-	return functions, snapshots
+	return functions, snapshots, nil
 }
 
 // PruneImages removes the images that neither a function nor a snapshot needs,

@@ -39,6 +39,7 @@ func TestPruneImages(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer n.Close(context.Background())
+		n.cfg.KeepRevisions = 1 // so that no earlier one needs its image
 		of := func(ref string) func(*api.Function) { return func(f *api.Function) { f.Image = ref } }
 		deploy(t, n, hello(of("one")))
 		l := acquire(t, n, AcquireOptions{})

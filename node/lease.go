@@ -155,7 +155,7 @@ func (p *pool) giveBack(l *lease, answered bool) {
 	inst.requests++
 	if answered {
 		inst.idleSince = now
-		if !l.first && inst.dep == p.current.Load() {
+		if !l.first && inst.dep.alike(p.current.Load()) {
 			p.service = scale.Average(p.service, now.Sub(l.began))
 		}
 	}

@@ -294,8 +294,8 @@ func TestRedeployReplacesAndDrains(t *testing.T) {
 			t.Errorf("instances %q, want only the busy one, draining", states(n))
 		}
 		s, _ := n.Snapshots(t.Context(), "hello")
-		if len(s) != 1 || !s[0].Usable {
-			t.Errorf("snapshots %+v, want the new one", s)
+		if len(s) != 2 || !s[0].Usable || s[1].Usable {
+			t.Errorf("snapshots %+v, want the new one, and the old one for a rollback", s)
 		}
 		l := acquire(t, n, AcquireOptions{})
 		if l.Instance() == old.Instance() || l.Start() != api.StartRestore {

@@ -106,7 +106,7 @@ func (p *pool) load(d *deployment) scale.Load {
 	}
 	for _, inst := range p.instances {
 		switch {
-		case inst.state == api.InstanceStarting && inst.alone == nil && inst.dep == d:
+		case inst.state == api.InstanceStarting && inst.alone == nil && inst.dep.alike(d):
 			l.Starting++
 			l.Underway = append(l.Underway, now.Sub(inst.created))
 		case inst.state == api.InstanceIdle:
@@ -197,7 +197,7 @@ func (p *pool) started(inst *instance, err error) {
 		return
 	}
 	p.failures, p.retryAt = 0, time.Time{}
-	if inst.alone == nil && inst.dep == p.current.Load() {
+	if inst.alone == nil && inst.dep.alike(p.current.Load()) {
 		p.startTook(inst.kind, time.Since(inst.created))
 	}
 	if inst.state != api.InstanceStarting || inst.ctx.Err() != nil {
@@ -209,7 +209,7 @@ func (p *pool) started(inst *instance, err error) {
 	inst.to(api.InstanceIdle)
 	inst.idleSince = time.Now()
 	switch w := inst.alone; {
-	case inst.dep != p.current.Load() || p.closed != nil:
+	case !inst.dep.alike(p.current.Load()) || p.closed != nil:
 		p.end(inst, errReplaced, false)
 		if w != nil {
 			w.grant(nil, p.closedOr(errReplaced))
@@ -401,6 +401,15 @@ func (p *pool) idle() (idle []*instance, since []time.Time) {
 func (p *pool) armJanitor() {
 	if d := p.current.Load(); p.janitor == nil && d != nil {
 		p.janitor = time.AfterFunc(d.fn.KeepAlive.D(), p.sweep)
+	}
+}
+
+// rearmJanitor is for when keep_alive may have changed. The mutex is held.
+func (p *pool) rearmJanitor() {
+	if p.janitor != nil {
+		p.janitor.Stop()
+		p.janitor = nil
+		p.armJanitor()
 	}
 }
 

@@ -69,7 +69,7 @@ func (s *shells) find(d *deployment, snap string) *shell {
 	if sh == nil || sh.vm == nil {
 		return nil
 	}
-	sh.taken = sh.dep == d && sh.snap == snap && !ended(sh.vm.Done()) // else its watcher ends it
+	sh.taken = sh.dep.alike(d) && sh.snap == snap && !ended(sh.vm.Done()) // else its watcher ends it
 	s.drop(d.fn.Name)
 	if !sh.taken {
 		return nil
@@ -98,7 +98,7 @@ func (s *shells) want(d *deployment, snap string) {
 	switch {
 	case s.closed, old != nil && old.vm == nil, !s.n.serves(d):
 		return
-	case old != nil && old.dep == d && old.snap == snap:
+	case old != nil && old.dep.alike(d) && old.snap == snap:
 		old.used = time.Now()
 		return
 	case old != nil:
@@ -236,7 +236,7 @@ func (s *shells) make(ctx context.Context, sh *shell) (_ vmm.Shell, err error) {
 // serves says that the deployment is in force.
 func (n *Node) serves(d *deployment) bool {
 	p := n.pool(d.fn.Name)
-	return p != nil && p.current.Load() == d
+	return p != nil && d.alike(p.current.Load())
 }
 
 // restoreShell goes on with a process that was started ahead, which the instance

@@ -114,7 +114,7 @@ func (t *trial) adopt() {
 	p, inst := t.pool, t.instance
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed != nil || p.current.Load() != inst.dep || !t.unlink() || !p.n.spawn(func() { p.live(inst) }) {
+	if p.closed != nil || !inst.dep.alike(p.current.Load()) || !t.unlink() || !p.n.spawn(func() { p.live(inst) }) {
 		return
 	}
 	t.over = true
@@ -156,7 +156,7 @@ func (p *pool) snapshotIfMissing(inst *instance) {
 	if !inst.noSnapshot {
 		return
 	}
-	if !p.snapshotting && p.published == inst.dep {
+	if !p.snapshotting && inst.dep.alike(p.published) {
 		p.published = nil // it was there once, and is not usable any more
 	}
 	rule := inst.dep.fn.Snapshot
@@ -185,7 +185,7 @@ func (p *pool) snapshotNow(ctx context.Context, d *deployment) error {
 		return err
 	}
 	defer unlock()
-	if p.current.Load() != d {
+	if !d.alike(p.current.Load()) {
 		return errReplaced
 	}
 	// Requests have a better right to what room there is.
@@ -229,7 +229,7 @@ func (p *pool) snapshotDue(inst *instance) bool {
 	if rule.Off || rule.AfterInvocations == 0 || inst.requests < int64(rule.AfterInvocations) || !inst.noSnapshot {
 		return false
 	}
-	if p.snapshotting || p.published == inst.dep || inst.dep != p.current.Load() || time.Now().Before(p.snapshotAt) {
+	if p.snapshotting || inst.dep.alike(p.published) || !inst.dep.alike(p.current.Load()) || time.Now().Before(p.snapshotAt) {
 		return false
 	}
 	p.snapshotting = true

@@ -253,7 +253,7 @@ func TestThousandFunctions(t *testing.T) {
 			}
 			db = &database{main: main}
 		}
-		if err := db.putFunction(t.Context(), d, "", nil); err != nil {
+		if err := db.putFunction(t.Context(), d, putOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -94,7 +94,7 @@ func TestExitCodes(t *testing.T) {
 		{"bad setting", socket, []string{"config", "--slots", "x"}, exitUsage, "slots"},
 		{"bad file", socket, []string{"ls", "--config", "/nonexistent"}, exitUsage, "/nonexistent"},
 		{"bad function", socket, []string{"deploy", "x", "--name", "A_B"}, exitUsage, "A_B"},
-		{"bad env", socket, []string{"deploy", "x", "--env", "A"}, exitUsage, "NAME=VALUE"},
+		{"bad env", socket, []string{"deploy", "x", "--env", "A"}, exitUsage, "no such variable is set here"},
 		{"no image", socket, []string{"deploy"}, exitUsage, "no image"},
 		{"no function", socket, []string{"inspect", "nosuch"}, exitNotFound, "`skep ls`"},
 		{"no snapshot to inspect", socket, []string{"snapshot", "inspect", "nosuch"}, exitNotFound, "`skep snapshot ls`"},

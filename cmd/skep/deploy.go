@@ -2,7 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -21,7 +25,8 @@ import (
 type deployFlags struct {
 	file       string
 	f          api.Function
-	env        []string
+	env        envFlags
+	reset      bool
 	noSnapshot bool
 	timeouts   [3]time.Duration // ready, invocation, keep-alive
 }
@@ -30,10 +35,12 @@ func (c *cli) deployCmd() *cobra.Command {
 	var d deployFlags
 	cmd := &cobra.Command{
 		Use:   "deploy [IMAGE] [-- ARG...]",
-		Short: "make a function from an image, or change one",
-		Long: `Make a function from an image, or change one that exists: what is deployed
-replaces all of its settings. The image is fetched, made into a root disk,
-booted once to see that it works, and snapshotted.
+		Short: "make a function from an image, or give one a new image",
+		Long: `Make a function from an image, or give a new image to one that exists, which
+keeps the settings that are not named here; with --reset, or with a file, which
+says all of them, it keeps none. The image is fetched, made into a root disk,
+booted once to see that it works, and snapshotted; what serves is replaced only
+then. Each deploy makes a revision: ` + "`skep rollback`" + ` goes back.
 
 IMAGE is one of
   functions/hello               a function that comes with skep
@@ -47,6 +54,7 @@ Functions that come with skep: ` + strings.Join(functions.Names(), ", ") + `.`,
 		Example: `  skep deploy functions/hello
   skep deploy localhost:5000/resize:v3 --name resize --memory-mib 512 --env LEVEL=2
   skep deploy docker-archive:hello.tar --name hello --snapshot-after 10
+  skep deploy localhost:5000/resize:v4 --env-file secrets.env
   skep deploy functions/hello-python --json | jq .image_digest
   skep deploy -f function.toml`,
 		Args: nArgs(0, 4096),
@@ -63,7 +71,7 @@ func (d *deployFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.Name, "name", "", "the function's `NAME` (default: the last part of the image's)")
 	fs.IntVar(&f.MemoryMiB, "memory-mib", 0, "guest memory (default 256)")
 	fs.IntVar(&f.VCPUs, "vcpus", 0, "virtual CPUs (default 1)")
-	fs.StringArrayVarP(&d.env, "env", "e", nil, "`NAME=VALUE` of the environment; may be repeated")
+	d.env.register(fs)
 	fs.IntVar(&f.Port, "port", 0, "port that its server listens on (default 8080)")
 	fs.StringVar(&f.ReadyPath, "ready-path", "", "HTTP `PATH` that answers 2xx when ready (default: the port accepts)")
 	fs.DurationVar(&d.timeouts[0], "ready-timeout", 0, "from boot until ready (default 60s)")
@@ -77,11 +85,12 @@ func (d *deployFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.MemoryPolicy, "policy", "", "how restored memory is filled (default: the daemon's)")
 	fs.StringVar(&f.Egress, "egress", "", "none, host or nat (default none)")
 	fs.IntVar(&f.DiskMiB, "disk-mib", 0, "what it may write to its root (default half the memory)")
+	fs.BoolVar(&d.reset, "reset", false, "begin with the defaults, if the function exists, and keep no setting")
 	fs.StringVar(&f.CloneHook, "clone-hook", "", "HTTP `PATH` POSTed after each restore, before the first request")
 }
 
 // function makes the function that file, flags and arguments describe.
-func (d *deployFlags) function(cmd *cobra.Command, args []string) (api.Function, error) {
+func (d *deployFlags) function(cmd *cobra.Command, environ, args []string) (api.Function, error) {
 	rest, own := args, []string(nil)
 	if dash := cmd.ArgsLenAtDash(); dash >= 0 {
 		rest, own = args[:dash], args[dash:]
@@ -94,8 +103,16 @@ func (d *deployFlags) function(cmd *cobra.Command, args []string) (api.Function,
 		return base, &usageError{msg: err.Error()}
 	}
 	flags := d.f
-	if err := overlay(cmd.Flags(), &base, &flags, d); err != nil {
+	overlay(cmd.Flags(), &base, &flags, d)
+	env, err := d.env.read(environ)
+	if err != nil {
 		return base, err
+	}
+	if len(env) > 0 {
+		if base.Env == nil {
+			base.Env = map[string]string{}
+		}
+		maps.Copy(base.Env, env)
 	}
 	if own != nil {
 		base.Args = own
@@ -126,7 +143,7 @@ func (d *deployFlags) base(image []string) (f api.Function, err error) {
 }
 
 // overlay copies to f what was given as a flag.
-func overlay(fs *pflag.FlagSet, f, flags *api.Function, d *deployFlags) error {
+func overlay(fs *pflag.FlagSet, f, flags *api.Function, d *deployFlags) {
 	set := map[string]func(){
 		"name":           func() { f.Name = flags.Name },
 		"memory-mib":     func() { f.MemoryMiB = flags.MemoryMiB },
@@ -151,17 +168,45 @@ func overlay(fs *pflag.FlagSet, f, flags *api.Function, d *deployFlags) error {
 			apply()
 		}
 	})
-	for _, e := range d.env {
-		k, v, ok := strings.Cut(e, "=")
-		if !ok {
-			return &usageError{msg: fmt.Sprintf("--env %q: want NAME=VALUE", e)}
-		}
-		if f.Env == nil {
-			f.Env = map[string]string{}
-		}
-		f.Env[k] = v
+}
+
+// patch is what of f was named: the image, the arguments and what has a flag.
+func (d *deployFlags) patch(cmd *cobra.Command, environ []string, f api.Function) (patch, error) {
+	b, err := json.Marshal(f)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	var all map[string]any
+	if err := json.Unmarshal(b, &all); err != nil {
+		return nil, err
+	}
+	p := patch{"image": f.Image}
+	if cmd.ArgsLenAtDash() >= 0 {
+		p["args"] = f.Args
+	}
+	cmd.Flags().Visit(func(g *pflag.Flag) {
+		key := canonical(g.Name)
+		if k, ok := map[string]string{"policy": "memory_policy", "no-snapshot": "snapshot.off", "snapshot-after": "snapshot.after_invocations"}[g.Name]; ok {
+			key = k
+		}
+		if _, ok := functionSettings[key]; !ok {
+			return
+		}
+		outer, inner, nested := strings.Cut(key, ".")
+		v := all[outer] // absent, and so nil, means the default
+		if m, ok := v.(map[string]any); ok && nested {
+			v = m[inner]
+		}
+		p.put(key, v)
+	})
+	env, err := d.env.read(environ)
+	if err != nil {
+		return nil, err
+	}
+	if len(env) > 0 {
+		p["env"] = env
+	}
+	return p, nil
 }
 
 var notName = regexp.MustCompile(`[^a-z0-9-]+`)
@@ -210,7 +255,7 @@ func (c *cli) localImage(ctx context.Context, ref string) (string, error) {
 }
 
 func (c *cli) deploy(cmd *cobra.Command, d *deployFlags, args []string) error {
-	f, err := d.function(cmd, args)
+	f, err := d.function(cmd, c.environ, args)
 	if err != nil {
 		return err
 	}
@@ -228,7 +273,7 @@ func (c *cli) deploy(cmd *cobra.Command, d *deployFlags, args []string) error {
 	bars := c.newProgress()
 	defer bars.close()
 	start := time.Now()
-	f, err = client.Deploy(cmd.Context(), f, bars.event)
+	f, err = c.deployOrChange(cmd, client, d, f, bars.event)
 	bars.close()
 	if err != nil {
 		return err
@@ -237,6 +282,28 @@ func (c *cli) deploy(cmd *cobra.Command, d *deployFlags, args []string) error {
 		return c.writeJSON(f)
 	}
 	return c.deployed(cmd.Context(), client, f, time.Since(start))
+}
+
+// deployOrChange makes the function, or changes what was named of one that is
+// there already.
+func (c *cli) deployOrChange(cmd *cobra.Command, client *api.Client, d *deployFlags, f api.Function, progress func(api.DeployEvent)) (api.Function, error) {
+	ctx := cmd.Context()
+	if d.file != "" || d.reset {
+		return client.Deploy(ctx, f, progress)
+	}
+	var missing *api.Error
+	_, err := client.Function(ctx, f.Name)
+	if errors.As(err, &missing) && missing.Status == http.StatusNotFound {
+		return client.Deploy(ctx, f, progress)
+	}
+	if err != nil {
+		return f, err
+	}
+	p, err := d.patch(cmd, c.environ, f)
+	if err != nil {
+		return f, err
+	}
+	return client.Set(ctx, f.Name, p, progress)
 }
 
 // deployed says what was deployed and what can be done with it.

@@ -31,6 +31,7 @@ func nodeConfig(cfg config.Config) node.Config {
 		MemoryMiB:     cfg.MemoryBudget,
 		LogBytes:      int64(cfg.KeepLogMiB) << 20,
 		KeepRecords:   keptRecords(cfg),
+		KeepRevisions: cfg.KeepRevisions,
 		DrainTimeout:  cfg.DrainTimeout.D(),
 		Nameservers:   cfg.Nameservers,
 	}

@@ -14,7 +14,8 @@ import (
 )
 
 func (c *cli) inspectCmd() *cobra.Command {
-	return &cobra.Command{
+	var env bool
+	cmd := &cobra.Command{
 		Use:   "inspect NAME",
 		Short: "show a function: settings, instances, snapshots, last invocations",
 		Example: `  skep inspect hello
@@ -27,7 +28,11 @@ func (c *cli) inspectCmd() *cobra.Command {
 				return err
 			}
 			defer client.Close()
-			d, err := client.Function(cmd.Context(), args[0])
+			show := client.Function
+			if env {
+				show = client.FunctionEnv
+			}
+			d, err := show(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -37,6 +42,8 @@ func (c *cli) inspectCmd() *cobra.Command {
 			return c.printDetail(d)
 		},
 	}
+	cmd.Flags().BoolVar(&env, "show-env", false, "show the values of the environment, which may be secret")
+	return cmd
 }
 
 func (c *cli) printDetail(d api.FunctionDetail) error {
@@ -69,6 +76,7 @@ func settingRows(d api.FunctionDetail) [][]string {
 		{"url", dash(d.URL)},
 		{"image", f.Image},
 		{"digest", dash(f.ImageDigest)},
+		{"revision", strconv.Itoa(f.Revision)},
 		{"memory", fmt.Sprintf("%d MiB, of which the root may be written %d MiB", f.MemoryMiB, f.DiskMiB)},
 		{"vcpus", strconv.Itoa(f.VCPUs)},
 		{"port", strconv.Itoa(f.Port)},

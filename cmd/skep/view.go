@@ -134,6 +134,8 @@ func statusOf(err error) (status int, hint string) {
 		return http.StatusNotFound, "`skep ls` lists the functions that exist"
 	case errors.Is(err, snapshot.ErrNotFound):
 		return http.StatusNotFound, "`skep snapshot ls` lists the snapshots that exist"
+	case errors.Is(err, node.ErrNoRevision):
+		return http.StatusNotFound, "`skep revisions` lists those that are kept"
 	case errors.Is(err, node.ErrDraining):
 		return http.StatusServiceUnavailable, "the daemon is ending: try again when it is back"
 	case errors.Is(err, node.ErrDeploying):

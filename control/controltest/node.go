@@ -27,6 +27,7 @@ type Node struct {
 
 	mu        sync.Mutex // guards what follows
 	functions map[string]api.Function
+	revisions []api.Revision // newest first
 }
 
 var _ control.Node = (*Node)(nil)
@@ -51,10 +52,52 @@ func (n *Node) Deploy(_ context.Context, f api.Function, progress func(api.Deplo
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	return n.put(f, "deploy"), nil
+}
+
+// put makes f the function of its name. The mutex is held.
+func (n *Node) put(f api.Function, change string) api.Function {
 	f = f.WithDefaults()
-	f.ImageDigest = "sha256:1234"
+	f.ImageDigest, f.Revision = "sha256:1234", n.functions[f.Name].Revision+1
 	n.functions[f.Name] = f
+	n.revisions = append([]api.Revision{{Number: f.Revision, Change: change, Image: f.Image, Digest: f.ImageDigest, Function: f}}, n.revisions...)
+	return f
+}
+
+func (n *Node) Set(_ context.Context, name string, patch []byte, progress func(api.DeployEvent)) (api.Function, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f, names, err := n.functions[name].Change(patch)
+	if err != nil {
+		return f, err
+	}
+	f = n.put(f, "set "+strings.Join(names, ", "))
+	progress(api.DeployEvent{Stage: api.StageDone, Function: &f})
 	return f, nil
+}
+
+func (n *Node) Rollback(_ context.Context, name string, revision int, _ func(api.DeployEvent)) (api.Function, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, r := range n.revisions {
+		if r.Function.Name == name && (r.Number == revision || revision == 0 && r.Number < n.functions[name].Revision) {
+			return n.put(r.Function, fmt.Sprint("rollback to ", r.Number)), nil
+		}
+	}
+	return api.Function{}, fmt.Errorf("function %q, revision %d: %w", name, revision, control.ErrNotFound)
+}
+
+func (n *Node) Revisions(_ context.Context, name string) ([]api.Revision, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []api.Revision
+	for _, r := range n.revisions {
+		if r.Function.Name == name {
+			r.Current = r.Number == n.functions[name].Revision
+			out = append(out, r)
+		}
+	}
+	return out, nil
 }
 
 func (n *Node) Functions() []api.Function {
