@@ -40,11 +40,11 @@ func (s *session) fetchSpan(sp span) error {
 	size := p.bytes(sp)
 	c := chunk{span: sp}
 	if size > 0 {
-		bufs, err := s.owner.pool.get(s.ctx, 1)
+		b, err := s.owner.pool.get(s.ctx, &s.share)
 		if err != nil {
 			return err
 		}
-		c.buf, c.data = bufs[0], bufs[0].mem[:size]
+		c.buf, c.data = b, b.mem[:size]
 	}
 	data := c.data
 	for i := sp.from; i < sp.to; {

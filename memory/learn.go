@@ -1,11 +1,8 @@
 package memory
 
 import (
-	"errors"
 	"fmt"
 	"math/bits"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -320,8 +317,8 @@ func (s *session) apply(v verdict) error {
 	}
 	switch {
 	case v.again, v.never:
-		err := os.Remove(filepath.Join(s.src.Dir, workingset.SetFile))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+		// Of one that was written since it says nothing: that has yet to be seen.
+		if gone, err := s.removeSet(); err != nil || !gone {
 			return err
 		}
 	case v.rewrites():

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/atomicfile"
 	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/memory/userfaultfd/uffdtest"
@@ -162,6 +163,42 @@ func TestPrefetchingThatNeverPays(t *testing.T) {
 	}
 	if st := invoke(t, again, im, pages()); !st.Recorded {
 		t.Errorf("it is not tried again: %+v", st)
+	}
+}
+
+// The restore that finds a working set not worth having removes that one, and not
+// one that was written while it ran.
+func TestVerdictSparesANewerSet(t *testing.T) {
+	im, table := denseImage(t, 8192), newPolicies(t)
+	path := im.Dir + "/" + workingset.SetFile
+	n := 0
+	pages := func() []int { n++; return slices.Concat(seq(0, 20), apart(32+n, 500)) }
+	for range 1 + 3 {
+		invoke(t, table, im, pages()) // the first records, the others are poor
+	}
+	s := open(t, table, "stream", im.Source)
+	p := restore(t, s, one(8192))
+	im.touch(t, p, pages()...)
+	set, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := atomicfile.WriteFile(path, set, 0o600); err != nil { // by another session
+		t.Fatal(err)
+	}
+	s.Responded()
+	p.Kill()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("the newer working set: %v; %s", err, s.Stats().Note)
+	}
+	if st := invoke(t, table, im, pages()); !strings.Contains(st.Note, "records it anew") {
+		t.Errorf("it is poor, too, and stays: %+v", st)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the poor working set is still there: %v", err)
 	}
 }
 

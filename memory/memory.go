@@ -29,7 +29,7 @@ type Policy interface {
 	// Name is what users select it by: "mmap", "resident", "reap".
 	Name() string
 	// Open begins one restore. It is called as soon as a request is known to need
-	// one, before the VMM is started, and may start to fetch in the background.
+	// one, before the VMM is started.
 	Open(ctx context.Context, src Source) (Session, error)
 }
 
@@ -43,6 +43,11 @@ type Session interface {
 	// Attach takes over the guest's memory and begins to serve its faults; see
 	// vmm.Memory.Attach for the contract.
 	Attach(ctx context.Context, g userfaultfd.Guest) error
+	// Prefetch begins to read, in the background, what the policy wants to have
+	// there ahead of faults. It is called as soon as the instance waits for nobody
+	// else any more to be started: what is read holds buffers that all share until
+	// it is installed. Install does it where that was left out.
+	Prefetch()
 	// Install returns when the policy wants the vCPUs to resume.
 	Install(ctx context.Context) error
 	// Responded tells that the first invocation's response is complete: a

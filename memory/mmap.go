@@ -39,6 +39,7 @@ func (mapped) Attach(_ context.Context, g userfaultfd.Guest) error {
 	g.FD.Close()
 	return fmt.Errorf("memory policy mmap: the VMM maps the memory file itself")
 }
+func (mapped) Prefetch()                     {}
 func (mapped) Install(context.Context) error { return nil }
 func (mapped) Responded()                    {}
 func (mapped) Abandoned()                    {}

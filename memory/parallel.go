@@ -71,12 +71,11 @@ func (s *session) fetchPagesFrom(next *atomic.Int64) error {
 				if buf != nil {
 					buf.unref()
 				}
-				bufs, err := s.owner.pool.get(s.ctx, 1)
-				if err != nil {
-					buf = nil
+				var err error
+				if buf, err = s.owner.pool.get(s.ctx, &s.share); err != nil {
 					return err
 				}
-				buf, free = bufs[0], bufs[0].mem
+				free = buf.mem
 			}
 			c.data, free = free[:pageSize:pageSize], free[pageSize:]
 			if err := s.back.read(c.data, runs[i].First); err != nil {

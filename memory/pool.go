@@ -8,8 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/skep-dev/skep/internal/sys"
 )
 
@@ -33,14 +31,33 @@ const (
 // pool holds the buffers through which snapshots reach guests. They are outside
 // the Go heap, aligned, and faulted in before first use. All sessions share it,
 // and its bound is the bound of what prefetching may hold in memory.
+//
+// Who has fewer buffers than are free may take one more: the dynamic threshold by
+// which switches share their buffers among ports (Choudhury and Hahne, 1998). One
+// reader alone gets half of the pool, two a third each; what is left is for those
+// who come, so that the largest guest keeps nobody waiting for long. Buffers are
+// taken one by one, and whoever holds some can do without more, so none waits for
+// another that waits for it.
 type pool struct {
-	limit int64 // buffers
-	sem   *semaphore.Weighted
+	limit int // buffers
 
-	mu    sync.Mutex
-	idle  []*buffer   // guarded by mu; the last used last
-	trim  *time.Timer // guarded by mu; nil before first use and after close
-	close bool        // guarded by mu: nothing stays
+	mu      sync.Mutex
+	used    int         // guarded by mu
+	waiting []*waiter   // guarded by mu: in the order of arrival; none of them may have a buffer now
+	idle    []*buffer   // guarded by mu; the last used last
+	trim    *time.Timer // guarded by mu; nil before first use and after close
+	close   bool        // guarded by mu: nothing stays
+}
+
+// share is what one reader has of the pool. The zero value has nothing.
+type share struct {
+	held int // buffers; guarded by pool.mu
+}
+
+// waiter is a reader that waits for one buffer.
+type waiter struct {
+	share   *share
+	granted chan struct{} // closed when the buffer is counted as its
 }
 
 // slab is a huge page's worth of buffers.
@@ -51,38 +68,106 @@ type slab struct {
 
 // buffer is a piece of the pool, given back when the last reference is dropped.
 type buffer struct {
-	pool *pool
-	slab *slab
-	mem  []byte
-	refs atomic.Int32
+	pool  *pool
+	slab  *slab
+	mem   []byte
+	refs  atomic.Int32
+	share *share // whom it is counted for; nil while it is idle
 }
 
 func newPool(bytes int64) *pool {
-	n := max(bytes/bufferSize, 4)
-	return &pool{limit: n, sem: semaphore.NewWeighted(n)}
+	return &pool{limit: int(max(bytes/bufferSize, 4))}
 }
 
-// get takes n buffers, waiting until the pool has them all.
-func (p *pool) get(ctx context.Context, n int) ([]*buffer, error) {
-	if int64(n) > p.limit {
-		return nil, fmt.Errorf("%d MiB are more than the %d MiB that prefetching may use", n, p.limit)
+// get takes a buffer, waiting for its turn.
+func (p *pool) get(ctx context.Context, of *share) (*buffer, error) {
+	p.mu.Lock()
+	if p.grant(of) {
+		p.mu.Unlock()
+		return p.granted(of)
 	}
-	if err := p.sem.Acquire(ctx, int64(n)); err != nil {
+	w := &waiter{share: of, granted: make(chan struct{})}
+	p.waiting = append(p.waiting, w)
+	p.mu.Unlock()
+	select {
+	case <-w.granted:
+		return p.granted(of)
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if i := slices.Index(p.waiting, w); i >= 0 {
+		p.waiting = slices.Delete(p.waiting, i, i+1)
+	} else {
+		p.giveBack(of) // it came at the same moment
+	}
+	return nil, fmt.Errorf("waiting for memory to read into: %w", context.Cause(ctx))
+}
+
+// try takes a buffer if one may be had at once, else nil.
+func (p *pool) try(of *share) (*buffer, error) {
+	p.mu.Lock()
+	ok := p.grant(of)
+	p.mu.Unlock()
+	if !ok {
+		return nil, nil
+	}
+	return p.granted(of)
+}
+
+// getSome takes at least one buffer, and as many more, up to n, as may be had at
+// once.
+func (p *pool) getSome(ctx context.Context, of *share, n int) ([]*buffer, error) {
+	b, err := p.get(ctx, of)
+	if err != nil {
 		return nil, err
 	}
-	bufs := make([]*buffer, 0, n)
-	for range n {
-		b, err := p.take()
-		if err != nil {
-			for _, b := range bufs {
-				b.unref()
-			}
-			p.sem.Release(int64(n - len(bufs)))
-			return nil, err
+	bufs := []*buffer{b}
+	for len(bufs) < n {
+		b, err := p.try(of)
+		if b == nil || err != nil {
+			break // what there is will do
 		}
 		bufs = append(bufs, b)
 	}
 	return bufs, nil
+}
+
+// grant counts one more buffer as a reader's, if it may have it. The caller
+// holds p.mu, as in what follows.
+func (p *pool) grant(of *share) bool {
+	if of.held >= p.limit-p.used {
+		return false
+	}
+	of.held++
+	p.used++
+	return true
+}
+
+// giveBack counts one less, and lets go on who may now.
+func (p *pool) giveBack(of *share) {
+	of.held--
+	p.used--
+	p.waiting = slices.DeleteFunc(p.waiting, func(w *waiter) bool {
+		ok := p.grant(w.share)
+		if ok {
+			close(w.granted)
+		}
+		return ok
+	})
+}
+
+// granted returns the buffer that grant has counted.
+func (p *pool) granted(of *share) (*buffer, error) {
+	b, err := p.take()
+	if err != nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.giveBack(of)
+		return nil, err
+	}
+	b.share = of
+	return b, nil
 }
 
 func (p *pool) take() (*buffer, error) {
@@ -124,6 +209,8 @@ func (b *buffer) unref() {
 	}
 	p := b.pool
 	p.mu.Lock()
+	of := b.share
+	b.share = nil
 	b.slab.idle++
 	p.idle = append(p.idle, b)
 	switch {
@@ -139,8 +226,8 @@ func (b *buffer) unref() {
 		p.trim.Reset(idleTime)
 		p.shrink(keepIdle)
 	}
+	p.giveBack(of)
 	p.mu.Unlock()
-	p.sem.Release(1)
 }
 
 // shrink gives slabs that are wholly idle back to the system, the longest idle

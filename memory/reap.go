@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,7 +42,7 @@ func (o *Policies) openWhole(ctx context.Context, name string, src Source, direc
 		f.makeDirect(s)
 	}
 	s.prefetch = func(ctx context.Context) error {
-		s.notUsed(f, f.fetchWhole(ctx, s))
+		s.notUsed(f.fetchWhole(ctx, s))
 		return nil
 	}
 	return s, nil
@@ -73,6 +72,12 @@ func (o *Policies) openSet(ctx context.Context, name string, src Source) (*sessi
 		}
 		return nil, nil, err
 	}
+	if why == nil {
+		s.set, why = identify(file)
+		if why != nil {
+			file.Close()
+		}
+	}
 	if why != nil {
 		o.openRecording(s, why)
 		return s, nil, nil
@@ -96,55 +101,125 @@ func (f *setFile) close() { f.file.Close() }
 
 // notUsed deals with a working set that could not be read to its end. What is
 // wrong in itself is removed, so that the next start records it anew.
-func (s *session) notUsed(f *setFile, err error) {
+func (s *session) notUsed(err error) {
 	if err == nil || s.ctx.Err() != nil {
 		return
 	}
 	s.say("working set not used: %v", err)
-	if errors.Is(err, workingset.ErrFormat) {
-		_ = os.Remove(f.path)
-		s.say("removed it, the next start records it")
+	if errors.Is(err, workingset.ErrFormat) && s.owner.claim(s.src.Dir) {
+		// Else it is being written anew already.
+		if gone, err := s.removeSet(); err != nil {
+			s.say("%v", err)
+		} else if gone {
+			s.say("removed it, the next start records it")
+		}
+		s.owner.release(s.src.Dir)
 	}
 	s.server.giveUp()
 }
 
+// removeSet removes the working set that this session was opened with; false:
+// there is another by now, which nothing is known against. The caller has
+// claimed the snapshot, without which nobody writes one.
+func (s *session) removeSet() (bool, error) {
+	path := filepath.Join(s.src.Dir, workingset.SetFile)
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("removing the working set: %w", err)
+	}
+	defer f.Close()
+	if id, err := identify(f); err != nil || id != s.set {
+		return false, err
+	}
+	return true, os.Remove(path)
+}
+
 // fetchWhole reads all contents by one system call into as many buffers as it
-// takes, verifies them, and hands them to the server.
+// takes, verifies them, and hands them to the server. Where it may not have so
+// many buffers at once it goes on with the rest as they come free.
 func (f *setFile) fetchWhole(ctx context.Context, s *session) error {
 	start := time.Now()
-	n := int((f.ContentBytes + bufferSize - 1) / bufferSize)
-	bufs, err := s.owner.pool.get(ctx, n)
-	if err != nil {
-		return err
-	}
-	var vec [][]byte
-	for i, b := range bufs {
-		vec = append(vec, b.mem[:min(bufferSize, f.ContentBytes-int64(i)*bufferSize)])
-	}
-	err = f.readVector(slices.Clone(vec), f.ContentOffset)
-	s.count.fetch.Store(int64(time.Since(start)))
-	for i := 0; err == nil && i < len(vec); i++ {
-		err = f.Verify(vec[i], int64(i)*bufferSize)
-	}
-	if err != nil {
-		for _, b := range bufs {
-			b.unref()
+	spans := s.server.plan.spans(bufferSize)
+	if f.ContentBytes == 0 {
+		for _, sp := range spans {
+			s.server.push(chunk{span: sp})
 		}
-		return err
 	}
-	s.count.bytesRead.Add(f.ContentBytes)
-	for i, sp := range s.server.plan.spans(bufferSize) {
-		c := chunk{span: sp}
-		if i < len(vec) {
-			c.data, c.buf = vec[i], bufs[i]
+	for from := int64(0); from < f.ContentBytes; {
+		chunks, err := f.fetchPart(ctx, s, from)
+		s.count.fetch.Store(int64(time.Since(start)))
+		if err == nil {
+			err = f.verifyPart(chunks, from)
 		}
-		s.server.push(c)
+		if err != nil {
+			return err
+		}
+		for _, c := range chunks {
+			c.span, spans = spans[0], spans[1:]
+			from += int64(len(c.data))
+			s.count.bytesRead.Add(int64(len(c.data)))
+			s.server.push(c)
+		}
 	}
 	return nil
 }
 
+// fetchPart reads contents from an offset on into the buffers that it may have.
+func (f *setFile) fetchPart(ctx context.Context, s *session, from int64) ([]chunk, error) {
+	left := f.ContentBytes - from
+	bufs, err := s.owner.pool.getSome(ctx, &s.share, int((left+bufferSize-1)/bufferSize))
+	if err != nil {
+		return nil, err
+	}
+	chunks, vec := make([]chunk, len(bufs)), make([][]byte, len(bufs))
+	for i, b := range bufs {
+		n := min(bufferSize, left)
+		chunks[i], vec[i] = chunk{data: b.mem[:n], buf: b}, b.mem[:n]
+		left -= n
+	}
+	if err := s.owner.readVector(ctx, f, vec, f.ContentOffset+from); err != nil {
+		letGo(chunks)
+		return nil, err
+	}
+	return chunks, nil
+}
+
+// verifyPart checks contents that lie at an offset; when they are wrong it lets
+// go of them.
+func (f *setFile) verifyPart(chunks []chunk, from int64) error {
+	for _, c := range chunks {
+		if err := f.Verify(c.data, from); err != nil {
+			letGo(chunks)
+			return err
+		}
+		from += int64(len(c.data))
+	}
+	return nil
+}
+
+func letGo(chunks []chunk) {
+	for _, c := range chunks {
+		c.buf.unref()
+	}
+}
+
 // maxVector is how many buffers one preadv takes.
 const maxVector = 1024
+
+// readVector reads from a working set with one of the slots that bound the
+// threads which wait for the disk. It changes vec.
+func (o *Policies) readVector(ctx context.Context, f *setFile, vec [][]byte, off int64) error {
+	select {
+	case o.slots <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("waiting to read %s: %w", f.path, context.Cause(ctx))
+	}
+	defer func() { <-o.slots }()
+	return f.readVector(vec, off)
+}
 
 // readVector fills the buffers from the file; one call unless the kernel stops short.
 func (f *setFile) readVector(vec [][]byte, off int64) error {

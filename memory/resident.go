@@ -21,7 +21,8 @@ func (p residentPolicy) Open(ctx context.Context, src Source) (Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.fetchMemory(s.server.plan.spans(bufferSize), residentReaders)
+	spans := s.server.plan.spans(bufferSize) // from Attach on the plan is the server's
+	s.begin = func() { s.fetchMemory(spans, residentReaders) }
 	return s, nil
 }
 

@@ -26,11 +26,16 @@ type session struct {
 	work   sync.WaitGroup // fetchers and watchers
 
 	files []*setFile // closed by Close
+	set   fileID     // of the working set that it installs
+	share share      // of the buffers
 
 	read    *sharedRead // nil: this session reads by itself
 	learner *learner    // nil: this session does not learn
 
-	// prefetch, when set, is what Install does before it waits.
+	// begin, when set, is what Prefetch does, and prefetch what Install does before
+	// it waits.
+	begin    func()
+	begun    sync.Once
 	prefetch func(ctx context.Context) error
 
 	mu       sync.Mutex
@@ -100,7 +105,16 @@ func (s *session) attach(ctx context.Context, g userfaultfd.Guest) error {
 	return nil
 }
 
+func (s *session) Prefetch() {
+	s.begun.Do(func() {
+		if s.begin != nil {
+			s.begin()
+		}
+	})
+}
+
 func (s *session) Install(ctx context.Context) error {
+	s.Prefetch()
 	if s.prefetch != nil {
 		if err := s.prefetch(ctx); err != nil {
 			return err
@@ -167,6 +181,7 @@ func (s *session) Close() error {
 	attached := s.attached
 	s.mu.Unlock()
 
+	s.begun.Do(func() {}) // nothing begins from now on
 	s.cancel()
 	s.server.stop()
 	if s.read != nil {

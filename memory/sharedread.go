@@ -1,12 +1,13 @@
 package memory
 
 import (
+	"cmp"
 	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,17 +19,31 @@ type sharedRead struct {
 	set     *setFile
 	spans   []span
 	starter *session // whom the bytes that are read are counted for
-	shared  bool     // others may join; what has come is kept for them until the end
+	share   share    // of the buffers
 	cancel  context.CancelFunc
 	ended   chan struct{}
 
 	mu       sync.Mutex
 	sessions map[*session]time.Time // guarded by mu: since when; a session leaves before it ends
+	shared   bool                   // guarded by mu: others may join; what has come is kept for them until the end
 	parts    []chunk                // guarded by mu: what has come, with a reference each
 }
 
 // maxSharedPart is the part of the pool that one read may keep for others.
 const maxSharedPart = 4
+
+// readFor has a session get the contents of its working set once it prefetches.
+// It takes over f.
+func (o *Policies) readFor(s *session, f *setFile) {
+	s.files = append(s.files, f)
+	s.begin = func() {
+		s.files = nil // the read's, or closed
+		f.makeDirectUnlessCached(s)
+		if err := o.joinRead(s, f); err != nil {
+			s.notUsed(err)
+		}
+	}
+}
 
 // joinRead has a session get the contents of its working set, buffer by buffer, in
 // order, from a read that is under way or from one that begins now. It takes
@@ -49,7 +64,7 @@ func (o *Policies) joinRead(s *session, f *setFile) error {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(s.ctx))
 	r := &sharedRead{
 		owner: o, id: id, set: f, spans: s.server.plan.spans(bufferSize), starter: s, cancel: cancel, ended: make(chan struct{}),
-		shared:   f.ContentBytes <= o.pool.limit*bufferSize/maxSharedPart,
+		shared:   f.ContentBytes <= int64(o.pool.limit)*bufferSize/maxSharedPart,
 		sessions: map[*session]time.Time{s: time.Now()},
 	}
 	s.read = r
@@ -94,15 +109,22 @@ func (r *sharedRead) leave(s *session) {
 	}
 }
 
-// run reads when its turn has come: reading few working sets at a time keeps the
-// disk as busy as reading all of them, and the first are done sooner.
+// run reads everything, or as much as there are sessions for.
 func (r *sharedRead) run(ctx context.Context) {
 	defer close(r.ended)
-	err := r.owner.turns.Acquire(ctx, 1)
-	if err == nil {
-		err = r.readParts(ctx)
-		r.owner.turns.Release(1)
+	err := r.readParts(ctx)
+	r.unshare() // from here on nobody takes r.mu while they hold the owner's
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for s, since := range r.sessions {
+		s.count.fetch.Store(int64(time.Since(since)))
+		s.notUsed(err)
 	}
+	r.set.close()
+}
+
+// unshare lets nobody join any more, and lets go of what was kept for them.
+func (r *sharedRead) unshare() {
 	r.owner.mu.Lock()
 	if r.owner.reads[r.id] == r {
 		delete(r.owner.reads, r.id)
@@ -110,46 +132,85 @@ func (r *sharedRead) run(ctx context.Context) {
 	r.owner.mu.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for s, since := range r.sessions {
-		s.count.fetch.Store(int64(time.Since(since)))
-		s.notUsed(r.set, err)
-	}
 	for _, c := range r.parts {
 		if c.buf != nil {
 			c.buf.unref()
 		}
 	}
-	r.parts = nil
-	r.set.close()
+	r.shared, r.parts = false, nil
 }
 
-// readParts reads all buffers, a few at a time. It returns the first error.
+// readParts reads all buffers, a few at a time, when its turn has come: reading
+// few working sets at a time keeps the disk as busy as reading all of them, and
+// the first are done sooner. It returns the first error.
 func (r *sharedRead) readParts(ctx context.Context) error {
+	turn := turnAtDisk{of: r.owner.turns}
+	if err := turn.take(ctx); err != nil {
+		return err
+	}
+	defer turn.give()
 	group, ctx := errgroup.WithContext(ctx)
-	var next atomic.Int64
-	for range min(streamReaders, len(r.spans)) {
-		group.Go(func() error {
-			for i := int(next.Add(1)) - 1; i < len(r.spans) && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
-				if err := r.readPart(ctx, r.spans[i], int64(i)*bufferSize); err != nil {
-					return err
-				}
+	group.SetLimit(streamReaders)
+	for i, sp := range r.spans {
+		if ctx.Err() != nil {
+			break // a read failed, or all sessions have left
+		}
+		from := int64(i) * bufferSize
+		c := chunk{span: sp}
+		if n := min(bufferSize, r.set.ContentBytes-from); n > 0 {
+			b, err := r.buffer(ctx, &turn)
+			if err != nil {
+				return cmp.Or(group.Wait(), err) // a read that failed is why
 			}
-			return nil
-		})
+			c.buf, c.data = b, b.mem[:n]
+		}
+		group.Go(func() error { return r.readPart(ctx, c, from) })
 	}
 	return group.Wait()
 }
 
-// readPart reads and verifies one buffer of contents.
-func (r *sharedRead) readPart(ctx context.Context, sp span, from int64) error {
-	c := chunk{span: sp}
-	if n := min(bufferSize, r.set.ContentBytes-from); n > 0 {
-		bufs, err := r.owner.pool.get(ctx, 1)
-		if err != nil {
-			return err
-		}
-		c.buf, c.data = bufs[0], bufs[0].mem[:n]
-		err = r.set.readVector([][]byte{c.data}, r.set.ContentOffset+from)
+// buffer takes a buffer. Where it must wait for one, what is kept for others goes
+// first, and the turn passes to a read that has its buffers.
+func (r *sharedRead) buffer(ctx context.Context, turn *turnAtDisk) (*buffer, error) {
+	b, err := r.owner.pool.try(&r.share)
+	if b != nil || err != nil {
+		return b, err
+	}
+	r.unshare()
+	turn.give()
+	if b, err = r.owner.pool.get(ctx, &r.share); err != nil {
+		return nil, err
+	}
+	if err := turn.take(ctx); err != nil {
+		b.unref()
+		return nil, err
+	}
+	return b, nil
+}
+
+// turnAtDisk is one of the turns of reads, or none.
+type turnAtDisk struct {
+	of   *semaphore.Weighted
+	have bool
+}
+
+func (t *turnAtDisk) take(ctx context.Context) error {
+	err := t.of.Acquire(ctx, 1)
+	t.have = err == nil
+	return err
+}
+
+func (t *turnAtDisk) give() {
+	if t.have {
+		t.have = false
+		t.of.Release(1)
+	}
+}
+
+// readPart reads and verifies one buffer of contents, which it takes over.
+func (r *sharedRead) readPart(ctx context.Context, c chunk, from int64) error {
+	if c.buf != nil {
+		err := r.owner.readVector(ctx, r.set, [][]byte{c.data}, r.set.ContentOffset+from)
 		if err == nil {
 			err = r.set.Verify(c.data, from)
 		}
@@ -157,7 +218,7 @@ func (r *sharedRead) readPart(ctx context.Context, sp span, from int64) error {
 			c.buf.unref()
 			return err
 		}
-		r.starter.count.bytesRead.Add(n)
+		r.starter.count.bytesRead.Add(int64(len(c.data)))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

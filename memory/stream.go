@@ -2,15 +2,13 @@ package memory
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 )
 
-// streamPolicy is the default. Reading the working set starts with the request
-// and overlaps the VMM's start; several reads are under way at once; what has
-// arrived is verified and installed while the rest is read, in the order of
-// first use; the vCPUs run as soon as the beginning is installed; real faults
+// streamPolicy is the default. Reading the working set overlaps the VMM's
+// start; several reads are under way at once; what has arrived is verified and
+// installed while the rest is read, in the order of first use; the vCPUs run as soon as the beginning is installed; real faults
 // go first and bring their neighbours along, those of the plan and, where the
 // guest misses more than the plan has, others.
 type streamPolicy struct{ *Policies }
@@ -40,10 +38,7 @@ func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 	}
 	s.server.beside = newBeside(s.back.pages)
 	s.server.mayLeave = s.server.plan.mayLeave()
-	f.makeDirectUnlessCached(s)
-	if err := p.joinRead(s, f); err != nil {
-		return nil, errors.Join(fmt.Errorf("memory policy %s: %w", p.Name(), err), s.Close())
-	}
+	p.readFor(s, f)
 	return s, nil
 }
 

@@ -266,6 +266,7 @@ func (f fakeNet) Take(_ context.Context, egress string) (*network.Slot, error) {
 	}
 	f.w.nextSlot++
 	f.w.lent++
+	f.w.calls = append(f.w.calls, "slot")
 	s := &network.Slot{Name: fmt.Sprint("slot", f.w.nextSlot), NetNS: fmt.Sprint("/ns/", f.w.nextSlot), Index: f.w.nextSlot}
 	f.w.slots[s] = nil
 	return s, nil
@@ -392,7 +393,7 @@ type fakePolicy struct {
 
 func (p fakePolicy) Name() string { return p.name }
 func (p fakePolicy) Open(_ context.Context, src memory.Source) (memory.Session, error) {
-	p.w.set(func() { p.w.sessions++; p.w.calls = []string{"fetch"} })
+	p.w.set(func() { p.w.sessions++; p.w.calls = []string{"open"} })
 	s := &fakeSession{w: p.w, policy: p.name, failed: make(chan struct{})}
 	p.w.set(func() { s.err = p.w.memoryErr })
 	if s.err != nil {
@@ -413,6 +414,7 @@ func (s *fakeSession) Attach(context.Context, userfaultfd.Guest) error {
 	s.w.called("attach")
 	return nil
 }
+func (s *fakeSession) Prefetch()                     { s.w.called("prefetch") }
 func (s *fakeSession) Install(context.Context) error { s.w.called("install"); return nil }
 func (s *fakeSession) Responded()                    { s.w.set(func() { s.w.responded++ }) }
 func (s *fakeSession) Abandoned()                    { s.w.set(func() { s.w.abandoned++ }) }

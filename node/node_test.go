@@ -151,7 +151,11 @@ func TestRestoreSequence(t *testing.T) {
 				t.Errorf("want %q before %q in %s", a, b, calls)
 			}
 		}
-		order("fetch", "restore")
+		// What is read ahead holds memory that all starts share: not before this one
+		// waits for no slot any more.
+		order("open", "slot")
+		order("slot", "prefetch")
+		order("prefetch", "restore")
 		order("restore", "attach")
 		order("attach", "install")
 		order("install", "resume")

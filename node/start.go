@@ -287,7 +287,6 @@ func (n *Node) restore(ctx context.Context, inst *instance, snap *snapshot.Snaps
 	inst.phases, inst.kind = api.Phases{}, api.StartRestore
 	inst.snapshot, inst.home = snap.Manifest.ID, ""
 	inst.onRelease(func() { snap.Release() })
-	// The working set is fetched while all else is got ready.
 	session, err := n.openMemory(ctx, inst, snap)
 	if err != nil {
 		return err
@@ -307,9 +306,12 @@ func (n *Node) restore(ctx context.Context, inst *instance, snap *snapshot.Snaps
 }
 
 // restoreMachine takes a process that was started ahead for this, or starts one.
+// The working set is fetched meanwhile, as soon as there is a slot: before that,
+// it would keep buffers from those who have one.
 func (n *Node) restoreMachine(ctx context.Context, inst *instance, snap *snapshot.Snapshot) (vmm.Machine, error) {
 	if !inst.session.Mapped() {
 		if sh := n.shells.take(inst.dep, snap.Manifest.ID); sh != nil {
+			inst.session.Prefetch()
 			return n.restoreShell(ctx, inst, sh)
 		}
 	}
@@ -317,6 +319,7 @@ func (n *Node) restoreMachine(ctx context.Context, inst *instance, snap *snapsho
 	if err != nil {
 		return nil, err
 	}
+	inst.session.Prefetch()
 	spec := vmm.RestoreSpec{Config: shape, Host: n.host(inst.id, inst.slot), State: snap.StatePath(), Memory: vmm.Memory{File: snap.MemoryPath()}}
 	if !inst.session.Mapped() {
 		spec.Memory.Attach = inst.session.Attach

@@ -128,6 +128,7 @@ func (g *guest) restore(ctx context.Context, p memory.Policy, o Options) (Sample
 		return Sample{}, err
 	}
 	g.session = s
+	s.Prefetch()
 	waitUntil(begin.Add(o.Start))
 	attach := time.Now()
 	g.held = false
