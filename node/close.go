@@ -54,20 +54,28 @@ func (n *Node) stopGently(inst *instance) {
 	}
 }
 
-// Close ends the node: new and waiting requests are refused with ErrDraining,
-// those in flight are answered until ctx or the drain timeout ends, then every
-// instance is ended and everything released but what is meant to last. It is
+// Drain refuses new and waiting requests with ErrDraining, lets those in flight
+// be answered until ctx or the drain timeout ends, and ends every instance.
+// Records are still taken: whoever answers requests ends before Close. It is
+// idempotent; each call returns when that is done.
+func (n *Node) Drain(ctx context.Context) {
+	n.drained.Do(func() { n.endAll(ctx) })
+}
+
+// Close drains the node and releases everything but what is meant to last. It is
 // idempotent; each call returns when that is done.
 func (n *Node) Close(ctx context.Context) error {
+	n.Drain(ctx)
 	n.closing.Do(func() {
-		defer close(n.closed)
-		n.closeErr = n.close(ctx)
+		if root := n.cfg.Limits.CgroupRoot; root != "" {
+			_ = unix.Rmdir(root) // not there, or not empty: then the next Open sees to it
+		}
+		n.closeErr = errors.Join(n.rec.close(), n.logs.close(), n.net.Close(), n.db.close(), n.lock.Close())
 	})
-	<-n.closed
 	return n.closeErr
 }
 
-func (n *Node) close(ctx context.Context) error {
+func (n *Node) endAll(ctx context.Context) {
 	n.mu.Lock() // so that spawn has either counted its goroutine or refuses it
 	n.draining = true
 	n.mu.Unlock()
@@ -93,8 +101,4 @@ func (n *Node) close(ctx context.Context) error {
 	}
 	n.cancel(ErrDraining)
 	<-idle
-	if root := n.cfg.Limits.CgroupRoot; root != "" {
-		_ = unix.Rmdir(root) // not there, or not empty: then the next Open sees to it
-	}
-	return errors.Join(n.rec.close(), n.logs.close(), n.net.Close(), n.db.close(), n.lock.Close())
 }

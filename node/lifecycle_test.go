@@ -286,11 +286,7 @@ func TestCloseDrains(t *testing.T) {
 			}
 		})
 		synctest.Wait()
-		wg.Go(func() {
-			if err := n.Close(context.Background()); err != nil {
-				t.Error(err)
-			}
-		})
+		wg.Go(func() { n.Drain(context.Background()) })
 		time.Sleep(time.Second)
 		if _, err := n.Acquire(t.Context(), "hello", AcquireOptions{}); !errors.Is(err, ErrDraining) {
 			t.Errorf("a new request: %v", err)
@@ -305,6 +301,14 @@ func TestCloseDrains(t *testing.T) {
 		wg.Wait()
 		if w.calls[len(w.calls)-1] != "stop" {
 			t.Errorf("the server was not asked to stop: %v", w.calls)
+		}
+		n.Record(api.Invocation{ID: "refused", Function: "hello", Time: time.Now(), Status: 503})
+		time.Sleep(time.Second)
+		if recs, err := n.Invocations(t.Context(), InvocationFilter{ID: "refused"}); err != nil || len(recs) != 1 {
+			t.Errorf("records of a request that was refused while draining: %v %+v", err, recs)
+		}
+		if err := n.Close(context.Background()); err != nil {
+			t.Error(err)
 		}
 		w.check(t)
 	})

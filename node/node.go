@@ -95,8 +95,8 @@ type Node struct {
 	wg     sync.WaitGroup // every goroutine of the node but the recorder's
 
 	drain    chan struct{} // closed when draining begins
+	drained  sync.Once
 	closing  sync.Once
-	closed   chan struct{} // closed when Close is through
 	closeErr error
 
 	mu       sync.RWMutex // guards what follows; not taken under a pool's but by spawn

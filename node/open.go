@@ -35,7 +35,7 @@ func Open(ctx context.Context, cfg Config, deps Deps) (*Node, error) {
 	n := &Node{
 		cfg: cfg, deps: deps, log: deps.Log, lock: lock, pools: map[string]*pool{},
 		budget: newBudget(cfg.MaxInstances, cfg.MemoryMiB),
-		drain:  make(chan struct{}), closed: make(chan struct{}),
+		drain:  make(chan struct{}),
 	}
 	n.ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := n.open(ctx); err != nil {

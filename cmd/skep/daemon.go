@@ -184,7 +184,8 @@ func (d *daemon) checkPolicy(next http.Handler) http.Handler {
 func (d *daemon) gatewayAddr() string { return d.functions.Addr().String() }
 
 // serve answers until ctx ends, then drains: the node refuses new requests and
-// answers those under way, then the listeners go, then all else.
+// answers those under way, then the listeners go, then all else. Those refused
+// meanwhile leave records too.
 func (d *daemon) serve(ctx context.Context) error {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -208,10 +209,10 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	close(d.closing)
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.cfg.DrainTimeout.D())
-	err := d.node.Close(drain)
+	d.node.Drain(drain)
 	cancel()
 	stop()
-	err = errors.Join(err, g.Wait(), d.close())
+	err := errors.Join(g.Wait(), d.close())
 	d.log.Info("ended")
 	return err
 }
