@@ -90,11 +90,24 @@ func (s *soak) someSnapshot() (string, error) {
 	return snaps[s.rand.IntN(len(snaps))].ID, nil
 }
 
+// createSnapshot makes a snapshot and removes those that it takes the place of.
 func (s *soak) createSnapshot() {
 	name := []string{"warm", "cold", "hook", "odd", "changing", "crash", "narrow"}[s.rand.IntN(7)]
 	s.must("snapshot create", func() error {
-		_, err := s.d.cli("snapshot", "create", name)
-		return err
+		before, err := s.d.client.Snapshots(s.d.ctx(30*time.Second), name)
+		if err == nil {
+			_, err = s.d.cli("snapshot", "create", name)
+		}
+		if err != nil {
+			return err
+		}
+		for _, snap := range before {
+			if _, err := s.d.cli("snapshot", "rm", snap.ID); err != nil {
+				return err
+			}
+			s.removed = append(s.removed, snap.ID)
+		}
+		return nil
 	})
 }
 

@@ -234,3 +234,16 @@ func (l *ledger) settle(pending map[string]*call, recs []api.Invocation) []*call
 	}
 	return none
 }
+
+// unrecorded tells of calls that have no record, once.
+func (l *ledger) unrecorded(calls []*call) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range calls {
+		c.settled = true
+		c.Outcome = wrong
+		text := fmt.Sprintf("answered and not recorded after 30 s: %+v", *c)
+		l.wrongs = append(l.wrongs, text)
+		l.write(map[string]string{"fault": text})
+	}
+}
