@@ -107,7 +107,7 @@ func readError(resp *http.Response) error {
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {
-		b, err := json.Marshal(in)
+		b, err := marshal(in)
 		if err != nil {
 			return err
 		}
@@ -125,6 +125,15 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		return fmt.Errorf("reading the daemon's answer to %s %s: %w", method, path, err)
 	}
 	return nil
+}
+
+// marshal encodes what a daemon is to take.
+func marshal(v any) ([]byte, error) {
+	b, err := json.Marshal(v)
+	if err == nil && len(b) > MaxRequest {
+		err = fmt.Errorf("a request of %d bytes: a daemon takes at most %d", len(b), MaxRequest)
+	}
+	return b, err
 }
 
 // Version asks what the daemon is.

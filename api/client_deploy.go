@@ -46,7 +46,7 @@ func (c *Client) Revisions(ctx context.Context, name string) (rs []Revision, err
 
 // change sends what changes a function, and reads the stream that answers it.
 func (c *Client) change(ctx context.Context, method, name, call string, body any, progress func(DeployEvent)) (Function, error) {
-	b, err := json.Marshal(body)
+	b, err := marshal(body)
 	if err != nil {
 		return Function{}, err
 	}

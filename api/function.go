@@ -54,6 +54,9 @@ var (
 	policyRE = regexp.MustCompile(`^[a-z0-9-]{0,32}$`)
 )
 
+// maxImage bounds a reference to an image, in bytes: a path and a tag.
+const maxImage = 4096 + 256
+
 // WithDefaults returns the function with every zero setting replaced by its default.
 func (f Function) WithDefaults() Function {
 	def := func(p *int, v int) {
@@ -96,6 +99,9 @@ func (f Function) Validate() error {
 	}
 	if f.Image == "" {
 		return fmt.Errorf("function %q: no image given", f.Name)
+	}
+	if len(f.Image) > maxImage {
+		return fmt.Errorf("function %q: image is a reference of %d bytes: want at most %d", f.Name, len(f.Image), maxImage)
 	}
 	for _, err := range []error{
 		between("memory_mib", f.MemoryMiB, 64, 64<<10),

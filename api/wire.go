@@ -15,6 +15,9 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Message }
 
+// MaxRequest bounds the JSON that a client sends, in bytes.
+const MaxRequest = 1 << 20
+
 // UnreachableError says that no daemon answers at an address.
 type UnreachableError struct {
 	Address string

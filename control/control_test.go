@@ -330,3 +330,16 @@ func TestUnreachable(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 }
+
+// TestClientKeepsTheServersLimit: a request that the server would refuse for its
+// size is not sent.
+func TestClientKeepsTheServersLimit(t *testing.T) {
+	c := api.NewClient(api.ClientOptions{Socket: "/nonexistent"})
+	f := api.Function{Name: "hello", Image: strings.Repeat("x", api.MaxRequest)}
+	if _, err := c.Deploy(t.Context(), f, nil); err == nil || !strings.Contains(err.Error(), "takes at most") {
+		t.Errorf("a function of more than %d bytes: %v", api.MaxRequest, err)
+	}
+	if err := f.WithDefaults().Validate(); err == nil || len(err.Error()) > 1000 {
+		t.Errorf("a reference that long: %.100v", err)
+	}
+}

@@ -18,9 +18,6 @@ import (
 	"github.com/skep-dev/skep/api"
 )
 
-// maxBody bounds the JSON that a client may send.
-const maxBody = 1 << 20
-
 // handler answers a request, or returns the error that the client is to see.
 // It must not have written anything when it returns one.
 type handler func(w http.ResponseWriter, r *http.Request) error
@@ -95,12 +92,12 @@ func answer(w http.ResponseWriter, v any) error {
 
 // decode reads the body strictly into v.
 func decode(w http.ResponseWriter, r *http.Request, v any) error {
-	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, api.MaxRequest))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
 		var big *http.MaxBytesError
 		if errors.As(err, &big) {
-			return &api.Error{Status: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf("the body is larger than %d bytes", maxBody)}
+			return &api.Error{Status: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf("the body is larger than %d bytes", api.MaxRequest)}
 		}
 		return badRequest("the body is not what is expected: %v", err)
 	}

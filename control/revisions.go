@@ -18,7 +18,7 @@ func (s *Server) set(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	patch, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	patch, err := io.ReadAll(http.MaxBytesReader(w, r.Body, api.MaxRequest))
 	if err != nil {
 		var big *http.MaxBytesError
 		if errors.As(err, &big) {

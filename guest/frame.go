@@ -32,12 +32,16 @@ const MaxOutput = 32 << 10
 // maxText bounds the payload of frames that hold a text or a small value.
 const maxText = 4 << 10
 
+// MaxStart bounds what tells the agent what to run, in bytes: an image's
+// arguments and environment, with the function's over them.
+const MaxStart = 2 << 20
+
 // FromHost returns how long the payload of a frame of the host may be; -1 for a
 // kind that the host does not send.
 func FromHost(k Kind) int {
 	switch k {
 	case KindStart:
-		return 1 << 20
+		return MaxStart
 	case KindClone:
 		return 64 << 10
 	case KindStop:
@@ -142,9 +146,12 @@ type Dropped struct {
 // headLen is the length of a frame's head: payload length and kind.
 const headLen = 5
 
-// WriteFrame writes one frame with one call of Write. Limits are the
-// reader's to check.
+// WriteFrame writes one frame with one call of Write. One that its reader would
+// refuse is not written.
 func WriteFrame(w io.Writer, k Kind, payload []byte) error {
+	if most := max(FromHost(k), FromAgent(k)); len(payload) > most {
+		return fmt.Errorf("a frame of kind %d with %d bytes: at most %d are allowed", k, len(payload), most)
+	}
 	b := make([]byte, headLen, headLen+len(payload))
 	binary.LittleEndian.PutUint32(b, uint32(len(payload)))
 	b[4] = byte(k)

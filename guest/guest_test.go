@@ -252,3 +252,28 @@ func FuzzDecodeClone(f *testing.F) {
 		}
 	})
 }
+
+// TestFramesOfBothSidesAreBounded: what a side would refuse, the other does not
+// write.
+func TestFramesOfBothSidesAreBounded(t *testing.T) {
+	for k := range Kind(20) {
+		limit := FromHost
+		if FromAgent(k) >= 0 {
+			limit = FromAgent
+		}
+		most := limit(k)
+		if most >= 0 {
+			var b bytes.Buffer
+			if err := WriteFrame(&b, k, make([]byte, most)); err != nil {
+				t.Errorf("kind %d: writing the longest: %v", k, err)
+			}
+			if _, p, err := ReadFrame(&b, limit, nil); err != nil || len(p) != most {
+				t.Errorf("kind %d: reading it: %d bytes, %v", k, len(p), err)
+			}
+		}
+		var b bytes.Buffer
+		if err := WriteFrame(&b, k, make([]byte, most+1)); err == nil || b.Len() > 0 {
+			t.Errorf("kind %d: %d bytes are written, %v", k, b.Len(), err)
+		}
+	}
+}

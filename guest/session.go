@@ -203,7 +203,7 @@ func (s *Session) ask(ctx context.Context, k Kind, payload []byte, limit time.Du
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { s.conn.Close() })
 	defer stop()
-	if most := FromHost(k); len(payload) > most {
+	if most := FromHost(k); len(payload) > most { // the connection is as good as before
 		return fmt.Errorf("a message of %d bytes for the agent: at most %d are allowed", len(payload), most)
 	}
 	err := WriteFrame(s.conn, k, payload)

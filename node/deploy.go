@@ -120,18 +120,25 @@ func (n *Node) deploy(ctx context.Context, fn api.Function, progress func(api.De
 
 func (n *Node) validate(fn api.Function) error {
 	if err := fn.Validate(); err != nil {
-		return err
+		return invalid(err)
 	}
 	if fn.MemoryPolicy != "" {
 		if _, err := n.deps.Policy(fn.MemoryPolicy); err != nil {
-			return fmt.Errorf("function %q: memory_policy: %w", fn.Name, err)
+			return invalid(fmt.Errorf("function %q: memory_policy: %w", fn.Name, err))
 		}
 	}
 	if err := n.budget.fits(fn.MemoryMiB); err != nil {
-		return fmt.Errorf("function %q: %w", fn.Name, err)
+		return invalid(fmt.Errorf("function %q: %w", fn.Name, err))
 	}
 	return nil
 }
+
+// invalid marks an error as about what was asked for.
+func invalid(err error) error { return &invalidError{err} }
+
+type invalidError struct{ error }
+
+func (e *invalidError) Unwrap() []error { return []error{ErrInvalid, e.error} }
 
 // fetch gets the image's root disk, telling how far it is.
 func (n *Node) fetch(ctx context.Context, ref string, progress func(api.DeployEvent)) (image.Image, error) {

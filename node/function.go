@@ -39,7 +39,7 @@ func newDeployment(fn api.Function, img image.Image) (*deployment, error) {
 		User: c.User, Port: fn.Port, ReadyPath: fn.ReadyPath, DiskMiB: fn.DiskMiB, StopSignal: c.StopSignal,
 	}
 	if len(d.start.Argv) == 0 {
-		return nil, fmt.Errorf("function %q: image %s has no entrypoint and no command: give the function args", fn.Name, fn.Image)
+		return nil, invalid(fmt.Errorf("function %q: image %s has no entrypoint and no command: give the function args", fn.Name, fn.Image))
 	}
 	if d.start.Dir == "" {
 		d.start.Dir = "/"
@@ -50,6 +50,9 @@ func newDeployment(fn api.Function, img image.Image) (*deployment, error) {
 	if err != nil {
 		return nil, fmt.Errorf("function %q: %w", fn.Name, err)
 	}
+	if most := guest.MaxStart - startRoom; len(b) > most {
+		return nil, invalid(fmt.Errorf("function %q: arguments and environment, the image's and its own, take %d bytes: at most %d fit into what the guest is told", fn.Name, len(b), most))
+	}
 	if fn.Egress == api.EgressNAT {
 		b = append(b, "with nameservers"...)
 	}
@@ -57,6 +60,10 @@ func newDeployment(fn api.Function, img image.Image) (*deployment, error) {
 	d.spec = hex.EncodeToString(sum[:])
 	return d, nil
 }
+
+// startRoom is for what each instance adds to a deployment's start message:
+// its id, the clock, entropy and nameservers.
+const startRoom = 64 << 10
 
 // environment is the image's with the function's over it, and PORT; in an order
 // that is always the same.

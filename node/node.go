@@ -58,6 +58,7 @@ type Lease interface {
 // Errors of Acquire that the gateway turns into statuses, and of management.
 var (
 	ErrNoFunction = errors.New("no such function")
+	ErrInvalid    = errors.New("the function's settings cannot be met")
 	ErrQueueFull  = errors.New("too many requests are waiting")
 	ErrDraining   = errors.New("shutting down")
 	ErrNoneWarm   = errors.New("no warm instance is idle")

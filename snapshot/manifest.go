@@ -64,7 +64,10 @@ func (m Manifest) Encode() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encoding manifest of snapshot %s: %w", m.ID, err)
 	}
-	return append(b, '\n'), nil
+	if b = append(b, '\n'); len(b) > maxManifest {
+		return nil, fmt.Errorf("encoding manifest of snapshot %s: it has %d bytes: at most %d can be read", m.ID, len(b), maxManifest)
+	}
+	return b, nil
 }
 
 // Decode reads a manifest and refuses whatever it does not know.

@@ -624,3 +624,11 @@ func TestHostCPU(t *testing.T) {
 		t.Errorf("%+v, %v", c, err)
 	}
 }
+
+func TestManifestTooLargeToReadIsNotWritten(t *testing.T) {
+	m := example()
+	m.Function = strings.Repeat("x", maxManifest)
+	if b, err := m.Encode(); err == nil {
+		t.Errorf("a manifest of %d bytes is written", len(b))
+	}
+}

@@ -3,11 +3,15 @@ package test
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
+	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -22,6 +26,8 @@ import (
 	"github.com/distribution/distribution/v3/registry/handlers"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
 	"github.com/sirupsen/logrus"
+
+	"github.com/skep-dev/skep/api"
 )
 
 // TestDeployFromEverySource deploys the same image from a real registry on this
@@ -103,4 +109,47 @@ func helloImage(t *testing.T, binary string) v1.Image {
 		t.Fatal(err)
 	}
 	return img
+}
+
+// TestLargeEnvironment runs an image with nearly as much environment as one may
+// have, with the most that a function may add, and is refused one with more.
+func TestLargeEnvironment(t *testing.T) {
+	d := start(t)
+	img := helloImage(t, filepath.Join(d.bin, "skep-hello"))
+	with := func(variables int) (ref string) {
+		conf, err := img.ConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		conf = conf.DeepCopy()
+		for i := range variables {
+			conf.Config.Env = append(conf.Config.Env, fmt.Sprintf("FROM_IMAGE_%d=%s", i, strings.Repeat("x", 1000)))
+		}
+		large, err := mutate.ConfigFile(img, conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tag, err := name.NewTag("large:v1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "large.tar")
+		if err := tarball.WriteToFile(path, tag, large); err != nil {
+			t.Fatal(err)
+		}
+		return "docker-archive:" + path
+	}
+	own := strings.Repeat("<", 60_000) // six bytes each, as JSON has it
+	d.mustCLI("deploy", with(1000), "--name", "large", "--env", "FROM_FUNCTION="+own)
+	for range 2 { // from its snapshot, and warm
+		a := d.mustGet("large", "/env")
+		if n := strings.Count(a.body, "FROM_IMAGE_"); n != 1000 || !strings.Contains(a.body, "FROM_FUNCTION="+own+"\n") {
+			t.Errorf("it has %d variables of its image's, %d bytes", n, len(a.body))
+		}
+	}
+	_, err := d.client.Deploy(d.ctx(time.Minute), api.Function{Name: "larger", Image: with(1100)}, nil)
+	var e *api.Error
+	if !errors.As(err, &e) || e.Status != http.StatusRequestEntityTooLarge || !strings.Contains(e.Message, "1048576 are allowed") {
+		t.Errorf("an image with more: %v", err)
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/control"
 	"github.com/skep-dev/skep/gateway"
+	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/node"
 	"github.com/skep-dev/skep/snapshot"
 )
@@ -142,8 +143,32 @@ func statusOf(err error) (status int, hint string) {
 		return http.StatusConflict, "try again when it is done"
 	case errors.Is(err, node.ErrNoSnapshot):
 		return http.StatusConflict, "`skep snapshot create` makes one"
+	case errors.Is(err, node.ErrInvalid):
+		return http.StatusBadRequest, ""
 	case errors.As(err, &start):
 		return http.StatusUnprocessableEntity, "what it wrote before may say why: see `skep logs` and the daemon's log"
+	}
+	return imageStatus(err)
+}
+
+// imageStatus says what is wrong with an image that was asked for. A registry
+// that wants credentials is 403: 401 would be about the control API's own.
+func imageStatus(err error) (status int, hint string) {
+	switch {
+	case errors.Is(err, image.ErrReference):
+		return http.StatusBadRequest, "`skep help deploy` says how images are named"
+	case errors.Is(err, image.ErrNoImage):
+		return http.StatusNotFound, "look at the name, the tag and the registry"
+	case errors.Is(err, image.ErrUnauthorized):
+		return http.StatusForbidden, "it may be a private image or none at all: the daemon takes credentials from ~/.docker/config.json of its user, where `docker login` puts them"
+	case errors.Is(err, image.ErrTooLarge):
+		return http.StatusRequestEntityTooLarge, ""
+	case errors.Is(err, image.ErrPlatform):
+		return http.StatusUnprocessableEntity, "build it for this platform, or for several"
+	case errors.Is(err, image.ErrMalformed):
+		return http.StatusUnprocessableEntity, ""
+	case errors.Is(err, image.ErrUnreachable):
+		return http.StatusBadGateway, "is the registry up, and may the daemon reach it?"
 	}
 	return 0, ""
 }

@@ -59,7 +59,11 @@ func EncodeLearned(l *Learned) ([]byte, error) {
 		p = le.AppendUint32(p, e.At)
 		p = append(p, e.Missed, e.Idle, 0, 0)
 	}
-	return le.AppendUint32(p, checksum(p)), nil
+	p = le.AppendUint32(p, checksum(p))
+	if _, err := DecodeLearned(p, l.Of); err != nil { // what could not be read is not written
+		return nil, err
+	}
+	return p, nil
 }
 
 // DecodeLearned reads the bytes of a file that must belong to of.

@@ -50,7 +50,11 @@ func EncodeTrace(t *Trace) ([]byte, error) {
 		p = le.AppendUint32(p, flags)
 		p = le.AppendUint64(p, uint64(max(touch.After, 0)))
 	}
-	return le.AppendUint32(p, checksum(p)), nil
+	p = le.AppendUint32(p, checksum(p))
+	if _, err := DecodeTrace(p, t.Of); err != nil { // what could not be read is not written
+		return nil, err
+	}
+	return p, nil
 }
 
 // DecodeTrace reads the bytes of a trace file that must belong to of.

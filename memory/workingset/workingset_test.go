@@ -330,3 +330,22 @@ func FuzzReadSet(f *testing.F) {
 		}
 	})
 }
+
+// TestWhatCouldNotBeReadIsNotWritten: a page twice, or one that the guest does
+// not have.
+func TestWhatCouldNotBeReadIsNotWritten(t *testing.T) {
+	of := Of{SnapshotID: "s", MemorySize: 4 * PageSize}
+	for name, touches := range map[string][]Touch{"a page twice": {{Page: 1}, {Page: 1}}, "a page too far": {{Page: 4}}, "more than there are": make([]Touch, 5)} {
+		if p, err := EncodeTrace(&Trace{Of: of, Touches: touches}); err == nil {
+			t.Errorf("%s: a trace of %d bytes", name, len(p))
+		}
+	}
+	for name, pages := range map[string][]Evidence{"a page twice": {{Page: 1}, {Page: 1}}, "a page too far": {{Page: 4}}} {
+		if p, err := EncodeLearned(&Learned{Of: of, Pages: pages}); err == nil {
+			t.Errorf("%s: evidence of %d bytes", name, len(p))
+		}
+	}
+	if _, err := WriteSet(&file{}, of, []Run{{First: 3, Pages: 2}}, content); err == nil {
+		t.Error("a working set with a page too far is written")
+	}
+}
