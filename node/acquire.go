@@ -113,6 +113,9 @@ func (p *pool) leave(w *waiter, why error) (Lease, error) {
 	same := func(other *waiter) bool { return other == w }
 	p.queue = slices.DeleteFunc(p.queue, same)
 	p.alone = slices.DeleteFunc(p.alone, same)
+	if p.claims && len(p.queue)+len(p.alone) == 0 {
+		p.withdraw()
+	}
 	if w.inst != nil {
 		w.inst.cancel(errAlone)
 	}

@@ -18,6 +18,9 @@ func (p *pool) shut(why error) {
 		w.grant(nil, why)
 	}
 	p.alone = nil
+	if p.claims {
+		p.withdraw()
+	}
 }
 
 // drained waits until the pool has no instance; after the timeout it ends those

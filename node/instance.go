@@ -41,18 +41,20 @@ type instance struct {
 	alone  *waiter       // the only one that it is for, or nil
 
 	// Guarded by pool.mu.
-	state     api.InstanceState
-	active    int
-	requests  int64
-	idleSince time.Time
-	free      bool      // in pool.free
-	full      bool      // takes no more requests: its snapshot is due
-	grace     bool      // give the function's server time to end
-	probation bool      // takes none until it has shown that it answers
-	suspected time.Time // when probation began
-	timeouts  int       // requests that it did not answer in time, in a row
-	leases    map[*lease]struct{}
-	info      api.Instance
+	state      api.InstanceState
+	active     int
+	requests   int64
+	idleSince  time.Time
+	free       bool // in pool.free
+	full       bool // takes no more requests: its snapshot is due
+	leaving    bool // ends since others need its place
+	readySince time.Time
+	grace      bool      // give the function's server time to end
+	probation  bool      // takes none until it has shown that it answers
+	suspected  time.Time // when probation began
+	timeouts   int       // requests that it did not answer in time, in a row
+	leases     map[*lease]struct{}
+	info       api.Instance
 
 	// Written by the one goroutine that starts it, read when it is ready.
 	kind       api.StartKind

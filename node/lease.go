@@ -174,8 +174,7 @@ func (p *pool) giveBack(l *lease, answered bool) {
 	case !inst.probation && p.snapshotDue(inst):
 		inst.full = true
 		p.end(inst, errTakeSnapshot, false)
-	case inst.active == 0 && len(p.queue) == 0 && p.n.budget.starving.Load():
-		p.end(inst, errEvicted, false) // another function waits for its place
+	case p.yield(inst):
 	default:
 		p.setFree(inst)
 		if inst.active == 0 {

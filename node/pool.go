@@ -31,6 +31,8 @@ type pool struct {
 	startKind          api.StartKind
 	again              *time.Timer // looks anew whether a start is worth it; nil: not set
 
+	claims bool // waits for its turn with the node's budget
+
 	failures   int       // starts that failed in a row
 	retryAt    time.Time // no start before
 	retryTimer *time.Timer
@@ -56,6 +58,13 @@ func (p *pool) pump() {
 	if d == nil || p.closed != nil {
 		return
 	}
+	had := p.claims
+	p.claims = false
+	defer func() {
+		if had && !p.claims {
+			p.withdraw()
+		}
+	}()
 	for len(p.queue) > 0 {
 		inst := p.takeFree()
 		if inst == nil {
@@ -88,6 +97,14 @@ func (p *pool) pump() {
 	if again > 0 && p.again == nil {
 		p.again = time.AfterFunc(again, p.lookAgain)
 	}
+}
+
+// withdraw takes back the pool's claim, since nobody waits that is worth a start.
+// The mutex is held.
+func (p *pool) withdraw() {
+	p.claims = false
+	p.n.budget.forget(p)
+	p.n.spawn(p.n.serve)
 }
 
 func (p *pool) lookAgain() {
@@ -140,7 +157,7 @@ func (p *pool) launch(d *deployment, w *waiter) *instance {
 		}
 		return nil
 	}
-	if !p.n.budget.take(d.fn.MemoryMiB, p) {
+	if p.claims = !p.n.budget.take(d.fn.MemoryMiB, p); p.claims {
 		p.n.spawn(p.n.evictIdle)
 		return nil
 	}
@@ -156,7 +173,7 @@ func (p *pool) launch(d *deployment, w *waiter) *instance {
 	if !p.n.spawn(func() { p.run(inst) }) {
 		delete(p.instances, inst.id)
 		inst.cancel(ErrDraining)
-		p.n.budget.give(d.fn.MemoryMiB) // the node drains: nobody waits for it
+		p.n.budget.give(d.fn.MemoryMiB, p, false) // the node drains: nobody waits for it
 		return nil
 	}
 	return inst
@@ -207,7 +224,7 @@ func (p *pool) started(inst *instance, err error) {
 		return // told to end meanwhile: live sees to it
 	}
 	inst.to(api.InstanceIdle)
-	inst.idleSince = time.Now()
+	inst.idleSince, inst.readySince = time.Now(), time.Now()
 	switch w := inst.alone; {
 	case !inst.dep.alike(p.current.Load()) || p.closed != nil:
 		p.end(inst, errReplaced, false)
@@ -322,7 +339,7 @@ func (p *pool) stopped(inst *instance) {
 		p.empty = nil
 	}
 	p.mu.Unlock()
-	p.n.giveBack(inst.dep.fn.MemoryMiB)
+	p.n.giveBack(inst.dep.fn.MemoryMiB, p, inst.leaving)
 	p.poke()
 }
 

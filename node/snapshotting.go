@@ -106,7 +106,7 @@ func (t *trial) end() {
 	t.unlink()
 	t.cancel(nil)
 	t.release()
-	t.pool.n.giveBack(t.dep.fn.MemoryMiB)
+	t.pool.n.giveBack(t.dep.fn.MemoryMiB, nil, false)
 }
 
 // adopt puts the instance into its pool, idle, rather than end it.
@@ -119,8 +119,9 @@ func (t *trial) adopt() {
 	}
 	t.over = true
 	p.instances[inst.id] = inst
+	p.n.budget.adopt(p)
 	inst.to(api.InstanceIdle)
-	inst.idleSince = time.Now()
+	inst.idleSince, inst.readySince = time.Now(), time.Now()
 	p.setFree(inst)
 	p.armJanitor()
 	p.pump()
