@@ -50,6 +50,8 @@ type Config struct {
 	HostServices []string // PORT=ADDRESS:PORT: what functions with egress host reach at their gateway's PORT
 
 	KeepRecords     int          // invocation records kept in all; 0: none
+	KeepImages      api.Duration // that nothing needs; 0: for ever
+	ImageBudget     int          // MiB that images may take before those that nothing needs go; 0: no bound
 	KeepRevisions   int          // versions kept of each function, the one in force among them
 	KeepLogMiB      int          // of output kept per function
 	DrainTimeout    api.Duration // that running invocations get at shutdown
@@ -76,6 +78,7 @@ func Default() Config {
 		NATPool:         "10.211.0.0/16",
 		HostServices:    []string{"7090=127.0.0.1:7090"}, // `skep functions s3`
 		KeepRecords:     100_000,
+		KeepImages:      api.Duration(7 * 24 * time.Hour),
 		KeepRevisions:   10,
 		KeepLogMiB:      16,
 		DrainTimeout:    api.Duration(30 * time.Second),
@@ -126,6 +129,8 @@ var Keys = []Key{
 	{"nameservers", "name servers of functions with egress nat (default: the host's)", func(c *Config) any { return &c.Nameservers }},
 	{"host_services", "PORT=ADDRESS:PORT of services on this host that functions with egress host reach, at their gateway's PORT", func(c *Config) any { return &c.HostServices }},
 	{"keep_records", "invocation records kept in all (0: none)", func(c *Config) any { return &c.KeepRecords }},
+	{"keep_images", "time that root disks are kept that no function, snapshot or kept revision needs (0: for ever)", func(c *Config) any { return &c.KeepImages }},
+	{"image_budget_mib", "MiB of root disks beyond which those that nothing needs go before their time, the longest unused first (0: no bound)", func(c *Config) any { return &c.ImageBudget }},
 	{"keep_revisions", "versions kept of each function, to roll back to", func(c *Config) any { return &c.KeepRevisions }},
 	{"keep_log_mib", "MiB of output kept per function", func(c *Config) any { return &c.KeepLogMiB }},
 	{"drain_timeout", "time that running invocations get at shutdown", func(c *Config) any { return &c.DrainTimeout }},

@@ -134,6 +134,7 @@ func (c Config) validateNumbers() error {
 		{"memory_budget_mib", c.MemoryBudget, 0, 64 << 20},
 		{"memory_sample_every", c.SampleEvery, 0, 1_000_000},
 		{"keep_records", c.KeepRecords, 0, 100_000_000},
+		{"image_budget_mib", c.ImageBudget, 0, 1 << 30},
 		{"keep_revisions", c.KeepRevisions, 1, 1000},
 		{"keep_log_mib", c.KeepLogMiB, 1, 10_240},
 	} {
@@ -143,6 +144,9 @@ func (c Config) validateNumbers() error {
 	}
 	if d := c.DrainTimeout; d < 0 || d > api.Duration(time.Hour) {
 		errs = append(errs, fmt.Errorf("drain_timeout is %v: want 0s to 1h", d))
+	}
+	if d := c.KeepImages; d < 0 {
+		errs = append(errs, fmt.Errorf("keep_images is %v: want a time, or 0s for ever", d))
 	}
 	return errors.Join(errs...)
 }

@@ -221,7 +221,9 @@ func (s *Store) once(ctx context.Context, digest, ref string, make func(dir stri
 	defer release()
 	img, err := s.Get(digest)
 	switch {
-	case err == nil, !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrDamaged):
+	case err == nil:
+		return img, s.Use(digest)
+	case !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrDamaged):
 		return img, err
 	case errors.Is(err, ErrDamaged):
 		s.opts.Logger.Warn("making a damaged root disk again", "image", digest, "error", err)

@@ -283,3 +283,35 @@ func FuzzReadMeta(f *testing.F) {
 		_, _ = readMeta(path)
 	})
 }
+
+// TestUsage: a fetch of what is there counts as use, over a restart, too.
+func TestUsage(t *testing.T) {
+	s := open(t, Options{})
+	ref, _ := writeLayout(t, imageOf(t, layerOf(t, file("serve", "x"))))
+	img, err := s.Fetch(t.Context(), ref, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := time.Now().Add(-time.Hour)
+	for name, use := range map[string]func() error{
+		"fetch": func() error { _, err := s.Fetch(t.Context(), ref, nil); return err },
+		"use":   func() error { return s.Use(img.Digest) },
+	} {
+		if err := os.Chtimes(filepath.Dir(img.Disk), long, long); err != nil {
+			t.Fatal(err)
+		}
+		if last, bytes, err := s.Usage(img.Digest); err != nil || time.Since(last) < 59*time.Minute || bytes != occupied(t, img.Disk)+occupied(t, filepath.Join(filepath.Dir(img.Disk), metaFile)) {
+			t.Errorf("%s: before: %v, %d bytes, %v", name, last, bytes, err)
+		}
+		if err := use(); err != nil {
+			t.Fatal(err)
+		}
+		if last, _, err := s.Usage(img.Digest); err != nil || !last.After(long.Add(time.Minute)) {
+			t.Errorf("%s: after: %v, %v", name, last, err)
+		}
+	}
+	absent := "sha256:" + strings.Repeat("0", 64)
+	if err := s.Use(absent); !errors.Is(err, ErrNotFound) {
+		t.Errorf("an image that is not there: %v", err)
+	}
+}

@@ -41,10 +41,15 @@ type Config struct {
 	// KeepRevisions is how many versions of a function are kept, the one in force
 	// among them; default 10.
 	KeepRevisions int
-	Shells        int           // VMM processes started ahead, each for one of the functions that started last; default none
-	Nameservers   []string      // of guests that have egress; default the host's, but for loopback ones
-	DrainTimeout  time.Duration // how long Close and Remove wait for requests in flight; default 30s
-	StopGrace     time.Duration // SIGTERM to SIGKILL of a function that is removed or shut down; default 2s; negative: none
+	// Images that nothing needs are removed when they were not used for ImageGrace
+	// (default a week; negative: never for that), and when all images together
+	// occupy more than ImageBytes (0: no bound), the longest unused first.
+	ImageGrace   time.Duration
+	ImageBytes   int64
+	Shells       int           // VMM processes started ahead, each for one of the functions that started last; default none
+	Nameservers  []string      // of guests that have egress; default the host's, but for loopback ones
+	DrainTimeout time.Duration // how long Close and Remove wait for requests in flight; default 30s
+	StopGrace    time.Duration // SIGTERM to SIGKILL of a function that is removed or shut down; default 2s; negative: none
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -78,6 +83,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.MaxInstances = orDefault(c.MaxInstances, 256)
 	c.LogBytes = orDefault(c.LogBytes, 16<<20)
 	c.KeepRecords = orDefault(c.KeepRecords, 1_000_000)
+	c.ImageGrace = orDefault(c.ImageGrace, 7*24*time.Hour)
 	c.KeepRevisions = orDefault(c.KeepRevisions, 10)
 	if c.Nameservers == nil {
 		c.Nameservers = hostNameservers("/etc/resolv.conf")

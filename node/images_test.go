@@ -3,9 +3,12 @@ package node
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/image"
@@ -64,6 +67,98 @@ func TestPruneImages(t *testing.T) {
 		}
 		prune(t, n, "sha256:two")
 		prune(t, n)
+	})
+}
+
+// usedImages are stored images of which it is known when they were used.
+type usedImages struct {
+	storedImages
+	last map[string]time.Time
+}
+
+func (s *usedImages) Use(digest string) error { s.last[digest] = time.Now(); return nil }
+
+func (s *usedImages) Usage(digest string) (time.Time, int64, error) {
+	return s.last[digest], 100, nil
+}
+
+// TestImagesThatNothingNeedsGo: after their grace, or before it where they take
+// too much room; never one that is needed, and none while a deploy is under way.
+func TestImagesThatNothingNeedsGo(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(*Config)
+		after  map[time.Duration]string // time since the start: images that are left
+	}{
+		{"grace", func(c *Config) { c.ImageGrace = time.Hour }, map[time.Duration]string{
+			50 * time.Minute: "one two three", 70 * time.Minute: "one two", 48 * time.Hour: "one two"}},
+		{"by default a week", func(*Config) {}, map[time.Duration]string{6 * 24 * time.Hour: "one two three", 8 * 24 * time.Hour: "one two"}},
+		{"never", func(c *Config) { c.ImageGrace = -1 }, map[time.Duration]string{1000 * time.Hour: "one two three"}},
+		{"room", func(c *Config) { c.ImageBytes = 299 }, map[time.Duration]string{time.Minute: "one two three", 11 * time.Minute: "one two"}},
+		{"room enough", func(c *Config) { c.ImageGrace, c.ImageBytes = -1, 300 }, map[time.Duration]string{time.Hour: "one two three"}},
+		{"no room for what is needed", func(c *Config) { c.ImageBytes = 1 }, map[time.Duration]string{time.Hour: "one two"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				store := &usedImages{last: map[string]time.Time{}}
+				for _, d := range []string{"one", "two", "three"} {
+					store.digests = append(store.digests, "sha256:"+d)
+					store.last["sha256:"+d] = began
+				}
+				deps := w.deps()
+				deps.OpenImages = func(context.Context, string) (image.Fetcher, error) { return store, nil }
+				cfg := Config{DataDir: w.dir, UIDBase: -1, StopGrace: -1}
+				c.change(&cfg)
+				n, err := Open(context.Background(), cfg, deps)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer n.Close(context.Background())
+				deploy(t, n, hello(func(f *api.Function) { f.Image = "one" })) // kept as a revision
+				deploy(t, n, hello(func(f *api.Function) { f.Image = "two" }))
+				for _, at := range slices.Sorted(maps.Keys(c.after)) {
+					time.Sleep(time.Until(began.Add(at)))
+					synctest.Wait()
+					var want []string
+					for d := range strings.FieldsSeq(c.after[at]) {
+						want = append(want, "sha256:"+d)
+					}
+					if !slices.Equal(store.digests, want) {
+						t.Errorf("after %v there are %q: want %q", at, store.digests, want)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestNoImageGoesDuringADeploy: not even one whose time has come.
+func TestNoImageGoesDuringADeploy(t *testing.T) {
+	w := newWorld(t)
+	synctest.Test(t, func(t *testing.T) {
+		store := &usedImages{last: map[string]time.Time{}}
+		store.digests = []string{"sha256:one"}
+		deps := w.deps()
+		deps.OpenImages = func(context.Context, string) (image.Fetcher, error) { return store, nil }
+		n, err := Open(context.Background(), Config{DataDir: w.dir, UIDBase: -1, StopGrace: -1}, deps)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer n.Close(context.Background())
+		n.deploying.RLock()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if len(store.digests) != 1 {
+			t.Error("an image that the deploy may have fetched was removed")
+		}
+		n.deploying.RUnlock()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if len(store.digests) != 0 {
+			t.Error("it was not removed afterwards")
+		}
 	})
 }
 

@@ -43,6 +43,7 @@ func Open(ctx context.Context, cfg Config, deps Deps) (*Node, error) {
 	}
 	n.shells = newShells(n)
 	n.rec = newRecorder(n.db.records, cfg.KeepRecords, deps.OnRecord, n.log)
+	n.collectImages()
 	return n, nil
 }
 

@@ -35,6 +35,9 @@ func nodeConfig(cfg config.Config) node.Config {
 		DrainTimeout:  cfg.DrainTimeout.D(),
 		Nameservers:   cfg.Nameservers,
 	}
+	if c.ImageGrace, c.ImageBytes = cfg.KeepImages.D(), int64(cfg.ImageBudget)<<20; c.ImageGrace == 0 {
+		c.ImageGrace = -1
+	}
 	if c.DefaultPolicy == "" {
 		c.DefaultPolicy = memory.Default
 	}
