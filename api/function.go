@@ -20,7 +20,7 @@ type Function struct {
 	Port         int               `json:"port,omitempty"`          // default 8080; the function sees it as $PORT
 	ReadyPath    string            `json:"ready_path,omitempty"`    // HTTP path that answers 2xx when ready, and as a sign of life after a request that was left or timed out; empty: the port accepts, and any answer to OPTIONS *
 	ReadyTimeout Duration          `json:"ready_timeout,omitempty"` // boot until ready; default 60s
-	Timeout      Duration          `json:"timeout,omitempty"`       // of one invocation, queue included; default 60s
+	Timeout      Duration          `json:"timeout,omitempty"`       // of one invocation, queue included, unless its answer is a stream; default 60s
 	Concurrency  int               `json:"concurrency,omitempty"`   // requests at once in one instance; default 1
 	MaxInstances int               `json:"max_instances,omitempty"` // default 8
 	QueueLimit   int               `json:"queue_limit,omitempty"`   // requests that may wait; default 100
@@ -32,6 +32,43 @@ type Function struct {
 	CloneHook    string            `json:"clone_hook,omitempty"`    // HTTP path POSTed by the agent after each restore, before the first request
 	Created      time.Time         `json:"created,omitzero"`        // set by the daemon
 	Revision     int               `json:"revision,omitempty"`      // set by the daemon: how many times it was deployed or changed
+
+	// What of an invocation may take how long, beside Timeout for all of it; see Limits.
+	QueueTimeout    Duration `json:"queue_timeout,omitempty"`    // arrival until an instance is there for it; 0: as Timeout
+	ResponseTimeout Duration `json:"response_timeout,omitempty"` // request sent until the response's header is there; 0: as Timeout
+	IdleTimeout     Duration `json:"idle_timeout,omitempty"`     // without a byte of either body; 0: as Timeout
+	StreamTimeout   Duration `json:"stream_timeout,omitempty"`   // in place of Timeout for streams: WebSockets and other upgrades, server-sent events, gRPC; 0: none
+}
+
+// Limits are how long the parts of an invocation may take. Those of Function
+// that are 0 follow Timeout here, so that whoever sets that one alone is not cut
+// short by another.
+type Limits struct {
+	// Queue is from the arrival until there is an instance for the invocation.
+	Queue time.Duration
+	// Response is from when all of the request has been sent to the function
+	// until the header of its response is there.
+	Response time.Duration
+	// Idle is how long no byte of the request's or the response's body may move
+	// while one of the two is under way, or of an upgraded connection, in either
+	// direction. A client that does not read what it asked for, or does not send
+	// what it announced, is cut off by it, and so is a function.
+	Idle time.Duration
+	// Total is from the arrival until the last byte of an ordinary answer; Stream
+	// takes its place for a stream, 0 for no limit. A stream is an upgraded
+	// connection (WebSocket), a response of type text/event-stream, or gRPC.
+	Total, Stream time.Duration
+}
+
+// Limits returns the limits of one invocation of a function with its defaults.
+func (f Function) Limits() Limits {
+	l := Limits{f.QueueTimeout.D(), f.ResponseTimeout.D(), f.IdleTimeout.D(), f.Timeout.D(), f.StreamTimeout.D()}
+	for _, d := range []*time.Duration{&l.Queue, &l.Response, &l.Idle} {
+		if *d == 0 {
+			*d = l.Total
+		}
+	}
+	return l
 }
 
 // SnapshotRule says when a function's snapshot is made by itself. The zero
@@ -120,6 +157,11 @@ func (f Function) Validate() error {
 	for name, d := range map[string]Duration{"ready_timeout": f.ReadyTimeout, "timeout": f.Timeout, "keep_alive": f.KeepAlive} {
 		if d < Duration(time.Millisecond) || d > Duration(24*time.Hour) {
 			return fmt.Errorf("function %q: %s is %v: want 1ms to 24h", f.Name, name, d)
+		}
+	}
+	for name, d := range map[string]Duration{"queue_timeout": f.QueueTimeout, "response_timeout": f.ResponseTimeout, "idle_timeout": f.IdleTimeout, "stream_timeout": f.StreamTimeout} {
+		if d != 0 && (d < Duration(time.Millisecond) || d > Duration(30*24*time.Hour)) {
+			return fmt.Errorf("function %q: %s is %v: want 1ms to 720h, or 0 for its default", f.Name, name, d)
 		}
 	}
 	for name, p := range map[string]string{"ready_path": f.ReadyPath, "clone_hook": f.CloneHook} {

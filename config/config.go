@@ -22,12 +22,17 @@ type Config struct {
 	RunDir  string // sockets and machines' private directories; emptied by a reboot
 	Socket  string // control API; empty: skep.sock in RunDir
 
-	Listen           string // gateway, TCP
-	Domain           string // <name>.<Domain> reaches a function
-	ControlListen    string // control API over TCP; empty: none
-	ControlTokenFile string // bearer token for it
-	Address          string // control API over TCP that the CLI speaks to; empty: Socket
-	MetricsListen    string // /metrics over TCP without a token; empty: on the control API alone
+	Listen           string   // gateway, TCP
+	Domain           string   // <name>.<Domain> reaches a function
+	TrustForwarded   []string // addresses, or prefixes of them, of proxies whose X-Forwarded headers count
+	ListFunctions    string   // whether the gateway's 404 names the functions: auto (if Listen is a loopback address), yes, no
+	MaxBody          int      // MiB of a request's body; 0: no limit
+	MaxConnections   int      // of clients to the gateway at once; 0: no limit
+	AccessLog        bool     // a line for each request
+	ControlListen    string   // control API over TCP; empty: none
+	ControlTokenFile string   // bearer token for it
+	Address          string   // control API over TCP that the CLI speaks to; empty: Socket
+	MetricsListen    string   // /metrics over TCP without a token; empty: on the control API alone
 
 	VMM          string // auto, qemu, firecracker
 	Accel        string // auto, kvm, tcg
@@ -68,6 +73,9 @@ func Default() Config {
 		RunDir:          "/run/skep",
 		Listen:          "127.0.0.1:7080",
 		Domain:          "localhost",
+		ListFunctions:   "auto",
+		MaxConnections:  10_000,
+		AccessLog:       true,
 		VMM:             "auto",
 		Accel:           "auto",
 		CgroupRoot:      "auto",
@@ -105,6 +113,11 @@ var Keys = []Key{
 	{"socket", "unix socket of the control API (default: skep.sock in run_dir)", func(c *Config) any { return &c.Socket }},
 	{"listen", "address of the gateway, where functions are reached", func(c *Config) any { return &c.Listen }},
 	{"domain", "a function is reached as http://<name>.<domain>", func(c *Config) any { return &c.Domain }},
+	{"trust_forwarded", "addresses or prefixes (10.0.0.0/8) of proxies whose X-Forwarded headers functions get (default: none)", func(c *Config) any { return &c.TrustForwarded }},
+	{"list_functions", "whether the gateway names all functions when it finds none: auto (on loopback addresses), yes or no", func(c *Config) any { return &c.ListFunctions }},
+	{"max_body_mib", "MiB that a request's body may have (0: no limit)", func(c *Config) any { return &c.MaxBody }},
+	{"max_connections", "connections to the gateway at once, where more must wait (0: no limit)", func(c *Config) any { return &c.MaxConnections }},
+	{"access_log", "log a line for each request", func(c *Config) any { return &c.AccessLog }},
 	{"control_listen", "address of the control API over TCP; needs control_token_file (default: none)", func(c *Config) any { return &c.ControlListen }},
 	{"control_token_file", "file that holds the control API's bearer token", func(c *Config) any { return &c.ControlTokenFile }},
 	{"address", "control API over TCP that the CLI speaks to (default: the socket)", func(c *Config) any { return &c.Address }},

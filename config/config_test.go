@@ -105,6 +105,8 @@ func TestRefused(t *testing.T) {
 		{"service", "host_services = [\"7090\"]", nil, nil, []string{"host_services", "7090=127.0.0.1:7090"}},
 		{"service by name", "host_services = [\"1=localhost:1\"]", nil, nil, []string{"host_services", "IPv4"}},
 		{"services at one port", "host_services = [\"1=127.0.0.1:1\", \"1=127.0.0.1:2\"]", nil, nil, []string{"port 1 twice"}},
+		{"proxies", "trust_forwarded = [\"proxy\"]", nil, nil, []string{"trust_forwarded", "10.0.0.0/8"}},
+		{"list", "list_functions = \"maybe\"", nil, nil, []string{"list_functions", "auto, yes, no"}},
 		{"nameserver", "nameservers = [\"dns\"]", nil, nil, []string{"nameservers"}},
 		{"long socket", "socket = \"/" + strings.Repeat("x", 120) + "\"", nil, nil, []string{"socket", "107"}},
 		{"modules alone", "kernel_modules = \"/lib/modules\"", nil, nil, []string{"kernel_modules"}},
@@ -161,4 +163,29 @@ func FuzzDecode(f *testing.F) {
 			_ = r.Config.Validate()
 		}
 	})
+}
+
+func TestTrustedProxies(t *testing.T) {
+	c := Default()
+	c.TrustForwarded = []string{"10.1.2.3/8", "127.0.0.1", "::1"}
+	got, err := c.TrustedProxies()
+	if err != nil || len(got) != 3 || got[0].String() != "10.0.0.0/8" || got[1].String() != "127.0.0.1/32" || got[2].String() != "::1/128" {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// Strangers are not told what functions there are, unless that is asked for.
+func TestListsFunctions(t *testing.T) {
+	for _, c := range []struct {
+		listen, set string
+		want        bool
+	}{
+		{"127.0.0.1:7080", "auto", true}, {"[::1]:7080", "auto", true}, {"localhost:7080", "auto", true},
+		{"0.0.0.0:7080", "auto", false}, {":7080", "auto", false}, {"192.0.2.1:80", "auto", false}, {"fn.example.com:80", "auto", false},
+		{"0.0.0.0:7080", "yes", true}, {"127.0.0.1:7080", "no", false},
+	} {
+		if got := (Config{Listen: c.listen, ListFunctions: c.set}).ListsFunctions(); got != c.want {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
 }

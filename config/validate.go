@@ -74,10 +74,43 @@ func (c Config) validateAddresses() error {
 			errs = append(errs, fmt.Errorf("nameservers has %q: want IP addresses", s))
 		}
 	}
+	if _, err := c.TrustedProxies(); err != nil {
+		errs = append(errs, err)
+	}
 	if _, err := c.Services(); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// TrustedProxies reads TrustForwarded.
+func (c Config) TrustedProxies() (out []netip.Prefix, err error) {
+	for _, s := range c.TrustForwarded {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			a, err := netip.ParseAddr(s)
+			if err != nil || a.Zone() != "" {
+				return nil, fmt.Errorf("trust_forwarded has %q: want an address or a prefix, such as 10.0.0.0/8", s)
+			}
+			p = netip.PrefixFrom(a, a.BitLen())
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
+}
+
+// ListsFunctions says whether who asks the gateway for no function is told of
+// all that there are.
+func (c Config) ListsFunctions() bool {
+	if c.ListFunctions != "auto" {
+		return c.ListFunctions == "yes"
+	}
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return false
+	}
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.IsLoopback()
 }
 
 // Services reads HostServices: the port that guests see, and what is behind it.
@@ -109,6 +142,7 @@ func (c Config) validateChoices() error {
 	}{
 		{"vmm", c.VMM, []string{"auto", "qemu", "firecracker"}},
 		{"accel", c.Accel, []string{"auto", "kvm", "tcg"}},
+		{"list_functions", c.ListFunctions, []string{"auto", "yes", "no"}},
 		{"log_level", c.LogLevel, []string{"debug", "info", "warn", "error"}},
 		{"log_format", c.LogFormat, []string{"text", "json"}},
 	} {
@@ -133,6 +167,8 @@ func (c Config) validateNumbers() error {
 		{"max_instances", c.MaxInstances, 0, 10_000},
 		{"memory_budget_mib", c.MemoryBudget, 0, 64 << 20},
 		{"memory_sample_every", c.SampleEvery, 0, 1_000_000},
+		{"max_body_mib", c.MaxBody, 0, 1 << 20},
+		{"max_connections", c.MaxConnections, 0, 1_000_000},
 		{"keep_records", c.KeepRecords, 0, 100_000_000},
 		{"image_budget_mib", c.ImageBudget, 0, 1 << 30},
 		{"keep_revisions", c.KeepRevisions, 1, 1000},

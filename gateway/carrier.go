@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,36 +12,43 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/node"
 )
 
 // maxTries bounds how many instances a request is taken to that none has seen.
 const maxTries = 3
 
-// carrier takes a request to an instance. One that was never sent may be taken
-// to another; one that was sent is not repeated.
+// carrier takes a request to an instance. One that takes no connection has seen
+// nothing of it, and another is tried; what was sent is not repeated.
 type carrier struct{}
 
 func (carrier) RoundTrip(req *http.Request) (*http.Response, error) {
 	x := exchangeOf(req.Context())
 	notReplayable(req)
+	if req.Body != nil && req.Body != http.NoBody {
+		req.Body = kept{req.Body}
+	}
+	x.asked = true
 	for try := 1; ; try++ {
 		lease, err := x.backend.Acquire(req.Context(), x.fn.Name, x.opts)
 		if err != nil {
 			return nil, err
 		}
 		x.lease = lease
-		resp, sent, err := x.send(req)
+		x.limits.lent(lease.Ending())
+		resp, err := x.carry(req)
 		if err == nil {
 			return resp, nil
 		}
 		if gone := lease.Err(); gone != nil {
 			err = fmt.Errorf("%w (%w)", gone, err)
 		}
-		if sent || try == maxTries || x.bytesIn.Load() > 0 || req.Context().Err() != nil {
+		if !errors.Is(err, node.ErrConnect) || try == maxTries || req.Context().Err() != nil {
 			return nil, err
 		}
+		x.limits.again()
 		rec := x.rec
-		rec.Failure = api.FailureFunction
+		rec.Failure = x.instanceFailure()
 		rec.Error, rec.Status = "not sent, tried again: "+err.Error(), http.StatusBadGateway
 		rec.Phases = lease.Phases()
 		rec.ID += "-" + fmt.Sprint(try)
@@ -51,28 +57,32 @@ func (carrier) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 }
 
-// send sends a request over the lease's transport and measures. sent says that
-// the function may have seen it.
-func (x *exchange) send(req *http.Request) (resp *http.Response, sent bool, err error) {
+// carry sends a request over the lease's transport and measures.
+func (x *exchange) carry(req *http.Request) (*http.Response, error) {
 	began := time.Now()
 	got := began
 	trace := &httptrace.ClientTrace{
 		GotConn: func(i httptrace.GotConnInfo) {
+			x.connected = true
 			got = time.Now()
 			if !i.Reused {
 				x.phases.Connect = got.Sub(began)
 			}
 		},
-		WroteHeaders: func() { sent = true },
+		WroteRequest: func(i httptrace.WroteRequestInfo) {
+			if i.Err == nil {
+				x.limits.sent()
+			}
+		},
 	}
 	ctx := httptrace.WithClientTrace(req.Context(), trace)
-	resp, err = x.lease.Transport(wantsH2(req)).RoundTrip(req.WithContext(ctx))
+	resp, err := x.lease.Transport(wantsH2(req)).RoundTrip(req.WithContext(ctx))
 	if err != nil {
-		return nil, sent, err
+		return nil, err
 	}
 	x.phases.Process = time.Since(got)
 	resp.Request = req
-	return resp, true, nil
+	return resp, nil
 }
 
 // wantsH2 says whether the function is spoken to in HTTP/2: for gRPC, which has
@@ -80,6 +90,12 @@ func (x *exchange) send(req *http.Request) (resp *http.Response, sent bool, err 
 func wantsH2(req *http.Request) bool {
 	return req.ProtoMajor == 2 && strings.HasPrefix(req.Header.Get("Content-Type"), "application/grpc")
 }
+
+// kept is a body that a transport's failure to connect does not close, so that
+// it is there for the next. Its owner closes it.
+type kept struct{ io.Reader }
+
+func (kept) Close() error { return nil }
 
 // notReplayable keeps net/http's transport from sending a request again on its
 // own, which it does with those that it holds for idempotent and without a body
@@ -106,7 +122,11 @@ type emptyBody struct{}
 func (emptyBody) Read([]byte) (int, error) { return 0, io.EOF }
 func (emptyBody) Close() error             { return nil }
 
-// isTimeout says that the function's time is up, not the client's patience.
-func (x *exchange) isTimeout(err error) bool {
-	return x.client.Err() == nil && errors.Is(err, context.DeadlineExceeded)
+// instanceFailure says whose doing it is that the instance did not answer: its
+// function's, or, where the instance has died of something else, skep's.
+func (x *exchange) instanceFailure() api.Failure {
+	if gone := x.lease.Err(); gone != nil && !errors.Is(gone, node.ErrExited) {
+		return api.FailurePlatform
+	}
+	return api.FailureFunction
 }

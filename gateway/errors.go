@@ -26,62 +26,90 @@ const HeaderError = "Skep-Error"
 // maxNames bounds the names in a 404.
 const maxNames = 50
 
-func (g *Gateway) answerNotFound(w http.ResponseWriter, name string) {
-	p := Problem{Error: "no function is named here: use <name>." + g.opts.Domain + " or " + pathPrefix + "<name>/", Functions: g.backend.FunctionNames()}
+// answerNotFound names the functions that there are, to those who may know.
+func (g *Gateway) answerNotFound(w http.ResponseWriter, r *http.Request, name string, mayKnow bool) {
+	p := Problem{Error: "no function is named here: use <name>." + g.opts.Domain + " or " + pathPrefix + "<name>/"}
 	if name != "" {
 		p.Error, p.Function = fmt.Sprintf("there is no function %q", name), name
 	}
-	if n := len(p.Functions); n > maxNames {
-		p.Functions = append(p.Functions[:maxNames:maxNames], fmt.Sprintf("… and %d more", n-maxNames))
+	if mayKnow || g.opts.ListFunctions {
+		p.Functions = g.backend.FunctionNames()
+		if n := len(p.Functions); n > maxNames {
+			p.Functions = append(p.Functions[:maxNames:maxNames], fmt.Sprintf("… and %d more", n-maxNames))
+		}
 	}
-	writeProblem(w, http.StatusNotFound, p)
+	g.answerOwn(w, r, http.StatusNotFound, p)
+}
+
+// answerOwn answers what no function is asked for.
+func (g *Gateway) answerOwn(w http.ResponseWriter, r *http.Request, status int, p Problem) {
+	g.logOwn(r, status, p.Error)
+	lastDeadlines(http.NewResponseController(w), r.ContentLength != 0)
+	writeProblem(w, status, p)
 }
 
 // answerError is what the client gets when no answer of the function can be had.
 func answerError(w http.ResponseWriter, r *http.Request, err error) {
 	x := exchangeOf(r.Context())
-	status, failure := http.StatusBadGateway, api.FailurePlatform
-	if x.lease != nil {
-		failure = api.FailureFunction
+	status, failure, err := x.judge(err)
+	x.rec.Status, x.rec.Failure, x.rec.Error = status, failure, err.Error()
+	x.limits.stop(x.body.halfRead())
+	if x.tunnel != nil {
+		return // the connection is no HTTP connection any more
 	}
-	switch {
-	case x.client.Err() != nil:
-		status, failure, err = statusClientGone, api.FailureClient, errors.New("the client went away")
-	case errors.Is(err, node.ErrNoFunction):
-		status, failure = http.StatusNotFound, api.FailureClient
-	case errors.Is(err, node.ErrQueueFull):
-		status, failure = http.StatusServiceUnavailable, api.FailureQueue
-		w.Header().Set("Retry-After", "1")
-	case errors.Is(err, node.ErrDraining):
-		status, failure = http.StatusServiceUnavailable, api.FailurePlatform
-		w.Header().Set("Retry-After", "1")
-	case errors.Is(err, node.ErrNoneWarm):
-		status, failure = http.StatusConflict, api.FailureClient
-	case x.isTimeout(r.Context().Err()): // not err: a start that was too slow has a deadline of its own
-		status, err = http.StatusGatewayTimeout, fmt.Errorf("no answer within the timeout of %v", x.fn.Timeout)
-		failure = api.FailureTimeout
-		if x.lease == nil {
-			failure = api.FailureQueue
-		}
-	case errors.Is(err, io.EOF):
-		err = errNoAnswer
-	}
-	x.rec.Failure = failure
-	answerJSON(w, status, x, err)
-}
-
-func answerJSON(w http.ResponseWriter, status int, x *exchange, err error) {
-	x.rec.Status, x.rec.Error = status, err.Error()
+	own := w.(*responseWriter).ResponseWriter // which no limit has closed
+	h := own.Header()
 	p := Problem{Error: err.Error(), Function: x.fn.Name, Invocation: x.rec.ID}
 	if x.lease != nil {
 		p.Instance = x.lease.Instance()
-		w.Header().Set(api.HeaderStart, string(x.lease.Start()))
+		h.Set(api.HeaderStart, string(x.lease.Start()))
 	}
-	w.Header().Set(api.HeaderInvocation, x.rec.ID)
-	if status == statusClientGone {
-		return // nobody listens
+	h.Set(api.HeaderInvocation, x.rec.ID)
+	if errors.Is(err, node.ErrQueueFull) || errors.Is(err, node.ErrDraining) {
+		h.Set("Retry-After", "1")
 	}
-	writeProblem(w, status, p)
+	if r.ProtoMajor == 1 && (x.body.halfRead() || x.gone.Err() != nil) {
+		h.Set("Connection", "close") // nobody knows where the next request would begin
+	}
+	writeProblem(own, status, p)
+}
+
+// judge says what became of a request that the function did not answer, and
+// whose doing that is.
+func (x *exchange) judge(err error) (int, api.Failure, error) {
+	why, bad := x.limits.why.Load(), x.body.err()
+	var tooLarge *http.MaxBytesError
+	switch {
+	case why != nil:
+		return why.status, why.failure, why
+	case errors.As(bad, &tooLarge) || errors.As(err, &tooLarge):
+		return http.StatusRequestEntityTooLarge, api.FailureClient, fmt.Errorf("the request's body has more than the %d bytes that are let through", tooLarge.Limit)
+	case bad != nil:
+		return http.StatusBadRequest, api.FailureClient, fmt.Errorf("the request's body is broken after %d bytes: %w", x.bytesIn.Load(), bad)
+	case x.tunnel != nil:
+		return http.StatusSwitchingProtocols, api.FailureClient, fmt.Errorf("the client went away: %w", err)
+	case x.gone.Err() != nil:
+		return statusClientGone, api.FailureClient, errors.New("the client went away, or closed its side of the connection, before the answer")
+	case !x.asked:
+		return http.StatusBadRequest, api.FailureClient, err
+	case errors.Is(err, node.ErrNoFunction):
+		return http.StatusNotFound, api.FailureClient, err
+	case errors.Is(err, node.ErrQueueFull):
+		return http.StatusServiceUnavailable, api.FailureQueue, err
+	case errors.Is(err, node.ErrDraining):
+		return http.StatusServiceUnavailable, api.FailurePlatform, err
+	case errors.Is(err, node.ErrNoneWarm):
+		return http.StatusConflict, api.FailureClient, err
+	case x.lease == nil:
+		return http.StatusBadGateway, api.FailurePlatform, err
+	case !x.connected && !errors.Is(err, node.ErrConnect) && x.lease.Err() == nil:
+		// It was not even tried: there is something in the request that cannot be
+		// passed on, such as a trailer whose name is none.
+		return http.StatusBadRequest, api.FailureClient, fmt.Errorf("the request cannot be passed on: %w", err)
+	case errors.Is(err, io.EOF):
+		err = errNoAnswer
+	}
+	return http.StatusBadGateway, x.instanceFailure(), err
 }
 
 func writeProblem(w http.ResponseWriter, status int, p Problem) {

@@ -4,11 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
+	"mime"
 	"net/http"
 	"net/http/httputil"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -16,25 +17,37 @@ import (
 	"github.com/skep-dev/skep/node"
 )
 
-// statusClientGone is recorded, and sent to nobody, when the client went away.
+// statusClientGone is recorded when the client went away. It is also sent: a
+// client that has only closed its sending side still listens.
 const statusClientGone = 499
 
 // exchange is one request on its way through the gateway.
 type exchange struct {
-	backend  Backend
-	fn       api.Function
-	opts     node.AcquireOptions
-	prefix   string
-	trust    bool
-	client   context.Context // ends when the client goes away
-	began    time.Time
-	lease    node.Lease
-	rec      api.Invocation
-	phases   api.Phases
-	headers  time.Time // when the function's answer began
-	bytesIn  atomic.Int64
-	bytesOut int64
-	length   int64 // of the answer's body, where it is known
+	backend   Backend
+	fn        api.Function
+	opts      node.AcquireOptions
+	place     place
+	trust     bool            // what the client says of where it comes from
+	requestID string          // what the function gets as the request's id
+	gone      context.Context // ends when the client goes away
+	client    *http.ResponseController
+	began     time.Time
+	limits    limits
+	lease     node.Lease
+	rec       api.Invocation
+	phases    api.Phases
+	headers   time.Time // when the function's answer began
+	length    int64     // of the answer's body, where it is known
+	body      *requestBody
+	tunnel    *tunnel // once it is an upgraded connection
+	asked     bool    // an instance was asked for
+	connected bool    // and its server takes connections
+
+	bytesIn, bytesOut atomic.Int64
+	// What went wrong, if anything did, with writing to the client, and with
+	// reading from the function.
+	sendErr   atomic.Pointer[error]
+	answerErr error
 }
 
 type exchangeKey struct{}
@@ -42,36 +55,66 @@ type exchangeKey struct{}
 func exchangeOf(ctx context.Context) *exchange { return ctx.Value(exchangeKey{}).(*exchange) }
 
 // pass takes a request to its function and back, and leaves one record.
-func (g *Gateway) pass(w http.ResponseWriter, r *http.Request, name, prefix string, experiments bool) {
+func (g *Gateway) pass(w http.ResponseWriter, r *http.Request, p place, experiments bool) {
 	began := time.Now()
-	fn, ok := g.backend.Function(name)
+	fn, ok := g.backend.Function(p.function)
 	if !ok {
-		g.answerNotFound(w, name)
+		g.answerNotFound(w, r, p.function, experiments)
 		return
 	}
-	x := &exchange{backend: g.backend, fn: fn, prefix: prefix, trust: g.opts.TrustForwarded, client: r.Context(), began: began}
-	x.rec = api.Invocation{ID: newID(), Function: name, Time: began}
+	x := &exchange{backend: g.backend, fn: fn, place: p, trust: g.trusts(r.RemoteAddr), gone: r.Context(), client: http.NewResponseController(w), began: began}
+	x.rec = api.Invocation{ID: newID(), Function: p.function, Time: began}
+	x.requestID = requestID(r.Header, x.rec.ID)
+	ctx, end := context.WithCancelCause(context.WithValue(r.Context(), exchangeKey{}, x))
+	defer end(nil)
+	x.limits.of, x.limits.began, x.limits.client = fn.Limits(), began, x.client
+	x.limits.end = func(c *cut) { end(c) }
+	r = r.WithContext(ctx)
+	out := &responseWriter{w, x}
+	whole := false
+	defer func() { // also when the copy is aborted by a panic, which goes on up to net/http
+		x.finish(whole)
+		g.logAccess(r, x)
+		if !whole {
+			reset(r)
+		}
+	}()
+	x.limits.start(wantsH2(r))
+	if err := g.admit(w, r, x, experiments); err != nil {
+		answerError(out, r, err)
+	} else {
+		g.proxy.ServeHTTP(out, r)
+	}
+	whole = true
+}
+
+// admit looks at what the client asks for, and takes its body in hand.
+func (g *Gateway) admit(w http.ResponseWriter, r *http.Request, x *exchange, experiments bool) error {
+	if !validHost(r.Host) {
+		return fmt.Errorf("the host %q is no host name", r.Host)
+	}
 	if experiments {
 		if err := x.choose(r.Header); err != nil {
-			x.rec.Failure = api.FailureClient
-			answerJSON(w, http.StatusBadRequest, x, err)
-			return
+			return err
 		}
 	}
 	r.Header.Del(api.HeaderStart)
 	r.Header.Del(api.HeaderPolicy)
-	ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), exchangeKey{}, x), fn.Timeout.D())
-	defer cancel()
-	r = r.WithContext(ctx)
-	if r.Body != nil && r.Body != http.NoBody {
-		r.Body = &countedBody{r.Body, &x.bytesIn}
-		if r.ProtoMajor == 1 {
-			http.NewResponseController(w).EnableFullDuplex() // the function may answer before it has read all
-		}
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil
 	}
-	out := &countedWriter{ResponseWriter: w, x: x}
-	defer x.finish(ctx) // also when the copy is aborted by a panic, which goes on up to net/http
-	g.proxy.ServeHTTP(out, r)
+	if limit := g.opts.MaxBody; limit > 0 {
+		if r.ContentLength > limit {
+			return &http.MaxBytesError{Limit: limit}
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, limit)
+	}
+	x.body = &requestBody{ReadCloser: r.Body, x: x}
+	r.Body = x.body
+	if r.ProtoMajor == 1 {
+		x.client.EnableFullDuplex() // the function may answer before it has read all
+	}
+	return nil
 }
 
 // choose reads the headers by which an experiment says how to start.
@@ -86,9 +129,14 @@ func (x *exchange) choose(h http.Header) error {
 	}
 }
 
-// finish gives the lease back and stores the record.
-func (x *exchange) finish(ctx context.Context) {
+// finish gives the lease back and stores the record. whole says that nothing
+// cut the exchange off once the answer had begun.
+func (x *exchange) finish(whole bool) {
 	now := time.Now()
+	x.limits.stop(x.body.halfRead())
+	if x.rec.Failure == "" && (!whole || x.tunnel != nil) {
+		x.rec.Failure, x.rec.Error = x.brokenOff()
+	}
 	if x.lease != nil {
 		p := x.lease.Phases()
 		p.Connect, p.Process = x.phases.Connect, x.phases.Process
@@ -99,14 +147,7 @@ func (x *exchange) finish(ctx context.Context) {
 	}
 	x.phases.Total = now.Sub(x.began)
 	x.rec.Phases = x.phases
-	x.rec.BytesIn, x.rec.BytesOut = x.bytesIn.Load(), x.bytesOut
-	switch {
-	case x.client.Err() != nil && x.rec.Error == "":
-		x.rec.Status, x.rec.Failure, x.rec.Error = statusClientGone, api.FailureClient, "the client went away"
-	case ctx.Err() != nil && x.rec.Error == "":
-		x.rec.Failure = api.FailureTimeout
-		x.rec.Error = fmt.Sprintf("the answer was not complete within the timeout of %v", x.fn.Timeout)
-	}
+	x.rec.BytesIn, x.rec.BytesOut = x.bytesIn.Load(), x.bytesOut.Load()
 	if x.lease != nil {
 		x.lease.Release(x.rec)
 		return
@@ -114,23 +155,42 @@ func (x *exchange) finish(ctx context.Context) {
 	x.backend.Record(x.rec)
 }
 
+// brokenOff says why an answer that had begun was not brought to its end, or
+// how an upgraded connection ended.
+func (x *exchange) brokenOff() (api.Failure, string) {
+	why, sendErr := x.limits.why.Load(), x.sendErr.Load()
+	switch {
+	case why != nil:
+		return why.failure, why.what
+	case x.body.err() != nil:
+		return api.FailureClient, "reading the request: " + x.body.err().Error()
+	case sendErr != nil:
+		return api.FailureClient, "the client went away: " + (*sendErr).Error()
+	case x.gone.Err() != nil:
+		return api.FailureClient, "the client went away"
+	case x.tunnel != nil && x.lease.Err() == nil:
+		return "", "" // one of the two closed it
+	case x.lease == nil || x.answerErr == nil && x.tunnel == nil:
+		return api.FailurePlatform, "the gateway did not bring the answer to its end"
+	case x.lease.Err() != nil:
+		return x.instanceFailure(), "the answer broke off: " + x.lease.Err().Error()
+	}
+	return x.instanceFailure(), "the answer broke off: " + x.answerErr.Error()
+}
+
 // rewrite makes the function's request of the client's.
 func (g *Gateway) rewrite(r *httputil.ProxyRequest) {
 	x := exchangeOf(r.In.Context())
-	strip(r.Out.URL, x.prefix)
+	x.place.strip(r.Out.URL)
+	r.Out.URL.RawQuery = r.In.URL.RawQuery // as the client sent it, whatever it is
 	r.Out.URL.Scheme, r.Out.URL.Host = "http", x.fn.Name
 	r.Out.Host = r.In.Host
-	if x.trust {
-		for _, h := range []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded"} {
-			if v, ok := r.In.Header[h]; ok {
-				r.Out.Header[h] = v
-			}
-		}
+	forward(r, x.trust)
+	if x.place.prefix != "" {
+		r.Out.Header.Set("X-Forwarded-Prefix", x.place.prefix)
 	}
-	r.SetXForwarded()
-	if x.prefix != "" {
-		r.Out.Header.Set("X-Forwarded-Prefix", x.prefix)
-	}
+	r.Out.Header.Set(HeaderRequestID, x.requestID)
+	r.Out.Header.Set(api.HeaderInvocation, x.rec.ID)
 	if _, ok := r.Out.Header["User-Agent"]; !ok {
 		r.Out.Header.Set("User-Agent", "") // or the transport would name itself
 	}
@@ -139,7 +199,13 @@ func (g *Gateway) rewrite(r *httputil.ProxyRequest) {
 // modifyResponse adds what the client may want to know about the start.
 func modifyResponse(resp *http.Response) error {
 	x := exchangeOf(resp.Request.Context())
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		resp.Body = &answerBody{resp.Body, x}
+	} else if err := x.upgraded(resp); err != nil {
+		return err
+	}
 	x.headers = time.Now()
+	x.limits.answered(isStream(resp))
 	x.length = resp.ContentLength
 	x.rec.Status = resp.StatusCode // an upgraded connection writes its own 101
 	p := x.lease.Phases()
@@ -151,6 +217,26 @@ func modifyResponse(resp *http.Response) error {
 	h.Set(api.HeaderInvocation, x.rec.ID)
 	h.Add("Server-Timing", serverTiming(&p))
 	return nil
+}
+
+// upgraded refuses an upgrade that the client did not ask for; what the proxy
+// refuses itself it does not close.
+func (x *exchange) upgraded(resp *http.Response) error {
+	want, got := resp.Request.Header.Get("Upgrade"), resp.Header.Get("Upgrade")
+	if want == "" || !strings.EqualFold(want, got) {
+		return fmt.Errorf("the function's server switches to protocol %q where %q was asked for", got, want)
+	}
+	return nil
+}
+
+// isStream says whether a response is one that may go on for as long as it is
+// used.
+func isStream(resp *http.Response) bool {
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		return true
+	}
+	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	return kind == "text/event-stream" || kind == "application/grpc" || strings.HasPrefix(kind, "application/grpc+")
 }
 
 // HeaderInstance names the instance that answered.
@@ -175,42 +261,5 @@ func serverTiming(p *api.Phases) string {
 }
 
 func newID() string { return fmt.Sprintf("%016x", rand.Uint64()) }
-
-// countedBody counts what the client sends.
-type countedBody struct {
-	io.ReadCloser
-	n *atomic.Int64
-}
-
-func (b *countedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	b.n.Add(int64(n))
-	return n, err
-}
-
-// countedWriter counts what the client gets.
-type countedWriter struct {
-	http.ResponseWriter
-	x *exchange
-}
-
-func (w *countedWriter) WriteHeader(status int) {
-	if status >= 200 || status == http.StatusSwitchingProtocols {
-		w.x.rec.Status = status
-	}
-	w.ResponseWriter.WriteHeader(status)
-}
-
-func (w *countedWriter) Write(p []byte) (int, error) {
-	n, err := w.ResponseWriter.Write(p)
-	w.x.bytesOut += int64(n)
-	if err == nil && w.x.bytesOut < w.x.length {
-		err = http.NewResponseController(w.ResponseWriter).Flush() // the rest may take its time
-	}
-	return n, err
-}
-
-// Unwrap lets http.ResponseController flush, hijack and read in full duplex.
-func (w *countedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 var errNoAnswer = errors.New("the function's server ended the connection without an answer")

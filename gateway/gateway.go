@@ -24,4 +24,8 @@ type Backend interface {
 	Acquire(ctx context.Context, function string, o node.AcquireOptions) (node.Lease, error)
 	// Record stores the record of an invocation that never got a lease.
 	Record(rec api.Invocation)
+	// Healthy says why the node cannot work any more, Ready why it takes no
+	// requests; nil if it can, and does.
+	Healthy(ctx context.Context) error
+	Ready(ctx context.Context) error
 }

@@ -28,6 +28,8 @@ type fakeNode struct {
 	fn      api.Function
 	lend    func(try int) (string, error) // address of the server
 	options node.AcquireOptions
+	ending  chan struct{} // of the instances
+	unready error
 
 	mu   sync.Mutex // guards below
 	recs []api.Invocation
@@ -49,6 +51,8 @@ func newFake(t *testing.T, addr string) *fakeNode {
 
 func (f *fakeNode) Function(name string) (api.Function, bool) { return f.fn, name == f.fn.Name }
 func (f *fakeNode) FunctionNames() []string                   { return []string{f.fn.Name} }
+func (f *fakeNode) Healthy(context.Context) error             { return nil }
+func (f *fakeNode) Ready(context.Context) error               { return f.unready }
 func (f *fakeNode) Record(r api.Invocation) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -71,8 +75,12 @@ func (f *fakeNode) Acquire(ctx context.Context, _ string, o node.AcquireOptions)
 	}
 	l := &fakeLease{f: f, t: &http.Transport{DisableCompression: true, Protocols: new(http.Protocols),
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", addr)
-		}}}
+			conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+			if err != nil {
+				return nil, fmt.Errorf("%w: %w", node.ErrConnect, err)
+			}
+			return conn, nil
+		}, ExpectContinueTimeout: time.Second}, ending: f.ending}
 	l.t.Protocols.SetHTTP1(true)
 	f.mu.Lock()
 	f.open[l] = true
@@ -98,8 +106,9 @@ func (f *fakeNode) records(t *testing.T, n int) []api.Invocation {
 }
 
 type fakeLease struct {
-	f *fakeNode
-	t *http.Transport
+	f      *fakeNode
+	t      *http.Transport
+	ending chan struct{}
 }
 
 func (*fakeLease) Instance() string      { return "i-1" }
@@ -107,6 +116,8 @@ func (*fakeLease) Start() api.StartKind  { return api.StartRestore }
 func (*fakeLease) Phases() api.Phases    { return api.Phases{Spawn: time.Millisecond} }
 func (*fakeLease) Gone() <-chan struct{} { return nil }
 func (*fakeLease) Err() error            { return nil }
+
+func (l *fakeLease) Ending() <-chan struct{} { return l.ending }
 func (l *fakeLease) Transport(h2 bool) http.RoundTripper {
 	if !h2 {
 		return l.t
@@ -140,13 +151,18 @@ func serve(t *testing.T, o Options, h http.HandlerFunc) (f *fakeNode, base strin
 // before starts a gateway before a backend.
 func before(t *testing.T, f *fakeNode, o Options) (base string) {
 	t.Helper()
+	return beforeGateway(t, New(f, o))
+}
+
+func beforeGateway(t *testing.T, g *Gateway) (base string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
-	go func() { done <- New(f, o).Serve(ctx, l) }()
+	go func() { done <- g.Serve(ctx, l) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -185,12 +201,14 @@ func TestRoutesHeadersAndRecord(t *testing.T) {
 	f, base := serve(t, Options{Domain: "bees.test"}, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "X-Hop")
 		w.Header().Set("X-Hop", "1")
-		fmt.Fprintf(w, "%s|%s|%s|%s|%s|%s", r.URL.Path, r.URL.RawQuery, r.Header.Get("X-Forwarded-For"), r.Header.Get("X-Forwarded-Prefix"), r.Header.Get(api.HeaderPolicy), r.Header.Get("X-Secret"))
+		fmt.Fprintf(w, "%s|%s|%s|%s|%s|%s", r.URL.EscapedPath(), r.URL.RawQuery, r.Header.Get("X-Forwarded-For"), r.Header.Get("X-Forwarded-Prefix"), r.Header.Get(api.HeaderPolicy), r.Header.Get("X-Secret"))
 	})
 	for _, c := range []struct{ path, host, want string }{
 		{"/function/fn/a/b?c=d", "", "/a/b|c=d|127.0.0.1|/function/fn||"},
 		{"/function/fn", "", "/||127.0.0.1|/function/fn||"},
-		{"/a%2Fb", "fn.bees.test:80", "/a/b||127.0.0.1|||"},
+		{"/a%2Fb", "fn.bees.test:80", "/a%2Fb||127.0.0.1|||"},
+		{"/function/f%6E/a%2Fb/%7e?z=1;y=2&a=100%&&b=%41", "", "/a%2Fb/%7e|z=1;y=2&a=100%&&b=%41|127.0.0.1|/function/fn||"},
+		{"/%66unction/fn//x?", "", "//x||127.0.0.1|/function/fn||"},
 		{"/function/x", "FN.Bees.Test", "/function/x||127.0.0.1|||"},
 	} {
 		status, body, h := get(t, base+c.path, "Host", c.host, "X-Forwarded-For", "6.6.6.6", api.HeaderPolicy, "reap", "Connection", "X-Secret", "X-Secret", "s")
@@ -201,7 +219,7 @@ func TestRoutesHeadersAndRecord(t *testing.T) {
 			t.Errorf("headers %v", h)
 		}
 	}
-	recs := f.records(t, 4)
+	recs := f.records(t, 6)
 	if f.options != (node.AcquireOptions{}) {
 		t.Errorf("a request on the open port chose %+v", f.options)
 	}
@@ -246,7 +264,7 @@ func TestProblems(t *testing.T) {
 			if c.lend != nil {
 				f.lend = c.lend
 			}
-			status, body, h := get(t, before(t, f, Options{})+c.path)
+			status, body, h := get(t, before(t, f, Options{ListFunctions: true})+c.path)
 			var p Problem
 			if err := json.Unmarshal([]byte(body), &p); err != nil || status != c.status || !strings.Contains(body, c.body) || h.Get(HeaderError) == "" {
 				t.Errorf("%d %s (%v), want %d with %q", status, body, err, c.status, c.body)
@@ -387,24 +405,8 @@ func TestStreamsBothWays(t *testing.T) {
 }
 
 func TestWebSocket(t *testing.T) {
-	f, base := serve(t, Options{}, func(w http.ResponseWriter, r *http.Request) {
-		c, err := websocket.Accept(w, r, nil)
-		if err != nil {
-			return
-		}
-		defer c.CloseNow()
-		for {
-			k, b, err := c.Read(r.Context())
-			if err != nil || c.Write(r.Context(), k, b) != nil {
-				return
-			}
-		}
-	})
-	u, _ := url.Parse(base)
-	c, _, err := websocket.Dial(t.Context(), "ws://"+u.Host+"/function/fn/ws", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f, base := serve(t, Options{}, echoSocket)
+	c := openSocket(t, base)
 	for i := range 3 {
 		want := fmt.Sprint("bee ", i)
 		if err := c.Write(t.Context(), websocket.MessageText, []byte(want)); err != nil {
@@ -415,7 +417,7 @@ func TestWebSocket(t *testing.T) {
 		}
 	}
 	c.Close(websocket.StatusNormalClosure, "")
-	if r := f.records(t, 1)[0]; r.Status != http.StatusSwitchingProtocols {
+	if r := f.records(t, 1)[0]; r.Status != http.StatusSwitchingProtocols || r.Failure != "" {
 		t.Errorf("record %+v", r)
 	}
 }
@@ -468,10 +470,18 @@ func FuzzRoute(f *testing.F) {
 	f.Add("fn.localhost:80", "/function/x/y")
 	f.Add("", "/function/")
 	f.Fuzz(func(t *testing.T, host, path string) {
-		name, prefix, ok := route(host, "localhost", path)
-		if ok && (name == "" || strings.Contains(name, "/")) || prefix != "" && !strings.HasPrefix(path, prefix) {
-			t.Errorf("%q %q gives %q %q", host, path, name, prefix)
+		u, err := url.ParseRequestURI(path)
+		if err != nil {
+			return
 		}
-		routeControl(path)
+		escaped := u.EscapedPath()
+		p, ok := route(host, "localhost", u)
+		if ok && (p.function == "" || !strings.HasSuffix(escaped+"/", p.path) && !strings.HasSuffix(escaped, p.path)) {
+			t.Errorf("%q %q gives %+v", host, path, p)
+		}
+		if p.strip(u); ok && u.EscapedPath() != p.path {
+			t.Errorf("%q %q: the function gets %q, want %q", host, path, u.EscapedPath(), p.path)
+		}
+		routeControl(u)
 	})
 }

@@ -3,6 +3,7 @@ package gateway
 import (
 	"net"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -10,6 +11,8 @@ import (
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+
+	"github.com/skep-dev/skep/api"
 )
 
 // TestGRPC has a real gRPC client call a real gRPC server: a call, an error that
@@ -26,6 +29,7 @@ func TestGRPC(t *testing.T) {
 	checks.SetServingStatus("bees", grpc_health_v1.HealthCheckResponse_SERVING)
 
 	f := newFake(t, l.Addr().String())
+	f.fn.Timeout, f.fn.ResponseTimeout, f.fn.IdleTimeout = api.Duration(total), api.Duration(time.Minute), api.Duration(time.Minute)
 	base := before(t, f, Options{})
 	conn, err := grpc.NewClient("passthrough:///"+base[len("http://"):], grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("fn.localhost"))
 	if err != nil {
@@ -48,6 +52,7 @@ func TestGRPC(t *testing.T) {
 		if r, err := stream.Recv(); err != nil || r.Status != want {
 			t.Fatalf("the stream: %v %v, want %v", r, err, want)
 		}
+		time.Sleep(2 * total) // beyond the limit of ordinary answers
 		checks.SetServingStatus("bees", grpc_health_v1.HealthCheckResponse_NOT_SERVING)
 	}
 }

@@ -3,11 +3,13 @@ package gateway
 import (
 	"context"
 	"errors"
+	"io"
 	"log"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -19,10 +21,14 @@ type Options struct {
 	// Experiments lets requests on the open port choose their start kind and
 	// memory policy by header, as those on the control API always may.
 	Experiments bool
-	// TrustForwarded keeps the X-Forwarded headers of requests and adds to them.
-	// Right only behind a proxy that sets them; otherwise anyone may claim any
-	// address, so by default they are replaced.
-	TrustForwarded bool
+	// TrustForwarded are the addresses of proxies whose X-Forwarded headers are
+	// kept and added to. From all others they are replaced, since anyone may claim
+	// any address.
+	TrustForwarded []netip.Prefix
+	ListFunctions  bool          // a 404 names the functions that there are
+	MaxBody        int64         // of a request, in bytes; 0: no limit
+	MaxConns       int           // of clients at once, where more must wait; 0: no limit
+	AccessLog      bool          // log each request at level info, not debug
 	DrainTimeout   time.Duration // what requests under way get when Serve ends; default 30s
 	Log            *slog.Logger
 }
@@ -57,10 +63,14 @@ func New(b Backend, o Options) *Gateway {
 		BufferPool:     &bufferPool{},
 		ModifyResponse: modifyResponse,
 		ErrorHandler:   answerError,
-		ErrorLog:       slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
+		ErrorLog:       log.New(io.Discard, "", 0), // what it says is in the invocation's own line
 	}
 	return g
 }
+
+// stalled is how long an HTTP/2 connection may take no byte at all, whatever
+// the function's limits say of its streams.
+const stalled = 15 * time.Second
 
 // Serve answers on l, HTTP/1.1 and HTTP/2 without TLS, until ctx ends. Requests
 // under way then get the drain timeout.
@@ -71,8 +81,12 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener) error {
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		Protocols:         new(http.Protocols),
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 1000},
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 1000, WriteByteTimeout: stalled, SendPingTimeout: time.Minute, PingTimeout: stalled},
 		ErrorLog:          log.New(logWriter{g.opts.Log}, "", 0),
+		ConnContext:       withConn,
+	}
+	if g.opts.MaxConns > 0 {
+		l = limitListener(l, g.opts.MaxConns)
 	}
 	srv.Protocols.SetHTTP1(true)
 	srv.Protocols.SetUnencryptedHTTP2(true)
@@ -95,27 +109,51 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener) error {
 
 // ServeHTTP answers a request from the open port.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	name, prefix, ok := route(r.Host, g.opts.Domain, r.URL.Path)
+	if r.Method == http.MethodConnect { // this is no forward proxy, nor is a function
+		w.Header().Set("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+		g.answerOwn(w, r, http.StatusMethodNotAllowed, Problem{Error: "CONNECT is not for functions: open a WebSocket, or send another method"})
+		return
+	}
+	p, ok := route(r.Host, g.opts.Domain, r.URL)
 	switch {
 	case ok:
-		g.pass(w, r, name, prefix, g.opts.Experiments)
+		g.pass(w, r, p, g.opts.Experiments)
 	case r.URL.Path == "/healthz":
-		w.Write([]byte("ok\n"))
+		g.answerState(w, r, g.backend.Healthy)
+	case r.URL.Path == "/readyz":
+		g.answerState(w, r, g.backend.Ready)
 	default:
-		g.answerNotFound(w, "")
+		g.answerNotFound(w, r, "", false)
 	}
 }
+
+// answerState is for who watches the daemon: healthy unless it must be started
+// anew, ready if requests should be sent here.
+func (g *Gateway) answerState(w http.ResponseWriter, r *http.Request, state func(context.Context) error) {
+	ctx, cancel := context.WithTimeout(r.Context(), stateTimeout)
+	defer cancel()
+	w.Header().Set("Cache-Control", "no-store")
+	if err := state(ctx); err != nil {
+		g.answerOwn(w, r, http.StatusServiceUnavailable, Problem{Error: err.Error()})
+		return
+	}
+	lastDeadlines(http.NewResponseController(w), r.ContentLength != 0)
+	w.Write([]byte("ok\n"))
+}
+
+// stateTimeout is when a node that says nothing of its state is unwell.
+const stateTimeout = 5 * time.Second
 
 // Control returns the handler for /v1/functions/{name}/invoke/… on the control
 // API: the same way to the function, with the choice of start kind and policy.
 func (g *Gateway) Control() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		name, prefix, ok := routeControl(r.URL.Path)
+		p, ok := routeControl(r.URL)
 		if !ok {
-			g.answerNotFound(w, "")
+			g.answerNotFound(w, r, "", true)
 			return
 		}
-		g.pass(w, r, name, prefix, true)
+		g.pass(w, r, p, true)
 	})
 }
 

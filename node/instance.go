@@ -79,6 +79,7 @@ type instance struct {
 	cancel context.CancelCauseFunc
 	gone   chan struct{}
 	err    error
+	ending chan struct{} // closed when it begins to drain
 }
 
 var instanceRE = regexp.MustCompile(`^i-[0-9a-f]{16}$`)
@@ -94,7 +95,7 @@ func newID(prefix string) string {
 func (p *pool) newInstance(d *deployment) *instance {
 	inst := &instance{
 		id: newID("i-"), pool: p, dep: d, created: time.Now(),
-		state: api.InstanceStarting, gone: make(chan struct{}), leases: map[*lease]struct{}{},
+		state: api.InstanceStarting, gone: make(chan struct{}), ending: make(chan struct{}), leases: map[*lease]struct{}{},
 	}
 	inst.ctx, inst.cancel = context.WithCancelCause(p.n.ctx)
 	return inst
@@ -109,6 +110,9 @@ func (i *instance) to(state api.InstanceState) bool {
 		return false
 	}
 	i.state = s
+	if s == api.InstanceDraining {
+		close(i.ending)
+	}
 	return true
 }
 
@@ -187,7 +191,7 @@ func (i *instance) watch(ctx context.Context) error {
 		}
 		return fmt.Errorf("its VMM ended: %w", orUnknown(i.machine.Err()))
 	case <-exited:
-		return fmt.Errorf("the function's server ended: %w", orUnknown(i.agent.ExitErr()))
+		return fmt.Errorf("%w: %w", ErrExited, orUnknown(i.agent.ExitErr()))
 	}
 }
 

@@ -66,6 +66,8 @@ func (l *lease) Start() api.StartKind  { return l.kind }
 func (l *lease) Phases() api.Phases    { return l.phases }
 func (l *lease) Gone() <-chan struct{} { return l.inst.gone }
 
+func (l *lease) Ending() <-chan struct{} { return l.inst.ending }
+
 func (l *lease) Transport(h2 bool) http.RoundTripper { return l.inst.transports.get(h2) }
 
 // Err says why the instance is gone; nil while it is not.

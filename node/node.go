@@ -47,6 +47,9 @@ type Lease interface {
 	// Transport sends requests to the function's server over connections that
 	// belong to the instance; h2 selects HTTP/2 with prior knowledge (gRPC).
 	Transport(h2 bool) http.RoundTripper
+	// Ending is closed when the instance is to end once its requests are over:
+	// they go on, but nothing should be waited for that is of no use.
+	Ending() <-chan struct{}
 	// Gone is closed when the instance has died under the lease; Err says why.
 	Gone() <-chan struct{}
 	Err() error
@@ -63,6 +66,11 @@ var (
 	ErrDraining   = errors.New("shutting down")
 	ErrNoneWarm   = errors.New("no warm instance is idle")
 	ErrLocked     = errors.New("another daemon uses this data directory")
+	// ErrConnect is wrapped when the function's server takes no connection: the
+	// request was not sent, nor its body touched.
+	ErrConnect = errors.New("connecting to the function's server")
+	// ErrExited is wrapped by an instance's end that was its function's doing.
+	ErrExited = errors.New("the function's server ended")
 	// ErrNoSnapshot is wrapped when a restore is asked for and nothing is there
 	// to restore from.
 	ErrNoSnapshot = errors.New("no usable snapshot")

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"sync"
@@ -108,6 +109,14 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
+// CloseWrite says that no more is sent, on an upgraded connection.
+func (c *conn) CloseWrite() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
 // errGone is what a request gets that comes after its instance's end.
 var errGone = errors.New("the instance has ended")
 
@@ -132,7 +141,7 @@ func (t *transports) connect(ctx context.Context) (net.Conn, error) {
 	t.mu.Lock()
 	if t.closed {
 		t.mu.Unlock()
-		return nil, errGone
+		return nil, fmt.Errorf("%w: %w", ErrConnect, errGone)
 	}
 	t.dialing.Add(1)
 	t.mu.Unlock()
@@ -142,14 +151,14 @@ func (t *transports) connect(ctx context.Context) (net.Conn, error) {
 	defer context.AfterFunc(t.ctx, cancel)()
 	raw, err := t.dial(ctx)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrConnect, err)
 	}
 	c := &conn{Conn: raw, of: t}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
 		raw.Close()
-		return nil, errGone
+		return nil, fmt.Errorf("%w: %w", ErrConnect, errGone)
 	}
 	t.conns[c] = struct{}{}
 	return c, nil
@@ -173,13 +182,15 @@ func (t *transports) make(h2 bool) *http.Transport {
 	protocols.SetHTTP1(!h2)
 	protocols.SetUnencryptedHTTP2(h2)
 	return &http.Transport{
-		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return t.connect(ctx) },
-		DisableCompression:  true,
-		MaxIdleConns:        t.idle,
-		MaxIdleConnsPerHost: t.idle,
-		Protocols:           &protocols,
-		WriteBufferSize:     16 << 10,
-		ReadBufferSize:      16 << 10,
+		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return t.connect(ctx) },
+		DisableCompression: true,
+		// A client that asks whether it may send its body hears it from the function.
+		ExpectContinueTimeout: time.Second,
+		MaxIdleConns:          t.idle,
+		MaxIdleConnsPerHost:   t.idle,
+		Protocols:             &protocols,
+		WriteBufferSize:       16 << 10,
+		ReadBufferSize:        16 << 10,
 	}
 }
 

@@ -198,6 +198,8 @@ func newPlainNode(addr string) *plainNode {
 func (n *plainNode) Function(name string) (api.Function, bool) { return n.fn, name == n.fn.Name }
 func (n *plainNode) FunctionNames() []string                   { return []string{n.fn.Name} }
 func (n *plainNode) Record(api.Invocation)                     {}
+func (n *plainNode) Healthy(context.Context) error             { return nil }
+func (n *plainNode) Ready(context.Context) error               { return nil }
 func (n *plainNode) Acquire(context.Context, string, node.AcquireOptions) (node.Lease, error) {
 	return plainLease{n}, nil
 }
@@ -207,6 +209,7 @@ type plainLease struct{ n *plainNode }
 func (plainLease) Instance() string                   { return "plain" }
 func (plainLease) Start() api.StartKind               { return api.StartWarm }
 func (plainLease) Phases() api.Phases                 { return api.Phases{} }
+func (plainLease) Ending() <-chan struct{}            { return nil }
 func (plainLease) Gone() <-chan struct{}              { return nil }
 func (plainLease) Err() error                         { return nil }
 func (plainLease) Release(api.Invocation)             {}

@@ -104,8 +104,14 @@ func (d *daemon) openNode(ctx context.Context) error {
 		return err
 	}
 	d.view.Node, b.Node = d.node, d.node
+	trusted, err := d.cfg.TrustedProxies()
+	if err != nil {
+		return err
+	}
 	d.gateway = gateway.New(b, gateway.Options{
-		Domain: d.cfg.Domain, Experiments: d.cfg.Experiments, DrainTimeout: controlGrace, Log: d.log,
+		Domain: d.cfg.Domain, Experiments: d.cfg.Experiments, TrustForwarded: trusted, ListFunctions: d.cfg.ListsFunctions(),
+		MaxBody: int64(d.cfg.MaxBody) << 20, MaxConns: d.cfg.MaxConnections, AccessLog: d.cfg.AccessLog,
+		DrainTimeout: controlGrace, Log: d.log,
 	})
 	return nil
 }

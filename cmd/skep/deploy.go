@@ -28,7 +28,7 @@ type deployFlags struct {
 	env        envFlags
 	reset      bool
 	noSnapshot bool
-	timeouts   [3]time.Duration // ready, invocation, keep-alive
+	timeouts   [7]time.Duration // ready, invocation, keep-alive, queue, response, idle, stream
 }
 
 func (c *cli) deployCmd() *cobra.Command {
@@ -75,7 +75,11 @@ func (d *deployFlags) register(fs *pflag.FlagSet) {
 	fs.IntVar(&f.Port, "port", 0, "port that its server listens on (default 8080)")
 	fs.StringVar(&f.ReadyPath, "ready-path", "", "HTTP `PATH` that answers 2xx when ready (default: the port accepts)")
 	fs.DurationVar(&d.timeouts[0], "ready-timeout", 0, "from boot until ready (default 60s)")
-	fs.DurationVar(&d.timeouts[1], "timeout", 0, "of one invocation, its wait included (default 60s)")
+	fs.DurationVar(&d.timeouts[1], "timeout", 0, "of one invocation, its wait included, unless it is a stream (default 60s)")
+	fs.DurationVar(&d.timeouts[3], "queue-timeout", 0, "of its wait for an instance (default as --timeout)")
+	fs.DurationVar(&d.timeouts[4], "response-timeout", 0, "from the request sent until the response begins (default as --timeout)")
+	fs.DurationVar(&d.timeouts[5], "idle-timeout", 0, "without a byte of the bodies moving, in streams too (default as --timeout)")
+	fs.DurationVar(&d.timeouts[6], "stream-timeout", 0, "of a WebSocket, an event stream or a gRPC call (default none)")
 	fs.IntVar(&f.Concurrency, "concurrency", 0, "requests at once in one instance (default 1)")
 	fs.IntVar(&f.MaxInstances, "max-instances", 0, "instances at once (default 8)")
 	fs.IntVar(&f.QueueLimit, "queue-limit", 0, "requests that may wait (default 100)")
@@ -145,23 +149,27 @@ func (d *deployFlags) base(image []string) (f api.Function, err error) {
 // overlay copies to f what was given as a flag.
 func overlay(fs *pflag.FlagSet, f, flags *api.Function, d *deployFlags) {
 	set := map[string]func(){
-		"name":           func() { f.Name = flags.Name },
-		"memory-mib":     func() { f.MemoryMiB = flags.MemoryMiB },
-		"vcpus":          func() { f.VCPUs = flags.VCPUs },
-		"port":           func() { f.Port = flags.Port },
-		"ready-path":     func() { f.ReadyPath = flags.ReadyPath },
-		"ready-timeout":  func() { f.ReadyTimeout = api.Duration(d.timeouts[0]) },
-		"timeout":        func() { f.Timeout = api.Duration(d.timeouts[1]) },
-		"concurrency":    func() { f.Concurrency = flags.Concurrency },
-		"max-instances":  func() { f.MaxInstances = flags.MaxInstances },
-		"queue-limit":    func() { f.QueueLimit = flags.QueueLimit },
-		"keep-alive":     func() { f.KeepAlive = api.Duration(d.timeouts[2]) },
-		"no-snapshot":    func() { f.Snapshot.Off = d.noSnapshot },
-		"snapshot-after": func() { f.Snapshot.AfterInvocations = flags.Snapshot.AfterInvocations },
-		"policy":         func() { f.MemoryPolicy = flags.MemoryPolicy },
-		"egress":         func() { f.Egress = flags.Egress },
-		"disk-mib":       func() { f.DiskMiB = flags.DiskMiB },
-		"clone-hook":     func() { f.CloneHook = flags.CloneHook },
+		"name":             func() { f.Name = flags.Name },
+		"memory-mib":       func() { f.MemoryMiB = flags.MemoryMiB },
+		"vcpus":            func() { f.VCPUs = flags.VCPUs },
+		"port":             func() { f.Port = flags.Port },
+		"ready-path":       func() { f.ReadyPath = flags.ReadyPath },
+		"ready-timeout":    func() { f.ReadyTimeout = api.Duration(d.timeouts[0]) },
+		"timeout":          func() { f.Timeout = api.Duration(d.timeouts[1]) },
+		"queue-timeout":    func() { f.QueueTimeout = api.Duration(d.timeouts[3]) },
+		"response-timeout": func() { f.ResponseTimeout = api.Duration(d.timeouts[4]) },
+		"idle-timeout":     func() { f.IdleTimeout = api.Duration(d.timeouts[5]) },
+		"stream-timeout":   func() { f.StreamTimeout = api.Duration(d.timeouts[6]) },
+		"concurrency":      func() { f.Concurrency = flags.Concurrency },
+		"max-instances":    func() { f.MaxInstances = flags.MaxInstances },
+		"queue-limit":      func() { f.QueueLimit = flags.QueueLimit },
+		"keep-alive":       func() { f.KeepAlive = api.Duration(d.timeouts[2]) },
+		"no-snapshot":      func() { f.Snapshot.Off = d.noSnapshot },
+		"snapshot-after":   func() { f.Snapshot.AfterInvocations = flags.Snapshot.AfterInvocations },
+		"policy":           func() { f.MemoryPolicy = flags.MemoryPolicy },
+		"egress":           func() { f.Egress = flags.Egress },
+		"disk-mib":         func() { f.DiskMiB = flags.DiskMiB },
+		"clone-hook":       func() { f.CloneHook = flags.CloneHook },
 	}
 	fs.Visit(func(g *pflag.Flag) {
 		if apply := set[g.Name]; apply != nil {

@@ -81,7 +81,7 @@ func settingRows(d api.FunctionDetail) [][]string {
 		{"vcpus", strconv.Itoa(f.VCPUs)},
 		{"port", strconv.Itoa(f.Port)},
 		{"ready when", readiness(f)},
-		{"timeout", f.Timeout.String()},
+		{"timeouts", timeouts(f)},
 		{"instances", fmt.Sprintf("at most %d, %d request(s) at once in each, kept %v idle", f.MaxInstances, f.Concurrency, f.KeepAlive)},
 		{"queue", fmt.Sprintf("%d requests may wait", f.QueueLimit)},
 		{"snapshot", snapshotRule(f.Snapshot)},
@@ -112,6 +112,15 @@ func readiness(f api.Function) string {
 		return fmt.Sprintf("port %d accepts connections (within %v)", f.Port, f.ReadyTimeout)
 	}
 	return fmt.Sprintf("GET %s answers 2xx (within %v)", f.ReadyPath, f.ReadyTimeout)
+}
+
+func timeouts(f api.Function) string {
+	l := f.Limits()
+	stream := "as long as they are used"
+	if l.Stream > 0 {
+		stream = l.Stream.String()
+	}
+	return fmt.Sprintf("%v in all: in the queue %v, until the response begins %v, idle %v; streams %s", l.Total, l.Queue, l.Response, l.Idle, stream)
 }
 
 func snapshotRule(r api.SnapshotRule) string {

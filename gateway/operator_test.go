@@ -1,0 +1,154 @@
+package gateway
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/node"
+)
+
+func TestHealthAndReadiness(t *testing.T) {
+	f := newFake(t, "")
+	base := before(t, f, Options{})
+	for _, path := range []string{"/healthz", "/readyz"} {
+		if status, body, _ := get(t, base+path); status != 200 || body != "ok\n" {
+			t.Errorf("%s: %d %q", path, status, body)
+		}
+	}
+	f.unready = node.ErrDraining
+	if status, body, _ := get(t, base+"/readyz"); status != 503 || !strings.Contains(body, "shutting down") {
+		t.Errorf("while it drains: %d %s", status, body)
+	}
+	if status, _, _ := get(t, base+"/healthz"); status != 200 {
+		t.Errorf("while it drains, health: %d", status)
+	}
+}
+
+func TestFunctionsAreListedToWhoMayKnow(t *testing.T) {
+	f := newFake(t, "")
+	for _, list := range []bool{false, true} {
+		base := before(t, f, Options{ListFunctions: list})
+		for _, path := range []string{"/", "/function/other/"} {
+			var p Problem
+			status, body, _ := get(t, base+path)
+			if err := json.Unmarshal([]byte(body), &p); err != nil || status != 404 || (len(p.Functions) == 1) != list {
+				t.Errorf("listed %v, %s: %d %s %v", list, path, status, body, err)
+			}
+		}
+	}
+}
+
+func TestForwardedHeaders(t *testing.T) {
+	show := func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s|%s|%s|%s", r.Header.Get("X-Forwarded-For"), r.Header.Get("X-Forwarded-Proto"), r.Header.Get("X-Real-Ip"), r.Header.Get("X-Forwarded-Prefix"))
+	}
+	for prefix, want := range map[string]string{
+		"127.0.0.0/8": "6.6.6.6, 127.0.0.1|http|6.6.6.6|/p",
+		"10.0.0.0/8":  "127.0.0.1|http||",
+	} {
+		_, base := serve(t, Options{TrustForwarded: []netip.Prefix{netip.MustParsePrefix(prefix)}}, show)
+		_, body, _ := get(t, base, "Host", "fn.localhost", "X-Forwarded-For", "6.6.6.6", "X-Forwarded-Proto", "https", "X-Real-Ip", "6.6.6.6", "X-Forwarded-Prefix", "/p")
+		if body != want {
+			t.Errorf("from one who is trusted if in %s: %q, want %q", prefix, body, want)
+		}
+	}
+}
+
+func TestClientAddress(t *testing.T) {
+	g := New(nil, Options{TrustForwarded: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128")}})
+	for _, c := range []struct{ remote, forwarded, want string }{
+		{"1.2.3.4:5", "6.6.6.6", "1.2.3.4"},
+		{"10.0.0.1:5", "6.6.6.6, 1.2.3.4", "1.2.3.4"},
+		{"10.0.0.1:5", "6.6.6.6, 1.2.3.4,10.9.9.9", "1.2.3.4"},
+		{"[::1]:5", "nonsense", "::1"},
+		{"10.0.0.1:5", "", "10.0.0.1"},
+		{"@", "1.2.3.4", "@"}, // over the control socket
+	} {
+		r := &http.Request{RemoteAddr: c.remote, Header: http.Header{"X-Forwarded-For": {c.forwarded}}}
+		if got := g.clientAddr(r); got != c.want {
+			t.Errorf("%+v: %s", c, got)
+		}
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+// lines waits for so many.
+func (l *lockedBuffer) lines(t *testing.T, n int) (out []map[string]any) {
+	t.Helper()
+	text := ""
+	for deadline := time.Now().Add(10 * time.Second); strings.Count(text, "\n") < n && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		l.mu.Lock()
+		text = l.b.String()
+		l.mu.Unlock()
+	}
+	for line := range strings.Lines(text) {
+		var m map[string]any
+		if err := json.Unmarshal([]byte(line), &m); err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, m)
+	}
+	if len(out) != n {
+		t.Fatalf("%d lines, want %d:\n%s", len(out), n, text)
+	}
+	return out
+}
+
+// The function gets a request's id, the client's if that is sane, and the log
+// has it beside the invocation's.
+func TestRequestIDAndAccessLog(t *testing.T) {
+	for _, c := range []struct{ sent, want string }{{"", ""}, {"a-1", "a-1"}, {"a b", ""}, {strings.Repeat("x", 129), ""}, {"a\"b", ""}} {
+		log := &lockedBuffer{}
+		f, base := serve(t, Options{AccessLog: true, Log: slog.New(slog.NewJSONHandler(log, nil))}, func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, "%s %s", r.Header.Get(HeaderRequestID), r.Header.Get(api.HeaderInvocation))
+		})
+		_, body, h := get(t, base+"/function/fn/secret?token=1", HeaderRequestID, c.sent, api.HeaderInvocation, "forged")
+		id := f.records(t, 1)[0].ID
+		want := c.want
+		if want == "" {
+			want = id
+		}
+		if body != want+" "+id || h.Get(api.HeaderInvocation) != id {
+			t.Errorf("sent %q: the function got %q, the invocation is %s", c.sent, body, id)
+		}
+		get(t, base+"/nothing")
+		lines := log.lines(t, 2)
+		if l := lines[0]; l["invocation"] != id || l["request_id"] != want || l["status"] != 200.0 || l["function"] != "fn" || l["instance"] != "i-1" || l["path"] != "/function/fn/secret" || l["client"] != "127.0.0.1" {
+			t.Errorf("line %v", l)
+		}
+		if l := lines[1]; l["status"] != 404.0 || l["path"] != "/nothing" {
+			t.Errorf("line %v", l)
+		}
+	}
+}
+
+func TestAccessLogTellsWhoseDoing(t *testing.T) {
+	log := &lockedBuffer{}
+	f := newFake(t, "")
+	f.lend = func(int) (string, error) { return "", errors.New("no kernel") }
+	g := New(f, Options{AccessLog: true, Log: slog.New(slog.NewJSONHandler(log, nil))})
+	status, _, _ := get(t, beforeGateway(t, g)+"/function/fn/")
+	if l := log.lines(t, 1)[0]; status != 502 || l["failure"] != "platform" || l["error"] != "no kernel" {
+		t.Errorf("%d, line %v", status, l)
+	}
+}
