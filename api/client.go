@@ -216,18 +216,8 @@ func (c *Client) PruneImages(ctx context.Context) (is []Image, err error) {
 
 // Invocations returns records, newest first.
 func (c *Client) Invocations(ctx context.Context, q InvocationQuery) (is []Invocation, err error) {
-	v := url.Values{}
-	if q.Function != "" {
-		v.Set("function", q.Function)
-	}
-	if !q.Since.IsZero() {
-		v.Set("since", q.Since.Format(time.RFC3339Nano))
-	}
-	if q.Limit != 0 {
-		v.Set("limit", strconv.Itoa(q.Limit))
-	}
 	path := "/v1/invocations"
-	if len(v) > 0 {
+	if v := q.values(); len(v) > 0 {
 		path += "?" + v.Encode()
 	}
 	return is, c.call(ctx, "GET", path, nil, &is)
@@ -243,6 +233,12 @@ func (c *Client) Logs(ctx context.Context, q LogQuery, w io.Writer) error {
 	v := url.Values{}
 	if q.Instance != "" {
 		v.Set("instance", q.Instance)
+	}
+	if q.Invocation != "" {
+		v.Set("invocation", q.Invocation)
+	}
+	if !q.Since.IsZero() {
+		v.Set("since", q.Since.Format(time.RFC3339Nano))
 	}
 	if q.Tail != 0 {
 		v.Set("tail", strconv.Itoa(q.Tail))

@@ -59,21 +59,17 @@ type FunctionDetail struct {
 	Recent       []Invocation `json:"recent"` // newest first
 }
 
-// InvocationQuery selects records, newest first. The zero value selects the
-// newest hundred of all functions.
-type InvocationQuery struct {
-	Function string
-	Since    time.Time // zero: no bound
-	Limit    int       // 0: 100
-}
-
 // LogQuery selects a function's output. The zero value of all but Function is
 // everything that is kept, of every instance.
 type LogQuery struct {
 	Function string
 	Instance string
-	Tail     int  // the last so many lines; 0: all
-	Follow   bool // go on until the context ends
+	// Invocation selects the lines of one, of functions whose instances take one
+	// at a time.
+	Invocation string
+	Since      time.Time // zero: no bound
+	Tail       int       // the last so many lines; 0: all
+	Follow     bool      // go on until the context ends
 }
 
 // SnapshotRequest asks for a snapshot of a function to be made now.

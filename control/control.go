@@ -12,7 +12,7 @@
 //	GET    /v1/functions/{name}                one, with instances, snapshots, newest invocations
 //	DELETE /v1/functions/{name}
 //	ANY    /v1/functions/{name}/invoke/{path}  to the function, as the gateway would
-//	GET    /v1/functions/{name}/logs           ?tail=N&follow=true&instance=ID
+//	GET    /v1/functions/{name}/logs           ?tail=N&since=TIME&follow=true&instance=ID&invocation=ID
 //	GET    /v1/instances                       ?function=NAME
 //	GET    /v1/snapshots                       ?function=NAME
 //	POST   /v1/snapshots                       api.SnapshotRequest
@@ -22,7 +22,7 @@
 //	DELETE /v1/snapshots/{id}
 //	GET    /v1/images
 //	POST   /v1/images/prune                    removes and answers those that nothing needs
-//	GET    /v1/invocations                     ?function=NAME&limit=N&since=TIME
+//	GET    /v1/invocations                     ?function=NAME&limit=N&since=TIME&until=TIME&status=5xx&failure=any&start=KIND&instance=ID&slower_than=1s&id=ID
 //	GET    /v1/invocations/{id}
 //	GET    /metrics                            Prometheus text
 //

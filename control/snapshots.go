@@ -120,11 +120,27 @@ func (s *Server) pruneImages(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) invocations(w http.ResponseWriter, r *http.Request) error {
-	q, err := queryOf(r, "function", "limit", "since")
+	q, err := queryOf(r, "id", "function", "limit", "since", "until", "status", "failure", "start", "instance", "slower_than")
 	if err != nil {
 		return err
 	}
-	want := api.InvocationQuery{Function: q.Get("function")}
+	want := api.InvocationQuery{
+		ID: q.Get("id"), Function: q.Get("function"), Instance: q.Get("instance"), Status: q.Get("status"),
+		Failure: api.Failure(q.Get("failure")), Start: api.StartKind(q.Get("start")),
+	}
+	if s := q.Get("slower_than"); s != "" {
+		var d api.Duration
+		if err := d.UnmarshalText([]byte(s)); err != nil {
+			return badRequest("query: slower_than: %v", err)
+		}
+		want.Slower = d.D()
+	}
+	if err := want.Validate(); err != nil {
+		return badRequest("query: %v", err)
+	}
+	if want.Until, err = queryTime(q, "until"); err != nil {
+		return err
+	}
 	if want.Limit, err = queryInt(q, "limit", maxInvocations); err != nil {
 		return err
 	}
@@ -147,12 +163,15 @@ func (s *Server) invocation(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) logs(w http.ResponseWriter, r *http.Request) error {
-	q, err := queryOf(r, "tail", "follow", "instance")
+	q, err := queryOf(r, "tail", "follow", "instance", "invocation", "since")
 	if err != nil {
 		return err
 	}
-	want := api.LogQuery{Function: r.PathValue("name"), Instance: q.Get("instance")}
+	want := api.LogQuery{Function: r.PathValue("name"), Instance: q.Get("instance"), Invocation: q.Get("invocation")}
 	if want.Tail, err = queryInt(q, "tail", maxTail); err != nil {
+		return err
+	}
+	if want.Since, err = queryTime(q, "since"); err != nil {
 		return err
 	}
 	if want.Follow, err = queryBool(q, "follow"); err != nil {

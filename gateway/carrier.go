@@ -30,6 +30,7 @@ func (carrier) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	x.asked = true
 	for try := 1; ; try++ {
+		x.opts.Invocation = x.rec.ID
 		lease, err := x.backend.Acquire(req.Context(), x.fn.Name, x.opts)
 		if err != nil {
 			return nil, err

@@ -220,7 +220,7 @@ func TestRoutesHeadersAndRecord(t *testing.T) {
 		}
 	}
 	recs := f.records(t, 6)
-	if f.options != (node.AcquireOptions{}) {
+	if f.options != (node.AcquireOptions{Invocation: f.options.Invocation}) || f.options.Invocation == "" {
 		t.Errorf("a request on the open port chose %+v", f.options)
 	}
 	if r := recs[0]; r.Status != 200 || r.BytesOut == 0 || r.Phases.Total == 0 || r.Phases.Process == 0 || r.Phases.Spawn != time.Millisecond || r.Error != "" {

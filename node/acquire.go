@@ -36,6 +36,17 @@ func (w *waiter) grant(l *lease, err error) {
 // request waits in the function's queue while instances are started, as far as
 // the function's and the node's limits let them.
 func (n *Node) Acquire(ctx context.Context, function string, o AcquireOptions) (Lease, error) {
+	l, err := n.acquire(ctx, function, o)
+	if err != nil {
+		return nil, err
+	}
+	if l.inst.dep.fn.Concurrency == 1 && o.Invocation != "" {
+		l.inst.lastInvocation.Store(&o.Invocation)
+	}
+	return l, nil
+}
+
+func (n *Node) acquire(ctx context.Context, function string, o AcquireOptions) (*lease, error) {
 	arrived := time.Now()
 	p := n.pool(function)
 	if p == nil {
@@ -60,18 +71,10 @@ func (n *Node) Acquire(ctx context.Context, function string, o AcquireOptions) (
 	}
 	select {
 	case g := <-w.result:
-		return g.unpack()
+		return g.lease, g.err
 	case <-ctx.Done():
 		return p.leave(w, context.Cause(ctx))
 	}
-}
-
-// unpack avoids an interface that holds a nil pointer.
-func (g granted) unpack() (Lease, error) {
-	if g.err != nil {
-		return nil, g.err
-	}
-	return g.lease, nil
 }
 
 // enqueue makes the request wait, and starts what it needs. The mutex is held.
@@ -101,12 +104,12 @@ func (p *pool) enqueue(o AcquireOptions, arrived time.Time) (*waiter, error) {
 
 // leave takes a request out of the queue that waits no longer. If it has been
 // given an instance at that very moment, it keeps it.
-func (p *pool) leave(w *waiter, why error) (Lease, error) {
+func (p *pool) leave(w *waiter, why error) (*lease, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	select {
 	case g := <-w.result:
-		return g.unpack()
+		return g.lease, g.err
 	default:
 	}
 	w.left = true

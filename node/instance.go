@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"regexp"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/skep-dev/skep/api"
@@ -70,6 +71,9 @@ type instance struct {
 	memoryFile string
 	tail       tail // last lines of the function, for errors
 	releases   []func()
+
+	// lastInvocation is the one that it was lent to last, if it takes one at once.
+	lastInvocation atomic.Pointer[string]
 
 	sessionMu sync.Mutex // held to use session from other goroutines, and to change it
 
@@ -147,6 +151,16 @@ func (i *instance) release() {
 		i.releases[k]()
 	}
 	i.releases = nil
+}
+
+// serving is the id of the invocation that what the function writes belongs to,
+// as far as that can be known: the one that the instance was given last, if it
+// takes one at a time. "" is none.
+func (i *instance) serving() string {
+	if id := i.lastInvocation.Load(); id != nil {
+		return *id
+	}
+	return ""
 }
 
 func (i *instance) setSession(s memory.Session) {

@@ -11,10 +11,12 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/skep-dev/skep/api"
 )
 
 // logStore keeps what functions write, in logs/<function>/log and log.1: one
-// line each with time, instance and stream before it. When log has half of what
+// line each with time, instance, stream and invocation before it. When log has half of what
 // a function may have on disk it becomes log.1.
 type logStore struct {
 	dir string
@@ -165,11 +167,12 @@ func (s *logStore) writer(function, instance string) *logWriter {
 	return &logWriter{log: s.get(function), instance: instance}
 }
 
-func (w *logWriter) write(stream string, line []byte) {
+func (w *logWriter) write(stream, invocation string, line []byte) {
 	line = line[:min(len(line), maxLogLine)]
-	b := time.Now().UTC().AppendFormat(w.buf[:0], "2006-01-02T15:04:05.000000Z")
+	b := time.Now().UTC().AppendFormat(w.buf[:0], logTime)
 	b = append(append(append(b, ' '), w.instance...), ' ')
 	b = append(append(b, stream...), ' ')
+	b = append(append(b, orDefault(invocation, "-")...), ' ')
 	b = append(append(b, bytes.ReplaceAll(line, []byte{'\n'}, []byte{' '})...), '\n')
 	w.buf = b
 	w.log.write(b)
@@ -177,25 +180,30 @@ func (w *logWriter) write(stream string, line []byte) {
 
 func (w *logWriter) close() { w.once.Do(func() { w.log.store.put(w.log) }) }
 
-// Logs writes the last lines (all that are kept when tail is negative) of a
-// function's log to w, and then, with follow, what is added until ctx ends.
-func (n *Node) Logs(ctx context.Context, function string, follow bool, tail int, w io.Writer) error {
-	p := n.pool(function)
+// Logs writes what is kept of a function's log, as far as the query selects it,
+// to w, and then, with Follow, what is added until ctx ends.
+func (n *Node) Logs(ctx context.Context, q api.LogQuery, w io.Writer) error {
+	p := n.pool(q.Function)
 	if p == nil {
-		return fmt.Errorf("%q: %w", function, ErrNoFunction)
+		return fmt.Errorf("%q: %w", q.Function, ErrNoFunction)
 	}
-	l := n.logs.get(function)
+	l := n.logs.get(q.Function)
 	defer n.logs.put(l)
-	f, err := l.copyTail(tail, w)
-	if err != nil {
-		return fmt.Errorf("reading the log of %q: %w", function, err)
-	}
+	fail := func(err error) error { return fmt.Errorf("reading the log of %q: %w", q.Function, err) }
+	out := newLogFilter(w, q)
+	f, err := l.copyKept(out)
 	r := logReader{log: l, file: f}
 	defer r.close()
-	for follow {
-		changed, err := r.copy(w)
+	if err == nil {
+		err = out.flush()
+	}
+	if err != nil {
+		return fail(err)
+	}
+	for q.Follow {
+		changed, err := r.copy(out)
 		if err != nil {
-			return fmt.Errorf("reading the log of %q: %w", function, err)
+			return fail(err)
 		}
 		select {
 		case <-changed:
@@ -211,9 +219,9 @@ func (n *Node) Logs(ctx context.Context, function string, follow bool, tail int,
 	return nil
 }
 
-// copyTail writes the last lines and returns the newest file, read to where
-// they end; nil when there is none.
-func (l *functionLog) copyTail(tail int, w io.Writer) (*os.File, error) {
+// copyKept writes all that is kept and returns the newest file, read to where
+// that ends; nil when there is none.
+func (l *functionLog) copyKept(w io.Writer) (*os.File, error) {
 	l.mu.Lock() // so that no rotation comes between the two files
 	old, err1 := os.Open(l.path("log.1"))
 	cur, err2 := os.Open(l.path("log"))
@@ -223,36 +231,18 @@ func (l *functionLog) copyTail(tail int, w io.Writer) (*os.File, error) {
 	}
 	for _, err := range []error{err1, err2} {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
+			return cur, err
 		}
 	}
-	var text []byte
 	for _, f := range []*os.File{old, cur} {
 		if f == nil {
 			continue
 		}
-		b, err := io.ReadAll(f)
-		if err != nil {
+		if _, err := io.Copy(w, f); err != nil {
 			return cur, err
 		}
-		text = append(text, b...)
 	}
-	_, err := w.Write(lastLines(text, tail))
-	return cur, err
-}
-
-func lastLines(text []byte, n int) []byte {
-	if n < 0 {
-		return text
-	}
-	end := len(text)
-	for i := 0; i <= n && end > 0; i++ {
-		if i == n {
-			return text[end:]
-		}
-		end = bytes.LastIndexByte(text[:end-1], '\n') + 1
-	}
-	return text[end:]
+	return cur, nil
 }
 
 // logReader follows a log through its rotations.

@@ -27,6 +27,8 @@ type AcquireOptions struct {
 	// Start asks for an instance of that kind: StartRestore and StartBoot start a
 	// new one for this invocation alone, StartWarm fails when none is idle.
 	Start api.StartKind
+	// Invocation is the id of its record, for the function's log. May be empty.
+	Invocation string
 	// Policy replaces the function's memory policy; it implies a restore.
 	Policy string
 }

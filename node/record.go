@@ -162,28 +162,16 @@ func (r *recorder) trim() {
 	}
 }
 
-// InvocationFilter selects records. The zero value selects the last 100 of all.
-type InvocationFilter struct {
-	ID       string    // "": all
-	Function string    // "": of all functions
-	Since    time.Time // of arrival; zero: from the beginning
-	Limit    int       // at most so many, the last ones; 0: 100; negative: all
-}
+// InvocationFilter selects records; a negative limit is none.
+type InvocationFilter = api.InvocationQuery
 
 // Invocations returns the records that the filter selects, oldest first. The
 // last ones may be missing for as long as a batch is collected.
 func (n *Node) Invocations(ctx context.Context, f InvocationFilter) ([]api.Invocation, error) {
 	limit := orDefault(f.Limit, 100)
-	since := int64(0)
-	if !f.Since.IsZero() {
-		since = f.Since.UnixNano()
-	}
-	where, args := "time_ns >= ?", []any{since}
-	if f.ID != "" {
-		where, args = where+" AND id = ?", append(args, f.ID)
-	}
-	if f.Function != "" {
-		where, args = where+" AND function = ?", append(args, f.Function)
+	where, args, err := selected(f)
+	if err != nil {
+		return nil, fmt.Errorf("reading records: %w", err)
 	}
 	rows, err := n.db.main.QueryContext(ctx, "SELECT * FROM (SELECT seq, "+recordColumns+", "+phaseColumns+
 		", memory FROM invocations WHERE "+where+" ORDER BY time_ns DESC, seq DESC LIMIT ?) ORDER BY time_ns, seq", append(args, limit)...)
@@ -203,6 +191,31 @@ func (n *Node) Invocations(ctx context.Context, f InvocationFilter) ([]api.Invoc
 		return nil, fmt.Errorf("reading records: %w", err)
 	}
 	return out, nil
+}
+
+// selected is the filter as a condition on the table.
+func selected(f InvocationFilter) (where string, args []any, err error) {
+	first, last, err := f.StatusRange()
+	if err != nil {
+		return "", nil, err
+	}
+	where = "true"
+	and := func(given bool, condition string, values ...any) {
+		if given {
+			where, args = where+" AND "+condition, append(args, values...)
+		}
+	}
+	and(!f.Since.IsZero(), "time_ns >= ?", f.Since.UnixNano())
+	and(!f.Until.IsZero(), "time_ns < ?", f.Until.UnixNano())
+	and(f.ID != "", "id = ?", f.ID)
+	and(f.Function != "", "function = ?", f.Function)
+	and(f.Instance != "", "instance = ?", f.Instance)
+	and(f.Start != "", "start = ?", string(f.Start))
+	and(f.Status != "", "status BETWEEN ? AND ?", first, last)
+	and(f.Failure == api.AnyFailure, "failure <> ''")
+	and(f.Failure != "" && f.Failure != api.AnyFailure, "failure = ?", string(f.Failure))
+	and(f.Slower > 0, "total_us > ?", f.Slower.Microseconds())
+	return where, args, nil
 }
 
 func scanRecord(rows *sql.Rows) (api.Invocation, error) {

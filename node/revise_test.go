@@ -33,7 +33,7 @@ func TestSetAppliesAtOnce(t *testing.T) {
 		l := acquire(t, n, AcquireOptions{})
 		l.Release(okRecord())
 		boots, snaps := w.boots, n.snaps.IDs("hello")
-		f := change(t, n, `{"timeout":"5s","max_instances":3,"keep_alive":"10s"}`)
+		f := change(t, n, `{"timeout":"5s","idle_timeout":"3s","max_instances":3,"keep_alive":"10s"}`)
 		if f.Timeout.D() != 5*time.Second || f.Env["DB"] != "secret" || f.Revision != 2 {
 			t.Errorf("changed to %+v", f)
 		}

@@ -400,7 +400,7 @@ func (n *Node) greet(ctx context.Context, inst *instance, conn net.Conn) error {
 	out := n.logs.writer(inst.pool.name, inst.id)
 	agent, err := n.deps.Connect(ctx, conn, func(stream string, line []byte) {
 		inst.tail.add(line)
-		out.write(stream, line)
+		out.write(stream, inst.serving(), line)
 	})
 	if err != nil {
 		out.close()

@@ -124,17 +124,17 @@ func TestLogs(t *testing.T) {
 	deploy(t, n, hello(nil))
 	wr := n.logs.writer("hello", "i-1")
 	for i := range 5 {
-		wr.write("stdout", fmt.Appendf(nil, "line %d", i))
+		wr.write("stdout", "", fmt.Appendf(nil, "line %d", i))
 	}
 	var out bytes.Buffer
-	if err := n.Logs(t.Context(), "hello", false, 2, &out); err != nil {
+	if err := n.Logs(t.Context(), api.LogQuery{Function: "hello", Tail: 2}, &out); err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	if len(lines) != 2 || !strings.HasSuffix(lines[0], " i-1 stdout line 3") || !strings.HasSuffix(lines[1], " i-1 stdout line 4") {
+	if len(lines) != 2 || !strings.HasSuffix(lines[0], " i-1 stdout - line 3") || !strings.HasSuffix(lines[1], " i-1 stdout - line 4") {
 		t.Errorf("last two lines %q", lines)
 	}
-	if err := n.Logs(t.Context(), "none", false, 2, &out); err == nil {
+	if err := n.Logs(t.Context(), api.LogQuery{Function: "none"}, &out); err == nil {
 		t.Error("the log of no function")
 	}
 
@@ -142,10 +142,10 @@ func TestLogs(t *testing.T) {
 	var followed safeBuffer
 	ctx, cancel := context.WithCancel(t.Context())
 	over := make(chan error)
-	go func() { over <- n.Logs(ctx, "hello", true, -1, &followed) }()
+	go func() { over <- n.Logs(ctx, api.LogQuery{Function: "hello", Follow: true}, &followed) }()
 	const count = 2000
 	for i := range count {
-		wr.write("stderr", fmt.Appendf(nil, "more %04d", i))
+		wr.write("stderr", "r7", fmt.Appendf(nil, "more %04d", i))
 		if i%20 == 0 { // let it keep up: two rotations at once may be missed
 			deadline := time.Now().Add(5 * time.Second)
 			for !strings.Contains(followed.String(), fmt.Sprintf("more %04d\n", i)) && time.Now().Before(deadline) {
@@ -175,22 +175,75 @@ func TestLogs(t *testing.T) {
 	if size > 20000 {
 		t.Errorf("the log has %d bytes on disk, want at most 20000", size)
 	}
-	wr.write("stdout", bytes.Repeat([]byte("x"), 3*maxLogLine)) // cut, not refused
+	wr.write("stdout", "", bytes.Repeat([]byte("x"), 3*maxLogLine)) // cut, not refused
 	wr.close()
 	wr.close()
 }
 
-func TestLastLines(t *testing.T) {
+func TestLogFilter(t *testing.T) {
+	lines := []string{
+		"2026-01-01T00:00:00.000000Z i-1 stdout r1 a\n",
+		"2026-01-01T00:00:01.000000Z i-2 stderr - b c\n",
+		"2026-01-01T00:00:02.000000Z i-1 stdout r2 d\n",
+		"2026-01-01T00:00:02.500000Z i-11 stdout r22 e\n",
+	}
 	for _, tc := range []struct {
-		n    int
-		want string
-	}{{-1, "a\nb\nc\n"}, {0, ""}, {1, "c\n"}, {2, "b\nc\n"}, {3, "a\nb\nc\n"}, {9, "a\nb\nc\n"}} {
-		if got := lastLines([]byte("a\nb\nc\n"), tc.n); string(got) != tc.want {
-			t.Errorf("last %d: %q, want %q", tc.n, got, tc.want)
+		q    api.LogQuery
+		want string // texts
+	}{
+		{api.LogQuery{}, "a b d e"},
+		{api.LogQuery{Tail: 2}, "d e"},
+		{api.LogQuery{Tail: 9}, "a b d e"},
+		{api.LogQuery{Instance: "i-1"}, "a d"},
+		{api.LogQuery{Instance: "i-1", Tail: 1}, "d"},
+		{api.LogQuery{Invocation: "r2"}, "d"},
+		{api.LogQuery{Since: time.Date(2026, 1, 1, 1, 0, 1, 0, time.FixedZone("", 3600))}, "b d e"},
+		{api.LogQuery{Since: time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)}, ""},
+	} {
+		var out bytes.Buffer
+		f := newLogFilter(&out, tc.q)
+		text := strings.Join(lines, "")
+		for len(text) > 0 { // in pieces that end anywhere
+			k := min(7, len(text))
+			if _, err := f.Write([]byte(text[:k])); err != nil {
+				t.Fatal(err)
+			}
+			text = text[k:]
+		}
+		if err := f.flush(); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for line := range strings.Lines(out.String()) {
+			got = append(got, strings.Fields(line)[4])
+		}
+		if g := strings.Join(got, " "); g != tc.want {
+			t.Errorf("%+v: %q, want %q", tc.q, g, tc.want)
 		}
 	}
-	if got := lastLines(nil, 3); len(got) != 0 {
-		t.Errorf("of nothing: %q", got)
+}
+
+// Lines carry the invocation that the instance was given last, where it takes
+// one at a time, and none where that cannot be known.
+func TestLinesNameTheirInvocation(t *testing.T) {
+	for concurrency, want := range map[int]string{1: "req-1", 2: "-"} {
+		w := newWorld(t)
+		w.bootTime, w.restoreTime = 0, 0
+		n := w.open(t, nil)
+		deploy(t, n, hello(func(f *api.Function) { f.Concurrency = concurrency }))
+		l := acquire(t, n, AcquireOptions{Invocation: "req-1"})
+		w.mu.Lock()
+		agent := l.(*lease).inst.agent.(*fakeAgent)
+		w.mu.Unlock()
+		agent.logs("stdout", []byte("it is so"))
+		l.Release(okRecord())
+		var out bytes.Buffer
+		if err := n.Logs(t.Context(), api.LogQuery{Function: "hello", Tail: 1}, &out); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasSuffix(out.String(), " stdout "+want+" it is so\n") {
+			t.Errorf("concurrency %d: %q", concurrency, out.String())
+		}
 	}
 }
 

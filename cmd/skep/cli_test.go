@@ -102,6 +102,10 @@ func TestExitCodes(t *testing.T) {
 		{"no snapshot", socket, []string{"snapshot", "rm", "nosuch"}, exitNotFound, "nosuch"},
 		{"one of two", socket, []string{"rm", "nosuch", "nosuch2"}, exitNotFound, "nosuch2"},
 		{"damaged", socket, []string{"snapshot", "verify", "bad"}, exitError, "digest differs"},
+		{"bad time", socket, []string{"logs", "echo", "--since", "yesterday"}, exitUsage, "15m"},
+		{"bad record time", socket, []string{"records", "--until", "-5m"}, exitUsage, "15m"},
+		{"bad failure", socket, []string{"records", "--failure", "mine"}, exitUsage, "platform"},
+		{"no limit", socket, []string{"records", "-n", "0"}, exitUsage, "1 or more"},
 		{"no daemon", none, []string{"ls"}, exitUnreachable, "`skep up`"},
 		{"function failed", socket, []string{"invoke", "fails"}, exitFunction, "answered 500"},
 	} {
@@ -139,6 +143,8 @@ func TestVerbs(t *testing.T) {
 		{"invoke verbose", []string{"invoke", "echo", "-v"}, []string{"GET / "}, []string{"restore start", "spawn", "50.0", "1898", "7.0 MiB", "not known"}},
 		{"invoke many", []string{"invoke", "echo", "-n", "5", "-c", "2"}, []string{"restore reap", "5"}, nil},
 		{"logs", []string{"logs", "echo", "--tail", "1"}, []string{"line 2\n"}, nil},
+		{"logs since", []string{"logs", "echo", "--since", "15m", "--invocation", "r1"}, []string{"line 2\n"}, nil},
+		{"records", []string{"records", "echo", "--since", "1h", "--status", "2xx", "--slower-than", "1ms"}, []string{"r1", "echo", "190"}, nil},
 		{"snapshot create", []string{"snapshot", "create", "echo"}, []string{"s1\n"}, nil},
 		{"snapshot ls", []string{"snapshot", "ls"}, []string{"s1", "yes"}, nil},
 		{"snapshot inspect", []string{"snapshot", "inspect", "s1"}, []string{"s1", "stream", "5 (0.0% of the guest)", "2.50, at most 4", "3 reads, 2 writes", "9.00 ms after resume", "12.0 KiB", "refused: learned: not usable"}, nil},
@@ -320,19 +326,6 @@ func TestQuantile(t *testing.T) {
 	}
 	if quantile(nil, 0.5) != 0 {
 		t.Error("no samples have a median")
-	}
-}
-
-func TestInstanceFilter(t *testing.T) {
-	var out bytes.Buffer
-	f := &instanceFilter{w: &out, instance: []byte("i2")}
-	for _, part := range []string{"t i1 stdout a\nt i", "2 stdout b\nt i2 std", "err c\nt i22 stdout d\n"} {
-		if _, err := f.Write([]byte(part)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if out.String() != "t i2 stdout b\nt i2 stderr c\n" {
-		t.Errorf("got %q", out.String())
 	}
 }
 

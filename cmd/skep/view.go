@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"sync/atomic"
@@ -71,7 +69,7 @@ func (v *nodeView) RemoveSnapshot(_ context.Context, id string) error {
 
 // Invocations turns the node's order around: people want the newest first.
 func (v *nodeView) Invocations(ctx context.Context, q api.InvocationQuery) ([]api.Invocation, error) {
-	recs, err := v.Node.Invocations(ctx, node.InvocationFilter{Function: q.Function, Since: q.Since, Limit: q.Limit})
+	recs, err := v.Node.Invocations(ctx, q)
 	slices.Reverse(recs)
 	return recs, err
 }
@@ -85,46 +83,6 @@ func (v *nodeView) Invocation(ctx context.Context, id string) (api.Invocation, e
 		return api.Invocation{}, err
 	}
 	return recs[0], nil
-}
-
-func (v *nodeView) Logs(ctx context.Context, q api.LogQuery, w io.Writer) error {
-	tail := q.Tail
-	if tail == 0 {
-		tail = -1
-	}
-	if q.Instance != "" {
-		w = &instanceFilter{w: w, instance: []byte(q.Instance)}
-	}
-	return v.Node.Logs(ctx, q.Function, q.Follow, tail, w)
-}
-
-// instanceFilter passes on the lines of one instance. A line of the log is a
-// time, an instance, a stream and text.
-type instanceFilter struct {
-	w        io.Writer
-	instance []byte
-	rest     []byte // the beginning of a line whose end has not come
-}
-
-func (f *instanceFilter) Write(b []byte) (int, error) {
-	f.rest = append(f.rest, b...)
-	var out []byte
-	for {
-		line, rest, ok := bytes.Cut(f.rest, []byte{'\n'})
-		if !ok {
-			break
-		}
-		if fields := bytes.SplitN(line, []byte{' '}, 3); len(fields) == 3 && bytes.Equal(fields[1], f.instance) {
-			out = append(append(out, line...), '\n')
-		}
-		f.rest = rest
-	}
-	if len(out) > 0 {
-		if _, err := f.w.Write(out); err != nil {
-			return 0, err
-		}
-	}
-	return len(b), nil
 }
 
 // statusOf says what the node's errors mean in HTTP, and what to do about them.

@@ -21,9 +21,10 @@ import (
 type Node struct {
 	SnapshotList []api.Snapshot
 	Records      []api.Invocation
-	Followed     chan struct{} // closed when a follow has ended
-	DeployErr    error         // what Deploy returns
-	Bytes        int           // progress events that Deploy sends
+	Followed     chan struct{}       // closed when a follow has ended
+	DeployErr    error               // what Deploy returns
+	Query        api.InvocationQuery // the last one; written by it
+	Bytes        int                 // progress events that Deploy sends
 
 	mu        sync.Mutex // guards what follows
 	functions map[string]api.Function
@@ -202,6 +203,9 @@ func (n *Node) PruneImages(ctx context.Context) ([]api.Image, error) {
 }
 
 func (n *Node) Invocations(_ context.Context, q api.InvocationQuery) ([]api.Invocation, error) {
+	n.mu.Lock()
+	n.Query = q
+	n.mu.Unlock()
 	if q.Function == "broken" {
 		return nil, errors.New("disk I/O error")
 	}
