@@ -17,8 +17,10 @@ import (
 // binary is the name that is looked for.
 const binary = "firecracker"
 
-// oldest is the first version with all that this package asks for.
-var oldest = version{1, 12, 0}
+// oldest is the first version with all that this package asks for: another tap for
+// a restored machine (1.12), and a snapshot of only the memory in use without the
+// tracking of dirty pages, which every write of the guest would pay for (1.13).
+var oldest = version{1, 13, 0}
 
 // Host is what Probe found.
 type Host struct {
@@ -58,7 +60,7 @@ func probe(ctx context.Context, opts Options) (Host, error) {
 	}
 	h.Version = h.version.String()
 	if h.version.before(oldest) {
-		return Host{}, fmt.Errorf("%s is Firecracker %s: at least %s is needed, which can give a restored machine another tap (network_overrides)", path, h.version, oldest)
+		return Host{}, fmt.Errorf("%s is Firecracker %s: at least %s is needed, which writes only the memory in use into a snapshot (Diff without track_dirty_pages); `skep setup firecracker` fetches %s", path, h.version, oldest, Release)
 	}
 	h.Dynamic = isDynamic(path)
 	out, err := exec.CommandContext(ctx, path, "--snapshot-version").Output()

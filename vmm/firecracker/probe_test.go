@@ -74,8 +74,14 @@ func TestProbe(t *testing.T) {
 	if _, err := Probe(t.Context(), Options{Jailer: "/nonexistent/jailer"}); err == nil {
 		t.Error("a jailer that is not there is no error")
 	}
-	old := fake(t, dir, "old", "Firecracker", "1.7.0")
-	if _, err := Probe(t.Context(), Options{Binary: old}); err == nil || !strings.Contains(err.Error(), "at least 1.12.0") || !strings.Contains(err.Error(), "network_overrides") {
-		t.Errorf("an old version: %v", err)
+	for _, release := range []string{"1.7.0", "1.12.1"} {
+		old := fake(t, dir, "old", "Firecracker", release)
+		if _, err := Probe(t.Context(), Options{Binary: old}); err == nil || !strings.Contains(err.Error(), "at least 1.13.0") || !strings.Contains(err.Error(), "Diff") {
+			t.Errorf("version %s: %v", release, err)
+		}
+	}
+	first := fake(t, dir, "first", "Firecracker", "1.13.0")
+	if _, err := Probe(t.Context(), Options{Binary: first}); err != nil {
+		t.Errorf("the first version that will do: %v", err)
 	}
 }
