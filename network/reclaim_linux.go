@@ -21,21 +21,9 @@ type Leftover struct {
 // reclaim removes what an earlier daemon with this prefix left. Only what
 // carries the prefix is looked at.
 func (s *Slots) reclaim(ctx context.Context) error {
-	names, err := s.ownNamespaces()
+	names, busy, err := inhabited(s.opts.Prefix)
 	if err != nil {
 		return err
-	}
-	spaces := make(map[uint64]string)
-	for _, name := range names {
-		if id, err := inode(filepath.Join(netnsDir, name)); err == nil {
-			spaces[id] = name
-		}
-	}
-	busy := make(map[string][]int)
-	if len(spaces) > 0 {
-		if busy, err = processesIn(spaces); err != nil {
-			return err
-		}
 	}
 	for _, name := range names {
 		if err := ctx.Err(); err != nil {
@@ -44,7 +32,7 @@ func (s *Slots) reclaim(ctx context.Context) error {
 		path := filepath.Join(netnsDir, name)
 		if pids := busy[name]; len(pids) > 0 {
 			s.left = append(s.left, Leftover{Name: name, NetNS: path, PIDs: pids})
-			s.indices[s.indexOf(name)] = true
+			s.indices[indexOf(s.opts.Prefix, name)] = true
 			s.log.Warn("a network namespace of an earlier daemon has processes in it, leaving it", "slot", name, "pids", pids)
 			continue
 		}
@@ -68,8 +56,36 @@ func (s *Slots) removeNamespace(path string) error {
 	return unpin(path)
 }
 
-// ownNamespaces lists the names PREFIX-N.
-func (s *Slots) ownNamespaces() ([]string, error) {
+// Inhabitants are the processes in the slots of an earlier daemon with that
+// prefix. Open leaves them alone, and their slots.
+func Inhabitants(prefix string) ([]int, error) {
+	_, busy, err := inhabited(prefix)
+	var all []int
+	for _, pids := range busy {
+		all = append(all, pids...)
+	}
+	return all, err
+}
+
+// inhabited lists the namespaces PREFIX-N and the processes in them.
+func inhabited(prefix string) (names []string, busy map[string][]int, err error) {
+	if names, err = namespaces(prefix); err != nil {
+		return nil, nil, err
+	}
+	spaces := make(map[uint64]string)
+	for _, name := range names {
+		if id, err := inode(filepath.Join(netnsDir, name)); err == nil {
+			spaces[id] = name
+		}
+	}
+	if len(spaces) > 0 {
+		busy, err = processesIn(spaces)
+	}
+	return names, busy, err
+}
+
+// namespaces lists the names PREFIX-N.
+func namespaces(prefix string) ([]string, error) {
 	entries, err := os.ReadDir(netnsDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -79,7 +95,7 @@ func (s *Slots) ownNamespaces() ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if s.indexOf(e.Name()) >= 0 {
+		if indexOf(prefix, e.Name()) >= 0 {
 			names = append(names, e.Name())
 		}
 	}
@@ -87,8 +103,8 @@ func (s *Slots) ownNamespaces() ([]string, error) {
 }
 
 // indexOf returns N of PREFIX-N, -1 for any other name.
-func (s *Slots) indexOf(name string) int {
-	digits, ok := strings.CutPrefix(name, s.opts.Prefix+"-")
+func indexOf(prefix, name string) int {
+	digits, ok := strings.CutPrefix(name, prefix+"-")
 	n, err := strconv.Atoi(digits)
 	if !ok || err != nil || strconv.Itoa(n) != digits || n < 0 {
 		return -1

@@ -151,6 +151,9 @@ type Deps struct {
 	VMM         vmm.VMM
 	Policy      func(name string) (memory.Policy, error)
 	OpenNetwork func(ctx context.Context) (network.Pool, error)
+	// Inhabitants lists the processes in network slots of an earlier daemon of the
+	// same data directory, before OpenNetwork; default none.
+	Inhabitants func() ([]int, error)
 	OpenImages  func(ctx context.Context, dir string) (image.Fetcher, error)
 	OpenKernel  func(ctx context.Context, dir string) (Kernel, error)
 	// Connect greets the agent at the other end of conn, which it owns from then
@@ -195,6 +198,9 @@ func (d *Deps) validate() error {
 	}
 	if d.Dial == nil {
 		d.Dial = func(ctx context.Context, s *network.Slot, port int) (net.Conn, error) { return s.Dial(ctx, port) }
+	}
+	if d.Inhabitants == nil {
+		d.Inhabitants = func() ([]int, error) { return nil, nil }
 	}
 	if d.Log == nil {
 		d.Log = slog.New(slog.DiscardHandler)

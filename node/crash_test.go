@@ -17,6 +17,10 @@ import (
 const crashDir = "SKEP_TEST_CRASH_DIR"
 
 func TestMain(m *testing.M) {
+	if os.Getenv(orphanRoot) != "" {
+		fmt.Fprintln(os.Stderr, beOrphan())
+		os.Exit(1)
+	}
 	if dir := os.Getenv(crashDir); dir != "" {
 		fmt.Fprintln(os.Stderr, churn(dir))
 		os.Exit(1)

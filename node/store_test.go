@@ -5,9 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -244,44 +242,6 @@ func TestLinesNameTheirInvocation(t *testing.T) {
 		if !strings.HasSuffix(out.String(), " stdout "+want+" it is so\n") {
 			t.Errorf("concurrency %d: %q", concurrency, out.String())
 		}
-	}
-}
-
-func TestOrphansAreEnded(t *testing.T) {
-	w := newWorld(t)
-	start := func(env ...string) *exec.Cmd {
-		cmd := exec.Command("sleep", "300")
-		cmd.Env = env
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		return cmd
-	}
-	cfg, err := Config{DataDir: w.dir}.withDefaults()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ours := start("A=1", cfg.mark())
-	other := start(cfg.mark() + "2") // of a data directory whose name begins the same
-	exited := make(chan error, 1)
-	go func() { exited <- ours.Wait() }() // stands for init
-	t.Cleanup(func() {
-		_ = other.Process.Kill()
-		_ = other.Wait()
-	})
-	w.open(t, nil)
-	select {
-	case err := <-exited:
-		if err == nil || !strings.Contains(err.Error(), "killed") {
-			t.Errorf("the orphan ended with %v", err)
-		}
-	case <-time.After(10 * time.Second):
-		_ = ours.Process.Kill()
-		t.Error("the orphan lives")
-	}
-	pids, err := marked(cfg.mark() + "2")
-	if err != nil || !slices.Contains(pids, other.Process.Pid) {
-		t.Errorf("another's process is gone: %v, %v", pids, err)
 	}
 }
 

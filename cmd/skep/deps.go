@@ -71,6 +71,7 @@ func (d *daemon) deps() node.Deps {
 		VMM:         d.vmm,
 		Policy:      d.policy.Lookup,
 		OpenNetwork: d.openNetwork,
+		Inhabitants: d.inhabitants,
 		OpenImages:  d.openImages,
 		OpenKernel:  d.openKernel,
 		Connect:     connect,
@@ -79,14 +80,31 @@ func (d *daemon) deps() node.Deps {
 	}
 }
 
-// openNetwork opens the slots. Their names carry a digest of the data
-// directory, by which a daemon knows after a crash which ones are its own.
-func (d *daemon) openNetwork(ctx context.Context) (network.Pool, error) {
+// slotPrefix begins the names of slots. It carries a digest of the data directory,
+// by which a daemon knows after a crash which ones are its own.
+func (d *daemon) slotPrefix() (string, error) {
 	dir, err := filepath.Abs(d.cfg.DataDir)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256([]byte(dir))
+	return "skep-" + hex.EncodeToString(sum[:4]), nil
+}
+
+func (d *daemon) inhabitants() ([]int, error) {
+	prefix, err := d.slotPrefix()
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256([]byte(dir))
+	return network.Inhabitants(prefix)
+}
+
+// openNetwork opens the slots.
+func (d *daemon) openNetwork(ctx context.Context) (network.Pool, error) {
+	prefix, err := d.slotPrefix()
+	if err != nil {
+		return nil, err
+	}
 	pool, err := netip.ParsePrefix(d.cfg.NATPool)
 	if err != nil {
 		return nil, fmt.Errorf("nat_pool: %w", err)
@@ -108,7 +126,7 @@ func (d *daemon) openNetwork(ctx context.Context) (network.Pool, error) {
 		services = append(services, network.Service{Port: port, Target: target})
 	}
 	return network.Open(ctx, network.Options{
-		Prefix:   "skep-" + hex.EncodeToString(sum[:4]),
+		Prefix:   prefix,
 		Ahead:    d.cfg.Slots,
 		GuestMAC: guest.MAC, HostMAC: guest.HostMAC,
 		Guest: guest.Address, Gateway: guest.Gateway, PrefixLen: guest.PrefixLen,
