@@ -226,7 +226,7 @@ func (s *shells) make(ctx context.Context, sh *shell) (_ vmm.Shell, err error) {
 		return nil, err
 	}
 	own := n.machineDir(sh.id)
-	if err := n.makePrivate(own, sh.slot); err != nil {
+	if err := makePrivate(own); err != nil {
 		return nil, err
 	}
 	sh.dir = own

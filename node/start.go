@@ -18,7 +18,6 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/memory"
-	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/snapshot"
 	"github.com/skep-dev/skep/vmm"
 )
@@ -192,7 +191,7 @@ func (n *Node) prepare(ctx context.Context, inst *instance) (vmm.Config, error) 
 
 // makeDir makes a private directory for the instance's process, removed with it.
 func (n *Node) makeDir(inst *instance, dir string) error {
-	if err := n.makePrivate(dir, inst.slot); err != nil {
+	if err := makePrivate(dir); err != nil {
 		return err
 	}
 	inst.onRelease(func() { os.RemoveAll(dir) })
@@ -202,16 +201,10 @@ func (n *Node) makeDir(inst *instance, dir string) error {
 // machineDir is the private directory of the machine of that id.
 func (n *Node) machineDir(id string) string { return filepath.Join(n.cfg.RunDir, id) }
 
-// makePrivate makes a directory for the process in that slot alone. When it
-// fails there is none.
-func (n *Node) makePrivate(dir string, slot *network.Slot) error {
-	err := os.Mkdir(dir, 0o700)
-	if err == nil && n.cfg.UIDBase >= 0 {
-		if err = os.Chown(dir, n.cfg.UIDBase+slot.Index, n.cfg.GID); err != nil {
-			_ = os.Remove(dir)
-		}
-	}
-	if err != nil {
+// makePrivate makes a directory of the daemon's for what belongs to one machine.
+// The VMM's user may not write to it: what it writes is files that it was given.
+func makePrivate(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return fmt.Errorf("making the instance's directory: %w", err)
 	}
 	return nil

@@ -60,12 +60,12 @@ func bootMachine(ctx context.Context, host *Host, spec vmm.BootSpec) (*machine, 
 	if err != nil {
 		return nil, err
 	}
-	m.memoryFile, m.booted = spec.MemoryFile, true
+	m.memoryFile, m.life.Booted = spec.MemoryFile, true
 	began := time.Now()
 	if err := m.configure(ctx, spec); err != nil {
 		return nil, errors.Join(m.explain(err), m.Kill())
 	}
-	m.paused = false
+	m.life.Paused = false
 	m.timings.Load = time.Since(began)
 	return m, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -41,11 +42,28 @@ type jail struct {
 	binary  string // path of Firecracker
 	jailer  string // path of the jailer, "" for none
 	entries []entry
+	// attached has a socket made, by which the process hands over its memory.
+	attached bool
+
+	// The run directory and what is in it from the start: made before there is a
+	// process, which may do with the directory what it likes. A confined process's
+	// is on the tmpfs that is its root, and so bounded in size and in files.
+	dir    *os.File
+	words  words
+	faults *net.UnixListener // nil unless attached
 }
 
 // confined says whether the process is to run as a user of its own. If not,
 // it runs in Host.Dir, with links there.
 func (j *jail) confined() bool { return j.host.UID != 0 }
+
+// user is whom the process's files belong to.
+func (j *jail) user() int {
+	if j.confined() {
+		return j.host.UID
+	}
+	return os.Geteuid()
+}
 
 func (j *jail) run() string  { return filepath.Join(j.host.Dir, runName) }
 func (j *jail) base() string { return filepath.Join(j.host.Dir, "jail") }
@@ -61,19 +79,14 @@ func (j *jail) root() string {
 
 // make makes what is on the host's side.
 func (j *jail) make() error {
-	if err := os.Mkdir(j.run(), 0o700); err != nil {
-		return err
-	}
-	if err := unix.Mkfifo(filepath.Join(j.run(), logName), 0o600); err != nil {
-		return &os.PathError{Op: "mkfifo", Path: filepath.Join(j.run(), logName), Err: err}
-	}
 	if !j.confined() {
-		return j.link()
-	}
-	for _, path := range []string{j.run(), filepath.Join(j.run(), logName)} {
-		if err := os.Chown(path, j.host.UID, j.host.GID); err != nil {
+		if err := os.Mkdir(j.run(), 0o700); err != nil {
 			return err
 		}
+		if err := j.furnish(j.run()); err != nil {
+			return err
+		}
+		return j.link()
 	}
 	for _, e := range j.entries {
 		if err := e.check(j.host); err != nil {
@@ -81,6 +94,42 @@ func (j *jail) make() error {
 		}
 	}
 	return os.Mkdir(j.base(), 0o711)
+}
+
+// furnish opens the new run directory at path and makes what is in it. It
+// becomes the process's own last of all.
+func (j *jail) furnish(path string) (err error) {
+	if j.dir, err = os.Open(path); err != nil {
+		return err
+	}
+	if err := unix.Mkfifo(j.path(logName), 0o600); err != nil {
+		return &os.PathError{Op: "mkfifo", Path: logName, Err: err}
+	}
+	if j.words, err = openWords(j.path(logName)); err != nil {
+		return err
+	}
+	names := []string{logName}
+	if j.attached {
+		if j.faults, err = net.ListenUnix("unix", &net.UnixAddr{Name: j.path(faultsName), Net: "unix"}); err != nil {
+			return err
+		}
+		names = append(names, faultsName)
+	}
+	if !j.confined() {
+		return nil
+	}
+	for _, name := range names {
+		if err := unix.Fchownat(int(j.dir.Fd()), name, j.host.UID, j.host.GID, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return &os.PathError{Op: "chown", Path: name, Err: err}
+		}
+	}
+	return j.dir.Chown(j.host.UID, j.host.GID)
+}
+
+// path is a file of the run directory: short enough for a socket's address,
+// however deep the directory is, and in whichever mount namespace.
+func (j *jail) path(name string) string {
+	return fmt.Sprintf("/proc/self/fd/%d/%s", j.dir.Fd(), name)
 }
 
 func (j *jail) link() error {
@@ -98,12 +147,20 @@ func (j *jail) link() error {
 	return nil
 }
 
-// remove takes away what make made. Mounts end with their process.
+// remove takes away what make made. Mounts end with their process, and with the
+// last descriptor of what is in them.
 func (j *jail) remove() error {
-	err := errors.Join(os.RemoveAll(j.run()), os.RemoveAll(j.base()))
-	if j.confined() {
-		return err
+	if j.faults != nil {
+		_ = j.faults.Close()
 	}
+	var err error
+	if j.dir != nil {
+		err = j.dir.Close()
+	}
+	if j.confined() {
+		return errors.Join(err, removeIfThere(j.base())) // an empty directory, here
+	}
+	err = errors.Join(err, os.RemoveAll(j.run()))
 	for _, e := range j.entries {
 		link := filepath.Join(j.host.Dir, e.name)
 		if st, lerr := os.Lstat(link); lerr == nil && st.Mode()&os.ModeSymlink != 0 {
@@ -150,11 +207,15 @@ func (j *jail) mount() error {
 	if err := unix.Mount("jail", j.base(), "tmpfs", unix.MS_NOSUID, "mode=0711,size=64m,nr_inodes=64"); err != nil {
 		return fmt.Errorf("mounting a root directory: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Join(j.root(), runName), 0o711); err != nil {
+	if err := os.MkdirAll(j.root(), 0o711); err != nil {
 		return err
 	}
-	if err := bind(j.run(), filepath.Join(j.root(), runName), true); err != nil {
+	run := filepath.Join(j.root(), runName)
+	if err := os.Mkdir(run, 0o700); err != nil {
 		return err
+	}
+	if err := j.furnish(run); err != nil {
+		return fmt.Errorf("making its run directory: %w", err)
 	}
 	for _, e := range j.entries {
 		if err := e.mount(j); err != nil {

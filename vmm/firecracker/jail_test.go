@@ -3,6 +3,7 @@ package firecracker
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -51,7 +52,7 @@ func TestJail(t *testing.T) {
 	if err := os.Chown(memory, uid, uid); err != nil {
 		t.Fatal(err)
 	}
-	j := &jail{host: h, binary: look(t), entries: []entry{
+	j := &jail{host: h, binary: look(t), attached: true, entries: []entry{
 		{name: diskName, path: put("disk, with a comma", "the disk", 0o444)},
 		{name: stateName, path: put("secret", "the state", 0o400), copy: true},
 		{name: memoryName, path: memory, writable: true},
@@ -68,16 +69,19 @@ func TestJail(t *testing.T) {
 	if p.ExitCode() != 0 {
 		t.Error(p.Err())
 	}
+	checkHostile(t, j)
+	j.words.close()
 	if err := errors.Join(p.Kill(), j.remove()); err != nil {
 		t.Error(err)
 	}
-	if limits := "open files 2048 core 0\n"; !strings.Contains(out.String(), limits) && mayLimit() {
+	if limits := "open files 2048 core 0 file size 67108864\n"; !strings.Contains(out.String(), limits) && mayLimit() {
 		t.Errorf("no line %q in:\n%s", limits, out.String())
 	}
 	for _, want := range []string{
 		fmt.Sprintf("user %d %[1]d groups []", uid), "in / of []",
 		"root.ext4: the disk", "write root.ext4: read-only file system", "state: the state", "write memory: <nil>",
 		"write run/new: <nil>", "write new: permission denied", "mknod: operation not permitted", "kvm: character device of 61938",
+		"replacing a socket: <nil>", "many directories: true",
 	} {
 		if !strings.Contains(out.String(), want+"\n") {
 			t.Errorf("no line %q in:\n%s", want, out.String())
@@ -93,6 +97,24 @@ func TestJail(t *testing.T) {
 	}
 	if left, err := os.ReadDir(h.Dir); err != nil || len(left) != 1 || left[0].Name() != "stderr.log" {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// checkHostile makes sure that what the process left in its run directory is
+// neither waited for nor followed.
+func checkHostile(t *testing.T, j *jail) {
+	t.Helper()
+	if err := process.CopyForeign(io.Discard, j.dir, outName, uid, maxState); !errors.Is(err, process.ErrForeign) {
+		t.Errorf("a FIFO in place of the state: %v", err)
+	}
+	for _, name := range []string{apiName, faultsName} {
+		if conn, err := process.DialForeign(t.Context(), j.dir, name, os.Getpid()); err == nil {
+			conn.Close()
+			t.Errorf("%s is connected to", name)
+		}
+	}
+	if st, err := os.Stat("/etc/passwd"); err != nil || st.Sys().(*syscall.Stat_t).Uid != 0 {
+		t.Errorf("a file of the host's was given away: %v", err)
 	}
 }
 

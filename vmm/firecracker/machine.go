@@ -25,18 +25,14 @@ type machine struct {
 	config  vmm.Config
 	timings vmm.Timings
 
-	runDir  *os.File                 // the run directory, for short paths
 	console *process.Log             // closed by release
-	words   words                    // what the process logs
 	first   atomic.Pointer[net.Conn] // a connection that no request has used yet
 	logDone chan struct{}            // closed when all that the process logged has been kept
 
 	// mu is held for the whole of an operation, so that they come one at a time.
 	mu         sync.Mutex
-	paused     bool   // guarded by mu
-	spent      bool   // guarded by mu: a snapshot was begun, only Kill is left
-	memoryFile string // guarded by mu: to be removed by Kill; "" when there is none or a snapshot took it
-	booted     bool   // set before the machine is handed out
+	life       vmm.Life // guarded by mu
+	memoryFile string   // guarded by mu: to be removed by Kill; "" when there is none or a snapshot took it
 
 	kill    sync.Once
 	killErr error
@@ -82,16 +78,16 @@ func (m *machine) Resume(ctx context.Context) error { return m.set(ctx, "Resumed
 func (m *machine) set(ctx context.Context, state string, paused bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.spent {
-		return fmt.Errorf("%s: the machine was snapshotted and can only be killed", state)
+	if err := m.life.MayRun(state); err != nil {
+		return err
 	}
-	if m.paused == paused {
+	if m.life.Paused == paused {
 		return nil
 	}
 	if err := m.api.patch(ctx, "/vm", vmState{state}); err != nil {
 		return m.explain(err)
 	}
-	m.paused = paused
+	m.life.Paused = paused
 	return nil
 }
 
@@ -127,7 +123,7 @@ func (m *machine) Kill() error {
 		<-m.logDone
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		m.spent = true
+		m.life.Spent = true
 		m.killErr = errors.Join(m.killErr, m.release())
 		if m.memoryFile != "" {
 			if err := os.Remove(m.memoryFile); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -149,10 +145,7 @@ func (m *machine) release() error {
 		err = errors.Join(err, m.console.Close())
 	}
 	if m.proc == nil {
-		m.words.close()
-	}
-	if m.runDir != nil {
-		err = errors.Join(err, m.runDir.Close())
+		m.jail.words.close()
 	}
 	return errors.Join(err, m.jail.remove())
 }
@@ -181,13 +174,19 @@ func (p *words) close() {
 	}
 }
 
+// lastWords is for how long the log is read after the process has ended, should
+// something else have its pipe open.
+const lastWords = time.Second
+
 // copyWords keeps what the process logs until it has ended.
 func (m *machine) copyWords() {
 	defer close(m.logDone)
-	defer m.words.close()
+	words := &m.jail.words
+	defer words.close()
 	go func() {
 		<-m.proc.Done()
-		_ = m.words.w.Close() // which is the end of the pipe
+		_ = words.r.SetReadDeadline(time.Now().Add(lastWords))
+		_ = words.w.Close() // which is the end of the pipe
 	}()
-	_, _ = io.Copy(m.proc.Words(), m.words.r)
+	_, _ = io.Copy(m.proc.Words(), words.r)
 }

@@ -58,6 +58,7 @@ func (v *VMM) prepare(ctx context.Context, spec vmm.RestoreSpec) (*machine, snap
 	if spec.Tap != "" {
 		load.Networks = []networkOverride{{ID: networkID, Tap: spec.Tap}}
 	}
+	l.attached = load.Memory.Type == "Uffd"
 	m, err := l.run(ctx)
 	return m, load, err
 }
@@ -96,10 +97,7 @@ func (m *machine) loadAttached(ctx context.Context, load snapshotLoad, attach fu
 	if err := m.jail.mayFault(); err != nil {
 		return fmt.Errorf("handing over guest memory: %w", err)
 	}
-	l, err := m.listen()
-	if err != nil {
-		return fmt.Errorf("handing over guest memory: %w", err)
-	}
+	l := m.jail.faults
 	attached := make(chan error, 1)
 	go func() {
 		err := m.attach(ctx, l, attach)
@@ -108,27 +106,13 @@ func (m *machine) loadAttached(ctx context.Context, load snapshotLoad, attach fu
 		}
 		attached <- err
 	}()
-	err = m.load(ctx, load)
+	err := m.load(ctx, load)
 	_ = l.Close() // so that nobody waits for a hand-over that will not come
 	// What went wrong first is the reason.
 	if aerr := <-attached; aerr != nil && (err == nil || !errors.Is(aerr, net.ErrClosed)) {
 		return fmt.Errorf("handing over guest memory: %w", aerr)
 	}
 	return err
-}
-
-// listen makes the socket by which the process hands over its memory.
-func (m *machine) listen() (*net.UnixListener, error) {
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: m.path(faultsName), Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	if h := m.jail.host; m.jail.confined() {
-		if err := os.Chown(m.path(faultsName), h.UID, h.GID); err != nil {
-			return nil, errors.Join(err, l.Close())
-		}
-	}
-	return l, nil
 }
 
 // attach takes over guest memory and passes it on.

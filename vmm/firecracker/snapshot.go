@@ -5,29 +5,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/skep-dev/skep/vmm"
+	"github.com/skep-dev/skep/vmm/process"
 )
 
 // Snapshot writes device state and guest memory; see vmm.Machine.
 func (m *machine) Snapshot(ctx context.Context, state, memory string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	switch {
-	case !m.booted:
-		return vmm.ErrNotBooted
-	case m.spent:
-		return errors.New("taking a snapshot: the machine was snapshotted or killed before")
-	case !m.paused:
-		return errors.New("taking a snapshot: the machine is not paused")
-	}
-	err := vmm.PublishSnapshot(state, m.memoryFile, memory, func(f *os.File) error { return m.writeState(ctx, f) })
+	err := vmm.TakeSnapshot(vmm.Taking{
+		Life: m.life, State: state, Memory: memory, MemoryFile: m.memoryFile, MemoryMiB: m.config.MemoryMiB,
+		Write: func(f *os.File) error { return m.writeState(ctx, f) },
+	})
 	if err != nil {
-		return fmt.Errorf("taking a snapshot: %w", err)
+		return err
 	}
 	m.memoryFile = ""
 	return nil
@@ -39,27 +32,21 @@ func (m *machine) writeState(ctx context.Context, f *os.File) error {
 	if err != nil {
 		return err
 	}
-	m.spent = true
+	m.life.Spent = true
 	err = m.api.do(ctx, "PUT", "/snapshot/create", snapshotCreate{Type: kind, State: inside(outName), Memory: memoryName}, transfer(m.config.MemoryMiB))
 	if err != nil {
 		return m.explain(err)
 	}
 	// The state is written within the machine's own directory, and small.
-	if err := copyFrom(f, m.path(outName)); err != nil {
-		return fmt.Errorf("writing device state: %w", err)
+	if err := process.CopyForeign(f, m.jail.dir, outName, m.jail.user(), maxState); err != nil {
+		return fmt.Errorf("reading device state: %w", err)
 	}
 	return nil
 }
 
-func copyFrom(dst *os.File, path string) error {
-	src, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	_, err = io.Copy(dst, src)
-	return err
-}
+// maxState is the size of the largest device state, in bytes; Firecracker itself
+// reads at most 10 MiB.
+const maxState = 10 << 20
 
 // snapshotType is Diff where that is right. A Full snapshot writes every page.
 // A Diff writes those that are in memory, which mincore tells, into a file that

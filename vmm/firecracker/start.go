@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -38,6 +37,8 @@ type launch struct {
 	config  vmm.Config
 	on      vmm.Host
 	entries []entry
+	// attached says that memory will be handed over.
+	attached bool
 }
 
 // run starts the process and waits until its API answers. On an error nothing
@@ -59,10 +60,10 @@ func (l *launch) run(ctx context.Context) (*machine, error) {
 // spawn starts the process.
 func (l *launch) spawn() (_ *machine, err error) {
 	m := &machine{
-		jail:    &jail{host: l.on, binary: l.host.Path, jailer: l.host.Jailer, entries: l.entries},
+		jail:    &jail{host: l.on, binary: l.host.Path, jailer: l.host.Jailer, entries: l.entries, attached: l.attached},
 		config:  l.config,
 		logDone: make(chan struct{}),
-		paused:  true,
+		life:    vmm.Life{Paused: true},
 	}
 	defer func() {
 		if err != nil {
@@ -74,12 +75,6 @@ func (l *launch) spawn() (_ *machine, err error) {
 	}
 	if err := m.jail.make(); err != nil {
 		return nil, fmt.Errorf("preparing its directory: %w", err)
-	}
-	if m.runDir, err = os.Open(m.jail.run()); err != nil {
-		return nil, err
-	}
-	if m.words, err = openWords(m.path(logName)); err != nil {
-		return nil, err
 	}
 	if m.console, err = process.OpenLog(filepath.Join(l.on.Dir, "console.log"), consoleLimit); err != nil {
 		return nil, err
@@ -114,18 +109,13 @@ func (l *launch) spec(m *machine) process.Spec {
 		s.Prepare, s.Path = m.jail.mount, m.jail.jailer
 		s.Args = append(append(id, "--exec-file", l.host.Path, "--chroot-base-dir", m.jail.base(),
 			"--uid", strconv.Itoa(l.on.UID), "--gid", strconv.Itoa(l.on.GID),
-			"--resource-limit", fmt.Sprintf("no-file=%d", maxFiles), "--"), s.Args...)
+			"--resource-limit", fmt.Sprintf("no-file=%d", maxFiles),
+			"--resource-limit", fmt.Sprintf("fsize=%d", process.FileLimit(l.config.MemoryMiB)), "--"), s.Args...)
 	}
 	// The jailer wipes the environment. What stands behind "--" is ignored, and
 	// tells whose process it is all the same.
 	s.Args = append(append(s.Args, "--"), l.on.Env...)
 	return s
-}
-
-// path is a file of the run directory: short enough for a socket's address,
-// however deep the directory is.
-func (m *machine) path(name string) string {
-	return fmt.Sprintf("/proc/self/fd/%d/%s", m.runDir.Fd(), name)
 }
 
 // dial connects to the API: over the connection that awaitAPI made, or anew.
@@ -138,11 +128,10 @@ func (m *machine) dial(ctx context.Context) (net.Conn, error) {
 
 // connect waits until the process has made its socket.
 func (m *machine) connect(ctx context.Context) (net.Conn, error) {
-	var d net.Dialer
 	for {
-		conn, err := d.DialContext(ctx, "unix", m.path(apiName))
-		if err == nil {
-			return conn, nil
+		conn, err := process.DialForeign(ctx, m.jail.dir, apiName, m.PID())
+		if err == nil || errors.Is(err, process.ErrForeign) {
+			return conn, err
 		}
 		select {
 		case <-m.proc.Done():

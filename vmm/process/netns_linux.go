@@ -135,13 +135,25 @@ func onThread(fn func() error) error {
 	return <-done
 }
 
+// fileSlack is how much larger than guest memory, in MiB, a file may be that a
+// VMM writes: device state takes some.
+const fileSlack = 64
+
+// FileLimit is the size in bytes that no file grows beyond by what the VMM of a
+// guest with that much memory writes: one that was taken over cannot fill a disk.
+func FileLimit(memoryMiB int) uint64 { return uint64(memoryMiB+fileSlack) << 20 }
+
 // limit sets the limits of a process that has just been started. A core dump
 // of a VMM would hold the guest's memory. The process may have ended already,
 // which is no concern of this function; where it has become another user's,
 // CAP_SYS_RESOURCE is needed, which some containers lack.
-func limit(pid int, maxFiles uint64) {
-	_ = unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
-	if maxFiles > 0 {
-		_ = unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: maxFiles, Max: maxFiles}, nil)
+func limit(pid int, spec Spec) {
+	set := func(resource int, n uint64) {
+		_ = unix.Prlimit(pid, resource, &unix.Rlimit{Cur: n, Max: n}, nil)
+	}
+	set(unix.RLIMIT_CORE, 0)
+	set(unix.RLIMIT_FSIZE, FileLimit(spec.MemoryMiB))
+	if spec.MaxFiles > 0 {
+		set(unix.RLIMIT_NOFILE, spec.MaxFiles)
 	}
 }

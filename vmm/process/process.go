@@ -44,7 +44,8 @@ type Spec struct {
 	Stdout io.Writer
 	// MaxFiles is the limit of its open files; 0 leaves the caller's.
 	MaxFiles uint64
-	// MemoryMiB of the guest; it is added to Host.Limits.MemoryMiB.
+	// MemoryMiB of the guest; it is added to Host.Limits.MemoryMiB, and bounds the
+	// files that the process writes (FileLimit).
 	MemoryMiB int
 }
 
@@ -73,7 +74,7 @@ func Start(spec Spec) (*Process, error) {
 	if err := p.start(spec); err != nil {
 		return nil, errors.Join(err, p.free())
 	}
-	limit(p.PID(), spec.MaxFiles)
+	limit(p.PID(), spec)
 	go p.wait()
 	return p, nil
 }

@@ -124,14 +124,22 @@ func TestCgroup(t *testing.T) {
 	}
 }
 
-func TestNoCoreDumps(t *testing.T) {
-	p, err := shell(t, "exec sleep 1000", nil)
+// A process dumps no core, which would hold the guest's memory, and writes no
+// file that is much larger than that.
+func TestLimits(t *testing.T) {
+	p, err := shell(t, "exec sleep 1000", func(s *Spec) { s.MemoryMiB, s.MaxFiles = 128, 77 })
 	if err != nil {
 		t.Fatal(err)
 	}
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", p.PID()))
-	if err != nil || !strings.Contains(string(limits), "Max core file size        0 ") {
-		t.Errorf("limits: %s, %v", limits, err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Join(strings.Fields(string(limits)), " ")
+	for _, want := range []string{"Max core file size 0 0 ", "Max file size 201326592 201326592 ", "Max open files 77 77 "} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in:\n%s", want, limits)
+		}
 	}
 }
 

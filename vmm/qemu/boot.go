@@ -35,7 +35,7 @@ func (v *VMM) Boot(ctx context.Context, spec vmm.BootSpec) (vmm.Machine, error) 
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(spec.MemoryFile))
 	}
-	m.memoryFile, m.booted = spec.MemoryFile, true
+	m.memoryFile, m.life.Booted = spec.MemoryFile, true
 	began := time.Now()
 	if err := m.Resume(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("starting the vCPUs: %w", err), m.Kill())

@@ -19,6 +19,7 @@ import (
 type machine struct {
 	proc    *process.Process
 	qmp     *client
+	config  vmm.Config
 	timings vmm.Timings
 
 	console     net.Conn
@@ -30,10 +31,8 @@ type machine struct {
 
 	// mu is held for the whole of an operation, so that they come one at a time.
 	mu         sync.Mutex
-	paused     bool   // guarded by mu
-	spent      bool   // guarded by mu: a snapshot was begun, only Kill is left
-	memoryFile string // guarded by mu: to be removed by Kill; "" when there is none or a snapshot took it
-	booted     bool   // set before the machine is handed out
+	life       vmm.Life // guarded by mu
+	memoryFile string   // guarded by mu: to be removed by Kill; "" when there is none or a snapshot took it
 
 	eventMu sync.Mutex
 	ended   string // guarded by eventMu: why the guest shut down, "" if it did not
@@ -108,16 +107,16 @@ func (m *machine) Resume(ctx context.Context) error {
 func (m *machine) run(ctx context.Context, name string, paused bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.spent {
-		return fmt.Errorf("%s: the machine was snapshotted and can only be killed", name)
+	if err := m.life.MayRun(name); err != nil {
+		return err
 	}
-	if m.paused == paused {
+	if m.life.Paused == paused {
 		return nil
 	}
 	if _, err := m.qmp.do(ctx, command{Execute: name}); err != nil {
 		return m.explain(err)
 	}
-	m.paused = paused
+	m.life.Paused = paused
 	return nil
 }
 
@@ -184,7 +183,7 @@ func (m *machine) Kill() error {
 		<-m.consoleDone
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		m.spent = true
+		m.life.Spent = true
 		if m.memoryFile != "" {
 			if err := os.Remove(m.memoryFile); err != nil && !errors.Is(err, os.ErrNotExist) {
 				m.killErr = errors.Join(m.killErr, fmt.Errorf("removing guest memory: %w", err))

@@ -86,7 +86,7 @@ func (l *launch) spawn() (m *machine, err error) {
 	if err := l.open(&in); err != nil {
 		return nil, err
 	}
-	m = &machine{consoleDone: make(chan struct{}), migration: make(chan string, 32), paused: true}
+	m = &machine{consoleDone: make(chan struct{}), migration: make(chan string, 32), config: l.config, life: vmm.Life{Paused: true}}
 	log, err := process.OpenLog(filepath.Join(l.on.Dir, "console.log"), consoleLimit)
 	if err != nil {
 		return nil, err
