@@ -45,11 +45,14 @@ type Config struct {
 	Modules      string // modules directory of Kernel; empty: none
 	CgroupRoot   string // cgroup v2 directory for machines; "auto" looks for one, "none" does without
 	ConfineUser  bool   // run each VMM as an unprivileged user of its own
+	VMMMemory    int    // MiB that a VMM may use beside its guest's memory; 0: what it needs at most; -1: no limit
+	VMMPIDs      int    // processes and threads of a VMM beside its vCPUs'; 0: 128; -1: no limit
+	VMMCPUs      int    // CPUs that a VMM may use beside its vCPUs; 0: 1; -1: no limit
 
 	Slots        int      // network slots made ahead
 	Shells       int      // VMM processes that wait, each for one of the functions that started last
 	MaxInstances int      // microVMs at once, all functions together; 0: 256
-	MemoryBudget int      // MiB of guest memory at once; 0: nine tenths of what the host has free when the daemon starts
+	MemoryBudget int      // MiB of memory of all machines at once, guests' and VMMs' own; 0: nine tenths of what the host has free when the daemon starts
 	NATPool      string   // IPv4 prefix from which slots with egress get addresses
 	Nameservers  []string // that functions with egress get; empty: the host's
 	HostServices []string // PORT=ADDRESS:PORT: what functions with egress host reach at their gateway's PORT
@@ -134,10 +137,13 @@ var Keys = []Key{
 	{"kernel_modules", "modules directory of that kernel", func(c *Config) any { return &c.Modules }},
 	{"cgroup_root", "cgroup v2 directory for machines: auto, none or a path", func(c *Config) any { return &c.CgroupRoot }},
 	{"confine_user", "run each machine as an unprivileged user of its own", func(c *Config) any { return &c.ConfineUser }},
+	{"vmm_memory_mib", "MiB that a VMM may use beside its guest's memory, where there is cgroup v2 (0: what it needs at most, -1: no limit)", func(c *Config) any { return &c.VMMMemory }},
+	{"vmm_pids", "threads that a VMM may have beside one for each vCPU, where there is cgroup v2 (0: 128, -1: no limit)", func(c *Config) any { return &c.VMMPIDs }},
+	{"vmm_cpus", "CPUs that a VMM may use beside its guest's vCPUs, where there is cgroup v2 (0: 1, -1: no limit)", func(c *Config) any { return &c.VMMCPUs }},
 	{"slots", "network slots made ahead", func(c *Config) any { return &c.Slots }},
 	{"shells", "VMM processes started ahead, each for one of the functions that started last", func(c *Config) any { return &c.Shells }},
 	{"max_instances", "machines at once, all functions together (0: 256)", func(c *Config) any { return &c.MaxInstances }},
-	{"memory_budget_mib", "MiB of guest memory at once (0: nine tenths of what is free at the start)", func(c *Config) any { return &c.MemoryBudget }},
+	{"memory_budget_mib", "MiB of memory of all machines at once, guests' and VMMs' own (0: nine tenths of what is free at the start)", func(c *Config) any { return &c.MemoryBudget }},
 	{"nat_pool", "IPv4 prefix for functions with egress nat", func(c *Config) any { return &c.NATPool }},
 	{"nameservers", "name servers of functions with egress nat (default: the host's)", func(c *Config) any { return &c.Nameservers }},
 	{"host_services", "PORT=ADDRESS:PORT of services on this host that functions with egress host reach, at their gateway's PORT", func(c *Config) any { return &c.HostServices }},

@@ -11,13 +11,14 @@ import (
 	"github.com/skep-dev/skep/api"
 )
 
-// budget is what all instances together may use: their number and their
-// guests' memory. Who finds it used up makes a claim. Claims are met in the order
+// budget is what all instances together may use: their number and their memory,
+// the guests' and the VMMs' own. Who finds it used up makes a claim. Claims are met in the order
 // in which they came, whatever their size, so that each has its turn: while there
 // are any, nothing is taken past them.
 type budget struct {
 	maxInstances int
 	maxMiB       int // 0: no limit
+	overheadMiB  int // of each instance's VMM; set before there is any
 
 	mu      sync.Mutex // guards what follows; taken after a pool's
 	used    amount     // by instances
@@ -28,7 +29,7 @@ type budget struct {
 	claimed atomic.Bool // whether there are claims: read for every request
 }
 
-// amount of instances, and of their memory.
+// amount of instances, and of their guests' memory.
 type amount struct{ instances, mib int }
 
 func (a amount) plus(b amount) amount  { return amount{a.instances + b.instances, a.mib + b.mib} }
@@ -48,7 +49,8 @@ func newBudget(instances, mib int) *budget {
 }
 
 func (b *budget) fitsBeside(used amount, mib int) bool {
-	return used.instances < b.maxInstances && (b.maxMiB == 0 || used.mib+mib <= b.maxMiB)
+	vmms := (used.instances + 1) * b.overheadMiB
+	return used.instances < b.maxInstances && (b.maxMiB == 0 || used.mib+mib+vmms <= b.maxMiB)
 }
 
 // take reserves an instance with mib of memory for p. If it cannot, p has a claim
@@ -206,8 +208,8 @@ func (b *budget) pass(c *claim) {
 
 // fits says why an instance of that size could never start.
 func (b *budget) fits(mib int) error {
-	if b.maxMiB > 0 && mib > b.maxMiB {
-		return fmt.Errorf("memory_mib is %d, more than the %d MiB that this node has for all instances", mib, b.maxMiB)
+	if b.maxMiB > 0 && mib+b.overheadMiB > b.maxMiB {
+		return fmt.Errorf("memory_mib is %d, and its VMM needs %d: more than the %d MiB that this node has for all instances (memory_budget_mib)", mib, b.overheadMiB, b.maxMiB)
 	}
 	return nil
 }

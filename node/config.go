@@ -32,10 +32,11 @@ type Config struct {
 	UIDBase       int    // a VMM runs as UIDBase + its slot's index; default 77000000; -1: as the daemon (tests)
 	GID           int    // group of the VMMs' processes; default UIDBase's number
 	// Limits of a VMM's process. CgroupRoot is a directory below which the node
-	// makes one of its own; "" for no cgroups.
+	// makes one of its own; "" for no cgroups. The others have defaults: what the VMM
+	// says that it needs at most, 128 processes, 1 CPU; below 0 is no limit.
 	Limits       vmm.Limits
 	MaxInstances int   // of all functions at once; default 256
-	MemoryMiB    int   // guest memory of all instances at once; 0: no limit
+	MemoryMiB    int   // memory of all instances at once, guests' and VMMs' own; 0: no limit
 	LogBytes     int64 // of each function on disk; default 16 MiB
 	KeepRecords  int64 // rows of invocations kept; default 1,000,000; negative: none
 	// KeepRevisions is how many versions of a function are kept, the one in force

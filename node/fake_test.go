@@ -49,6 +49,7 @@ type world struct {
 	snapshotErr           error
 	memoryErr, slotErr    error
 	info                  vmm.Info
+	limits                vmm.Limits               // of the newest machine
 	hang                  func(*http.Request) bool // requests that get no answer, and whose server then takes no other until they are given up
 	say                   []string                 // what a booted function writes
 	records               []api.Invocation
@@ -153,6 +154,7 @@ func (w *world) add(h vmm.Host) *fakeMachine {
 		thread: make(chan struct{}, 1), recover: make(chan struct{})}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.limits = h.Limits
 	w.machines[h.ID] = m
 	for s := range w.slots {
 		if s.NetNS == h.NetNS {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/snapshot"
+	"github.com/skep-dev/skep/vmm"
 )
 
 // Open takes the data directory, puts right what a crashed daemon left, and
@@ -59,7 +60,12 @@ func (n *Node) open(ctx context.Context) error {
 			return err
 		}
 	}
-	var err error
+	info, err := n.deps.VMM.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("asking for the VMM: %w", err)
+	}
+	n.budget.overheadMiB = info.Overhead.UsedMiB
+	n.cfg.Limits = vmmLimits(n.cfg.Limits, info.Overhead)
 	if n.cpu, err = snapshot.HostCPU(); err != nil {
 		return err
 	}
@@ -80,6 +86,21 @@ func (n *Node) open(ctx context.Context) error {
 	}
 	n.logs = newLogStore(n.cfg.path("logs"), n.cfg.LogBytes)
 	return n.load(ctx)
+}
+
+// Limits of a VMM that are not set. A VMM has some threads of its own beside one
+// for each vCPU; QEMU up to 64 for the disk. They need less than a processor.
+const (
+	vmmPIDs = 128
+	vmmCPUs = 1
+)
+
+// vmmLimits puts defaults in place of zeros, and no limit in place of less.
+func vmmLimits(l vmm.Limits, o vmm.Overhead) vmm.Limits {
+	l.MemoryMiB = max(orDefault(l.MemoryMiB, o.MostMiB), 0)
+	l.PIDs = max(orDefault(l.PIDs, vmmPIDs), 0)
+	l.CPUs = max(orDefault(l.CPUs, vmmCPUs), 0)
+	return l
 }
 
 // load finishes what a crash interrupted and reads the functions.

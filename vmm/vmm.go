@@ -67,8 +67,16 @@ type Info struct {
 	// Machine names the virtual hardware (machine type, CPU model, devices):
 	// whatever must be equal for device state to be readable.
 	Machine string `json:"machine"`
-	// Path is the program's file on this host. No snapshot depends on it.
-	Path string `json:"-"`
+	// Path is the program's file on this host, Overhead what a machine takes beside
+	// its guest's memory. No snapshot depends on them.
+	Path     string   `json:"-"`
+	Overhead Overhead `json:"-"`
+}
+
+// Overhead is memory of a machine's process that is not its guest's, in MiB.
+type Overhead struct {
+	UsedMiB int // of a machine whose guest works, as measured: what to reckon with
+	MostMiB int // what it may come to in the worst case: what to allow
 }
 
 // Config is the shape of a machine: equal for a boot and every restore of its
@@ -99,12 +107,12 @@ type Host struct {
 	Limits Limits
 }
 
-// Limits of a machine's process. A zero is no limit. They hold where the host
-// has cgroup v2 with the controller.
+// Limits of a machine's process, beside what its guest was promised. A zero is no
+// limit. They hold where the host has cgroup v2 with the controller.
 type Limits struct {
 	MemoryMiB  int     // guest memory is added to it
-	PIDs       int     //
-	CPUs       float64 // 1.5 is one and a half
+	PIDs       int     // a thread for each vCPU is added to it
+	CPUs       float64 // the guest's vCPUs are added to it; 1.5 is one and a half
 	CgroupRoot string  // directory below which the machine's cgroup is made; "" for none
 }
 

@@ -47,6 +47,7 @@ func nodeConfig(cfg config.Config) node.Config {
 	if !cfg.ConfineUser {
 		c.UIDBase = -1
 	}
+	c.Limits = vmm.Limits{MemoryMiB: cfg.VMMMemory, PIDs: cfg.VMMPIDs, CPUs: float64(cfg.VMMCPUs)}
 	switch cfg.CgroupRoot {
 	case "auto":
 		c.Limits.CgroupRoot = cgroup.Root()

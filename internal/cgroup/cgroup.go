@@ -158,6 +158,21 @@ func (g *Group) Open() (*os.File, error) {
 	return f, nil
 }
 
+// OutOfMemory says that a process of the group was killed for the group's limit of
+// memory.
+func (g *Group) OutOfMemory() bool {
+	b, err := os.ReadFile(filepath.Join(g.dir, "memory.events"))
+	if err != nil {
+		return false // no limit without the controller
+	}
+	for line := range strings.Lines(string(b)) {
+		if n, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			return strings.TrimSpace(n) != "0"
+		}
+	}
+	return false
+}
+
 // Kill sends SIGKILL to every process in the group.
 func (g *Group) Kill() error {
 	err := write(g.dir, "cgroup.kill", "1")

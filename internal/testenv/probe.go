@@ -8,12 +8,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
+	"github.com/skep-dev/skep/internal/cgroup"
 	"github.com/skep-dev/skep/internal/sys"
 )
 
@@ -66,6 +68,24 @@ func probeFirecracker() error {
 func probeFunctions() error {
 	if !required("functions") {
 		return errors.New("big images are built only when asked for")
+	}
+	return nil
+}
+
+// probeCgroup wants the controllers that limit machines.
+func probeCgroup() error {
+	root := cgroup.Root()
+	if root == "" {
+		return errors.New("no writable cgroup v2 mount")
+	}
+	have, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	for _, c := range []string{"memory", "pids", "cpu"} {
+		if !slices.Contains(strings.Fields(string(have)), c) {
+			return fmt.Errorf("%s has no %s controller", root, c)
+		}
 	}
 	return nil
 }

@@ -95,7 +95,8 @@ func (l *launch) spawn() (_ *machine, err error) {
 // spec is the process, confined by the jailer, or by ourselves, or not.
 func (l *launch) spec(m *machine) process.Spec {
 	s := process.Spec{
-		Path: l.host.Path, Name: binary, Host: l.on, Stdout: m.console, MaxFiles: maxFiles, MemoryMiB: l.config.MemoryMiB,
+		Path: l.host.Path, Name: binary, Host: l.on, Stdout: m.console, MaxFiles: maxFiles,
+		MemoryMiB: l.config.MemoryMiB, VCPUs: l.config.VCPUs,
 		Args: []string{"--api-sock", inside(apiName), "--log-path", inside(logName), "--level", "Warning"},
 	}
 	id := []string{"--id", l.on.ID} // the jailer passes it on

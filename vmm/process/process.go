@@ -44,9 +44,9 @@ type Spec struct {
 	Stdout io.Writer
 	// MaxFiles is the limit of its open files; 0 leaves the caller's.
 	MaxFiles uint64
-	// MemoryMiB of the guest; it is added to Host.Limits.MemoryMiB, and bounds the
-	// files that the process writes (FileLimit).
-	MemoryMiB int
+	// MemoryMiB and VCPUs of the guest are added to Host.Limits. The memory bounds
+	// the files that the process writes, too (FileLimit).
+	MemoryMiB, VCPUs int
 }
 
 // Process is a running process. It is reaped as soon as it ends.
@@ -135,9 +135,15 @@ func (p *Process) start(spec Spec) (err error) {
 
 func (p *Process) enterGroup(spec Spec) (*os.File, error) {
 	l := spec.Host.Limits
-	limits := cgroup.Limits{PIDs: l.PIDs, CPUs: l.CPUs}
+	var limits cgroup.Limits
 	if l.MemoryMiB > 0 {
 		limits.MemoryBytes = int64(l.MemoryMiB+spec.MemoryMiB) << 20
+	}
+	if l.PIDs > 0 {
+		limits.PIDs = l.PIDs + spec.VCPUs
+	}
+	if l.CPUs > 0 {
+		limits.CPUs = l.CPUs + float64(spec.VCPUs)
 	}
 	g, err := cgroup.Create(l.CgroupRoot, spec.Host.ID, limits)
 	if err != nil {
@@ -150,6 +156,9 @@ func (p *Process) enterGroup(spec Spec) (*os.File, error) {
 // wait is the process's one goroutine. Kill waits for it.
 func (p *Process) wait() {
 	p.state = p.cmd.Wait()
+	if p.group != nil && p.group.OutOfMemory() {
+		p.state = fmt.Errorf("%w: it needed more memory than its cgroup may use (%s); raise vmm_memory_mib", p.state, p.group.Dir())
+	}
 	close(p.done)
 }
 

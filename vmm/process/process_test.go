@@ -106,8 +106,8 @@ func TestCgroup(t *testing.T) {
 	dir := filepath.Join(root, fmt.Sprintf("skep-process-test-%d", os.Getpid()))
 	t.Cleanup(func() { os.Remove(dir) })
 	p, err := shell(t, "sleep 1000 & echo up; wait", func(s *Spec) {
-		s.Host.Limits = vmm.Limits{CgroupRoot: dir, MemoryMiB: 64, PIDs: 10, CPUs: 1}
-		s.MemoryMiB = 64
+		s.Host.Limits = vmm.Limits{CgroupRoot: dir, MemoryMiB: 32, PIDs: 10, CPUs: 0.5}
+		s.MemoryMiB, s.VCPUs = 64, 2
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -116,11 +116,37 @@ func TestCgroup(t *testing.T) {
 	if err != nil || !strings.Contains(string(cg), filepath.Base(dir)+"/a\n") {
 		t.Errorf("its cgroup: %s, %v", cg, err)
 	}
+	for file, want := range map[string]string{"memory.max": "100663296", "pids.max": "12", "cpu.max": "250000 100000"} {
+		got, err := os.ReadFile(filepath.Join(dir, "a", file))
+		if errors.Is(err, os.ErrNotExist) {
+			t.Logf("no controller here for %s; `go run ./testbed test ./vmm/process` has a host with all", file)
+		} else if err != nil || strings.TrimSpace(string(got)) != want {
+			t.Errorf("%s is %q, %v; want %s", file, got, err, want)
+		}
+	}
 	if err := p.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "a")); !os.IsNotExist(err) {
 		t.Errorf("its cgroup is left: %v", err)
+	}
+}
+
+// A process that is killed for its group's limit of memory says so.
+func TestOutOfMemoryIsTold(t *testing.T) {
+	testenv.Need(t, "cgroup")
+	dir := filepath.Join(cgroup.Root(), fmt.Sprintf("skep-process-test-%d", os.Getpid()))
+	t.Cleanup(func() { os.Remove(dir) })
+	p, err := shell(t, "exec dd if=/dev/zero of=/dev/null bs=256M count=1", func(s *Spec) {
+		s.Host.Limits = vmm.Limits{CgroupRoot: dir, MemoryMiB: 8}
+		s.MemoryMiB = 8
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-p.Done()
+	if err := p.Err(); err == nil || !strings.Contains(err.Error(), "killed: it needed more memory") || !strings.Contains(err.Error(), "vmm_memory_mib") {
+		t.Errorf("%v; want that it was out of memory", err)
 	}
 }
 

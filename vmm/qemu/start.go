@@ -108,6 +108,7 @@ func (l *launch) spawn() (m *machine, err error) {
 		Host:      l.on,
 		Start:     l.start,
 		MemoryMiB: l.config.MemoryMiB,
+		VCPUs:     l.config.VCPUs,
 	})
 	if err != nil {
 		m.qmp.close()
