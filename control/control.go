@@ -147,7 +147,7 @@ func (s *Server) routes() {
 		s.mux.Handle(pattern, s.wrap(h))
 	}
 	if s.o.Invoke != nil {
-		s.mux.Handle("/v1/functions/{name}/invoke/{path...}", s.o.Invoke)
+		s.mux.Handle("/v1/functions/{name}/invoke/{path...}", s.wrap(s.invoke))
 	}
 	if s.o.Metrics != nil {
 		s.mux.Handle("GET /metrics", s.o.Metrics)

@@ -214,7 +214,7 @@ func TestInvokePassesThrough(t *testing.T) {
 		w.WriteHeader(http.StatusTeapot)
 		_, _ = w.Write([]byte(r.Method + " " + r.URL.RequestURI() + " " + r.Header.Get(api.HeaderStart) + " " + string(b)))
 	})
-	c, _ := clientOf(t, control.Options{Node: controltest.New(), Invoke: echo})
+	c, _ := clientOf(t, control.Options{Node: controltest.New("hello"), Invoke: echo})
 	resp, err := c.Invoke(t.Context(), api.InvokeRequest{Function: "hello", Path: "/a?b=c", Body: strings.NewReader("data"), Start: api.StartBoot})
 	if err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/suggest"
 )
 
 // recentInvocations is how many records a function's detail holds.
@@ -61,17 +62,30 @@ func (s *Server) url(function string) string {
 func (s *Server) find(name string) (api.Function, error) {
 	f, ok := s.o.Node.Function(name)
 	if !ok {
-		return f, noFunction(name)
+		return f, s.noFunction(name)
 	}
 	return f, nil
 }
 
-func noFunction(name string) error {
+func (s *Server) noFunction(name string) error {
+	var known []string
+	for _, f := range s.o.Node.Functions() {
+		known = append(known, f.Name)
+	}
 	return &api.Error{
 		Status:  http.StatusNotFound,
-		Message: fmt.Sprintf("function %q does not exist", name),
-		Hint:    "`skep ls` lists the functions that do",
+		Message: fmt.Sprintf("there is no function %q%s", name, suggest.Text(name, known)),
+		Hint:    "`skep ls` lists the functions that exist",
 	}
+}
+
+// invoke hands an invocation on, if there is such a function.
+func (s *Server) invoke(w http.ResponseWriter, r *http.Request) error {
+	if _, err := s.find(r.PathValue("name")); err != nil {
+		return err
+	}
+	s.o.Invoke.ServeHTTP(w, r)
+	return nil
 }
 
 func (s *Server) function(w http.ResponseWriter, r *http.Request) error {

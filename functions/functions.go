@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/internal/atomicfile"
+	"github.com/skep-dev/skep/internal/suggest"
 )
 
 //go:embed */*.py */function.toml base/*.txt
@@ -94,7 +95,7 @@ func Build(ctx context.Context, cacheDir, name string, step func(string)) (ref s
 }
 
 func unknown(name string) error {
-	return fmt.Errorf("there is no built-in function %q: there are %s", name, strings.Join(Names(), ", "))
+	return fmt.Errorf("there is no built-in function %q%s (there are %s)", name, suggest.Text(name, Names()), strings.Join(Names(), ", "))
 }
 
 // HelloEnv names the environment variable with the path of the hello program.

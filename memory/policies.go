@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	"golang.org/x/sync/semaphore"
+
+	"github.com/skep-dev/skep/internal/suggest"
 )
 
 // Options of New. The zero value is right for a daemon.
@@ -82,7 +84,7 @@ func (t *Policies) Lookup(name string) (Policy, error) {
 			return p, nil
 		}
 	}
-	return nil, fmt.Errorf("no memory policy %q: there are %s", name, strings.Join(t.Names(), ", "))
+	return nil, fmt.Errorf("no memory policy %q%s (there are %s)", name, suggest.Text(name, t.Names()), strings.Join(t.Names(), ", "))
 }
 
 // Names of all policies, sorted.

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/suggest"
 )
 
 func (c *cli) benchCmd() *cobra.Command {
@@ -101,7 +102,7 @@ func (o benchFlags) variants(offered []string) ([]variant, error) {
 		default:
 			for _, p := range policies {
 				if !slices.Contains(offered, p) {
-					return nil, &usageError{msg: fmt.Sprintf("no memory policy %q: there are %s", p, strings.Join(offered, ", "))}
+					return nil, &usageError{msg: fmt.Sprintf("no memory policy %q%s (there are %s)", p, suggest.Text(p, offered), strings.Join(offered, ", "))}
 				}
 				out = append(out, variant{kind, p})
 			}

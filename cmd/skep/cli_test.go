@@ -97,6 +97,10 @@ func TestExitCodes(t *testing.T) {
 		{"bad env", socket, []string{"deploy", "x", "--env", "A"}, exitUsage, "no such variable is set here"},
 		{"no image", socket, []string{"deploy"}, exitUsage, "no image"},
 		{"no function", socket, []string{"inspect", "nosuch"}, exitNotFound, "`skep ls`"},
+		{"mistyped function", socket, []string{"inspect", "ehco"}, exitNotFound, "did you mean echo?"},
+		{"mistyped in a call", socket, []string{"invoke", "faisl"}, exitNotFound, "did you mean fails?"},
+		{"mistyped in logs", socket, []string{"logs", "ecco"}, exitNotFound, "did you mean echo?"},
+		{"mistyped built-in function", socket, []string{"deploy", "functions/helo"}, exitUsage, "did you mean hello?"},
 		{"no snapshot to inspect", socket, []string{"snapshot", "inspect", "nosuch"}, exitNotFound, "`skep snapshot ls`"},
 		{"bad picture", socket, []string{"snapshot", "inspect", "x", "--map", "x.jpg"}, exitUsage, ".svg or .png"},
 		{"no snapshot", socket, []string{"snapshot", "rm", "nosuch"}, exitNotFound, "nosuch"},
@@ -115,6 +119,22 @@ func TestExitCodes(t *testing.T) {
 				t.Errorf("skep %v: exit code %d, want %d: %s", c.args, code, c.code, stderr)
 			}
 		})
+	}
+}
+
+// TestMeantBuiltin: who deploys hello is told of functions/hello, where there is
+// no such image.
+func TestMeantBuiltin(t *testing.T) {
+	socket, n := fakeDaemon(t)
+	for image, want := range map[string]bool{"hello": true, "hello:latest": true, "localhost:5000/hello": false, "shop": false} {
+		n.DeployErr = &api.Error{Status: http.StatusNotFound, Message: "there is no such image"}
+		if code, _, stderr := skep(t, socket, "deploy", image); code != exitNotFound || strings.Contains(stderr, "functions/hello") != want {
+			t.Errorf("%s: exit code %d: %s", image, code, stderr)
+		}
+	}
+	n.DeployErr = &api.Error{Status: http.StatusUnprocessableEntity, Message: "it does not start"}
+	if _, _, stderr := skep(t, socket, "deploy", "hello"); strings.Contains(stderr, "functions/hello") {
+		t.Errorf("of an image that there is: %s", stderr)
 	}
 }
 

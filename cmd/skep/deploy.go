@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -272,6 +273,7 @@ func (c *cli) deploy(cmd *cobra.Command, d *deployFlags, args []string) error {
 		return err
 	}
 	defer client.Close()
+	ref := f.Image
 	if f.Image, err = c.localImage(cmd.Context(), f.Image); err != nil {
 		return err
 	}
@@ -284,12 +286,28 @@ func (c *cli) deploy(cmd *cobra.Command, d *deployFlags, args []string) error {
 	f, err = c.deployOrChange(cmd, client, d, f, bars.event)
 	bars.close()
 	if err != nil {
-		return err
+		return meantBuiltin(ref, err)
 	}
 	if c.json {
 		return c.writeJSON(f)
 	}
 	return c.deployed(cmd.Context(), client, f, time.Since(start))
+}
+
+// meantBuiltin says of an image that is not to be had that a function of its name
+// comes with skep.
+func meantBuiltin(ref string, err error) error {
+	name, _, _ := strings.Cut(ref, ":")
+	var answer *api.Error
+	if !errors.As(err, &answer) || !slices.Contains(functions.Names(), name) {
+		return err
+	}
+	switch answer.Status {
+	case http.StatusNotFound, http.StatusForbidden, http.StatusBadGateway:
+		return &api.Error{Status: answer.Status, Message: answer.Message,
+			Hint: fmt.Sprintf("did you mean functions/%s, which comes with skep? `skep deploy functions/%s`", name, name)}
+	}
+	return err
 }
 
 // deployOrChange makes the function, or changes what was named of one that is

@@ -53,8 +53,11 @@ func (c *cli) imageLsCmd() *cobra.Command {
 
 func (c *cli) imagePruneCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:     "prune",
-		Short:   "remove the root disks that no function and no snapshot needs",
+		Use:   "prune",
+		Short: "remove the root disks that no function and no snapshot needs",
+		Long: `Remove the root disks that no function, no kept revision of one and no snapshot
+needs. The daemon does so by itself: keep_images of its settings after their last use,
+and sooner where all root disks take more than image_budget_mib.`,
 		Example: `  skep image prune`,
 		Args:    nArgs(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
