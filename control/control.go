@@ -24,6 +24,8 @@
 //	POST   /v1/images/prune                    removes and answers those that nothing needs
 //	GET    /v1/invocations                     ?function=NAME&limit=N&since=TIME&until=TIME&status=5xx&failure=any&start=KIND&instance=ID&slower_than=1s&id=ID
 //	GET    /v1/invocations/{id}
+//	GET    /healthz                            200 unless the daemon has to be started anew; needs no token
+//	GET    /readyz                             200 when it takes requests; needs no token
 //	GET    /metrics                            Prometheus text
 //
 // The values of environments are not told: a function that is answered has
@@ -76,6 +78,10 @@ type Node interface {
 	PruneImages(ctx context.Context) ([]api.Image, error)
 	Invocations(ctx context.Context, q api.InvocationQuery) ([]api.Invocation, error)
 	Invocation(ctx context.Context, id string) (api.Invocation, error)
+	// Healthy reports why only a new start would help, Ready why no requests
+	// should come.
+	Healthy(ctx context.Context) error
+	Ready(ctx context.Context) error
 	// Logs writes a function's output to w; with Follow until ctx ends.
 	Logs(ctx context.Context, q api.LogQuery, w io.Writer) error
 }
@@ -152,5 +158,7 @@ func (s *Server) routes() {
 	if s.o.Metrics != nil {
 		s.mux.Handle("GET /metrics", s.o.Metrics)
 	}
+	s.mux.Handle("GET /healthz", Health(s.o.Node))
+	s.mux.Handle("GET /readyz", Health(s.o.Node))
 	s.mux.Handle("/", s.wrap(s.unknown))
 }

@@ -14,6 +14,7 @@ var (
 	descFunctions = prometheus.NewDesc("skep_functions", "Functions deployed.", nil, nil)
 	descInstances = prometheus.NewDesc("skep_instances", "Instances by function and state; those that are none are left out.", []string{"function", "state"}, nil)
 	descQueue     = prometheus.NewDesc("skep_queue_length", "Requests that wait for an instance.", nil, nil)
+	descWaiting   = prometheus.NewDesc("skep_function_queue_length", "Requests that wait for an instance, by function; those without are left out.", []string{"function"}, nil)
 	descSnapshots = prometheus.NewDesc("skep_snapshots", "Published snapshots, by whether they can be used here.", []string{"usable"}, nil)
 	descDisk      = prometheus.NewDesc("skep_snapshot_disk_bytes", "Bytes that published snapshots occupy on disk.", nil, nil)
 )
@@ -31,7 +32,7 @@ type stateCollector struct {
 }
 
 func (c *stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descBuild, descFunctions, descInstances, descQueue, descSnapshots, descDisk} {
+	for _, d := range []*prometheus.Desc{descBuild, descFunctions, descInstances, descQueue, descWaiting, descSnapshots, descDisk} {
 		ch <- d
 	}
 }
@@ -44,6 +45,11 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descFunctions, float64(len(c.state.Functions())))
 	if c.queue != nil {
 		gauge(descQueue, float64(c.queue()))
+	}
+	for function, n := range c.state.Waiting() {
+		if n > 0 {
+			gauge(descWaiting, float64(n), function)
+		}
 	}
 	type key struct{ function, state string }
 	instances := map[key]int{}

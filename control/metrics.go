@@ -20,8 +20,12 @@ const (
 	otherFunctions  = "_other"
 )
 
-// maxFunctionLabels bounds how many functions have series of their own.
-const maxFunctionLabels = 2000
+// maxFunctionLabels bounds how many functions have series of their own,
+// maxTimedFunctions how many of those have a histogram.
+const (
+	maxFunctionLabels = 2000
+	maxTimedFunctions = 200
+)
 
 // phaseBuckets are seconds: 100 µs to 30 s.
 var phaseBuckets = []float64{
@@ -33,6 +37,9 @@ type State interface {
 	Functions() []api.Function
 	Function(name string) (api.Function, bool)
 	Instances(function string) []api.Instance
+	// Waiting counts the requests that wait for an instance, by function; those
+	// without any may be left out.
+	Waiting() map[string]int
 	Snapshots(ctx context.Context, function string) ([]api.Snapshot, error)
 }
 
@@ -42,11 +49,14 @@ type Metrics struct {
 	invocations *prometheus.CounterVec   // function, start, code
 	phases      *prometheus.HistogramVec // phase, start
 	bytes       *prometheus.CounterVec   // direction
-	failures    prometheus.Counter
+	failures    *prometheus.CounterVec   // function, failure
+	totals      *prometheus.HistogramVec // function, start; of few functions
+	byFunction  *prometheus.SummaryVec   // function, phase; sums and counts alone
 	memory      memoryCounters
 
-	mu     sync.Mutex // guards labels
+	mu     sync.Mutex // guards labels and timed
 	labels map[string]struct{}
+	timed  map[string]struct{} // those of labels that have a histogram
 	state  State
 }
 
@@ -92,12 +102,19 @@ func NewMetrics(state State, v api.Version, queue func() int) *Metrics {
 			Name: "skep_phase_seconds", Help: "Duration of each phase of an invocation.", Buckets: phaseBuckets,
 		}, []string{"phase", "start"}),
 		bytes:    counter("skep_bytes_total", "Bytes of request and response bodies.", "direction"),
-		failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "skep_failures_total", Help: "Invocations that skep, not the function, failed."}),
-		memory:   newMemoryCounters(),
-		labels:   map[string]struct{}{},
-		state:    state,
+		failures: counter("skep_failures_total", "Invocations without a complete answer, by whose doing that is: client, queue, timeout, function, platform.", "function", "failure"),
+		totals: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "skep_invocation_seconds", Help: "Request in to response out, by function and by how the instance started; functions beyond the first 200 are summed up.", Buckets: phaseBuckets,
+		}, []string{"function", "start"}),
+		byFunction: prometheus.NewSummaryVec(prometheus.SummaryOpts{
+			Name: "skep_function_phase_seconds", Help: "Time that a function's invocations spent in each phase: sum, and how many had it.",
+		}, []string{"function", "phase"}),
+		timed:  map[string]struct{}{},
+		memory: newMemoryCounters(),
+		labels: map[string]struct{}{},
+		state:  state,
 	}
-	m.registry.MustRegister(m.invocations, m.phases, m.bytes, m.failures,
+	m.registry.MustRegister(m.invocations, m.phases, m.bytes, m.failures, m.totals, m.byFunction,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		&stateCollector{state: state, version: v, queue: queue})
 	for _, c := range m.memory.all() {
@@ -117,10 +134,12 @@ func (m *Metrics) Observe(rec api.Invocation) {
 	m.bytes.WithLabelValues("in").Add(float64(max(rec.BytesIn, 0)))
 	m.bytes.WithLabelValues("out").Add(float64(max(rec.BytesOut, 0)))
 	if rec.Failure != "" {
-		m.failures.Inc()
+		m.failures.WithLabelValues(function, string(rec.Failure)).Inc()
 	}
+	m.totals.WithLabelValues(m.timedLabel(function), start).Observe(rec.Phases.Total.Seconds())
 	rec.Phases.Each(func(name string, d time.Duration) {
 		if d > 0 {
+			m.byFunction.WithLabelValues(function, name).Observe(d.Seconds())
 			m.phases.WithLabelValues(name, start).Observe(d.Seconds())
 		}
 	})
@@ -174,14 +193,32 @@ func (m *Metrics) label(function string) string {
 	return function
 }
 
+// timedLabel returns the label value of a function's histogram.
+func (m *Metrics) timedLabel(label string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.timed[label]; ok || label == unknownFunction {
+		return label
+	}
+	if _, ok := m.labels[label]; !ok || len(m.timed) >= maxTimedFunctions {
+		return otherFunctions
+	}
+	m.timed[label] = struct{}{}
+	return label
+}
+
 // Forget drops the series of a function that has been removed.
 func (m *Metrics) Forget(function string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.labels, function)
-	for _, c := range append(m.memory.all(), m.invocations) {
-		c.DeletePartialMatch(prometheus.Labels{"function": function})
+	delete(m.timed, function)
+	own := prometheus.Labels{"function": function}
+	for _, c := range append(m.memory.all(), m.invocations, m.failures) {
+		c.DeletePartialMatch(own)
 	}
+	m.totals.DeletePartialMatch(own)
+	m.byFunction.DeletePartialMatch(own)
 }
 
 // Handler answers /metrics.

@@ -33,6 +33,7 @@ func TestMetrics(t *testing.T) {
 	}
 	m.Observe(rec)
 	m.Observe(api.Invocation{Function: "nosuch", Status: 404, Failure: api.FailureClient, Error: "no such function"})
+	m.Observe(api.Invocation{Function: "hello", Status: 504, Failure: api.FailureTimeout, Phases: api.Phases{Total: time.Second}})
 	text := scrape(t, m)
 	for _, want := range []string{
 		`skep_invocations_total{code="200",function="hello",start="restore"} 1`,
@@ -53,7 +54,12 @@ func TestMetrics(t *testing.T) {
 		`skep_snapshots{usable="true"} 1`,
 		`skep_snapshot_disk_bytes 4096`,
 		`skep_build_info{commit="",go="go",version="v1",vmm=""} 1`,
-		`skep_failures_total 1`,
+		`skep_failures_total{failure="client",function="_unknown"} 1`,
+		`skep_failures_total{failure="timeout",function="hello"} 1`,
+		`skep_invocation_seconds_count{function="hello",start="restore"} 1`,
+		`skep_function_phase_seconds_sum{function="hello",phase="spawn"} 0.05`,
+		`skep_function_phase_seconds_count{function="hello",phase="total"} 2`,
+		`skep_function_queue_length{function="hello"} 2`,
 		`process_resident_memory_bytes`,
 	} {
 		if !strings.Contains(text, want) {
@@ -61,7 +67,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	m.Forget("hello")
-	if text := scrape(t, m); strings.Contains(text, `skep_invocations_total{code="200",function="hello"`) || strings.Contains(text, `{function="hello",policy=`) {
+	if left := strings.ReplaceAll(scrape(t, m), `skep_function_queue_length{function="hello"}`, ""); strings.Contains(strings.ReplaceAll(left, `skep_instances{function="hello"`, ""), `function="hello"`) {
 		t.Error("a removed function still has a series")
 	}
 }
@@ -81,6 +87,9 @@ func TestLabelsAreBounded(t *testing.T) {
 	text := scrape(t, m)
 	if got := strings.Count(text, "\nskep_invocations_total{"); got != bound+2 {
 		t.Errorf("%d series", got)
+	}
+	if got := strings.Count(text, "\nskep_invocation_seconds_count{"); got != 200+2 {
+		t.Errorf("%d histograms", got)
 	}
 	if !strings.Contains(text, `function="_other",start="none"} 100`) {
 		t.Error("functions beyond the bound are not summed up")

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -38,12 +39,18 @@ func churn(dir string) error {
 	fmt.Println("open")
 	for i := 0; ; i++ {
 		fn := api.Function{Name: fmt.Sprint("f", i%3), Image: "x", MemoryMiB: 64, Env: map[string]string{"I": fmt.Sprint(i)}}
-		if i%7 == 6 && len(n.FunctionNames()) > 0 {
-			err = n.Remove(context.Background(), n.FunctionNames()[0])
-		} else {
+		names := n.FunctionNames()
+		switch {
+		case i%7 == 6 && len(names) > 0:
+			err = n.Remove(context.Background(), names[0])
+		case i%7 == 5 && len(names) > 0:
+			_, err = n.Set(context.Background(), names[0], fmt.Appendf(nil, `{"env":{"J":"%d"},"timeout":"%ds"}`, i, i+1), nil)
+		case i%7 == 4 && len(names) > 0:
+			_, err = n.Rollback(context.Background(), names[0], 0, nil)
+		default:
 			_, err = n.Deploy(context.Background(), fn, nil)
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, ErrNoRevision) {
 			return err
 		}
 		l, err := n.Acquire(context.Background(), n.FunctionNames()[0], AcquireOptions{})
@@ -83,6 +90,16 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	}
 }
 
+// keptFor says whether a snapshot is of the revision before the one in force.
+func keptFor(t *testing.T, n *Node, d *deployment, id string) bool {
+	prev, err := n.before(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := n.snaps.Manifest(id)
+	return err == nil && prev != nil && prev.fits(m)
+}
+
 // checkAfterCrash opens the data directory and looks whether every function has
 // its snapshot and every snapshot its function.
 func checkAfterCrash(t *testing.T, dir string) {
@@ -103,12 +120,15 @@ func checkAfterCrash(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	usable := map[string]int{}
+	usable, before := map[string]int{}, map[string]int{}
 	for _, s := range snaps {
-		if !s.Usable {
+		if s.Usable {
+			usable[s.Function]++
+		} else if p := n.pool(s.Function); p == nil || !keptFor(t, n, p.current.Load(), s.ID) {
 			t.Errorf("snapshot %s is left: %s", s.ID, s.Problem)
+		} else if before[s.Function]++; before[s.Function] > 1 {
+			t.Errorf("function %s has more than one snapshot of the revision before", s.Function)
 		}
-		usable[s.Function]++
 		if err := n.VerifySnapshot(t.Context(), s.ID); err != nil {
 			t.Error(err)
 		}

@@ -49,7 +49,8 @@ type world struct {
 	snapshotErr           error
 	memoryErr, slotErr    error
 	info                  vmm.Info
-	limits                vmm.Limits               // of the newest machine
+	limits                vmm.Limits // of the newest machine
+	infoErr               error
 	hang                  func(*http.Request) bool // requests that get no answer, and whose server then takes no other until they are given up
 	say                   []string                 // what a booted function writes
 	records               []api.Invocation
@@ -137,7 +138,7 @@ func (w *world) check(t testing.TB) {
 func (w *world) Info(context.Context) (vmm.Info, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.info, nil
+	return w.info, w.infoErr
 }
 
 func pass(ctx context.Context, d time.Duration) error {

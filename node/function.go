@@ -150,6 +150,19 @@ func (n *Node) Functions() []api.Function {
 	return out
 }
 
+// Waiting counts the requests that wait for an instance, by function.
+func (n *Node) Waiting() map[string]int {
+	out := map[string]int{}
+	for _, p := range n.allPools() {
+		p.mu.Lock()
+		if k := len(p.queue) + len(p.alone); k > 0 {
+			out[p.name] = k
+		}
+		p.mu.Unlock()
+	}
+	return out
+}
+
 // Instances lists a function's instances, or all for "", oldest first.
 func (n *Node) Instances(function string) []api.Instance {
 	pools := n.allPools()

@@ -3,8 +3,10 @@ package node
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/skep-dev/skep/api"
 )
@@ -41,4 +43,30 @@ func TestReadyUntilItDrains(t *testing.T) {
 			t.Error("a closed node is said to be healthy")
 		}
 	})
+}
+
+// A node whose lock is held for ever, or that has lost its VMM, says so.
+func TestStuckOrWithoutVMM(t *testing.T) {
+	w := newWorld(t)
+	w.bootTime = 0
+	n := w.open(t, nil)
+	deploy(t, n, hello(nil))
+	p := n.pool("hello")
+	p.mu.Lock()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := n.Healthy(ctx); err == nil || !strings.Contains(err.Error(), "stuck") {
+		t.Errorf("its lock is held: %v", err)
+	}
+	p.mu.Unlock()
+	if err := n.Healthy(t.Context()); err != nil {
+		t.Errorf("it is free again: %v", err)
+	}
+	w.set(func() { w.infoErr = errors.New("no such binary") })
+	if err := n.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "no such binary") {
+		t.Errorf("without a VMM: %v", err)
+	}
+	if err := n.Healthy(t.Context()); err != nil {
+		t.Errorf("a new start would not help: %v", err)
+	}
 }

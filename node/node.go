@@ -95,6 +95,7 @@ type Node struct {
 	budget *budget
 	rec    *recorder
 	shells *shells
+	alive  liveness
 	names  keyedLock // serialises deploy, remove and snapshot of one name
 
 	deploying sync.RWMutex // held for reading by deploys, so that no image goes that one fetched

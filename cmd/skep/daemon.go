@@ -144,6 +144,7 @@ func (d *daemon) listen(ctx context.Context) error {
 	if d.cfg.MetricsListen != "" {
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", d.metrics.Handler())
+		mux.Handle("/", control.Health(d.view))
 		return d.listenTCP(d.cfg.MetricsListen, mux)
 	}
 	return nil

@@ -19,12 +19,13 @@ import (
 
 // Node keeps functions in memory. Its fields are set before it is used.
 type Node struct {
-	SnapshotList []api.Snapshot
-	Records      []api.Invocation
-	Followed     chan struct{}       // closed when a follow has ended
-	DeployErr    error               // what Deploy returns
-	Query        api.InvocationQuery // the last one; written by it
-	Bytes        int                 // progress events that Deploy sends
+	SnapshotList       []api.Snapshot
+	Records            []api.Invocation
+	Followed           chan struct{} // closed when a follow has ended
+	Unhealthy, Unready error
+	DeployErr          error               // what Deploy returns
+	Query              api.InvocationQuery // the last one; written by it
+	Bytes              int                 // progress events that Deploy sends
 
 	mu        sync.Mutex // guards what follows
 	functions map[string]api.Function
@@ -100,6 +101,12 @@ func (n *Node) Revisions(_ context.Context, name string) ([]api.Revision, error)
 	}
 	return out, nil
 }
+
+func (n *Node) Healthy(context.Context) error { return n.Unhealthy }
+func (n *Node) Ready(context.Context) error   { return errors.Join(n.Unready, n.Unhealthy) }
+
+// Waiting says that two requests wait for hello.
+func (n *Node) Waiting() map[string]int { return map[string]int{"hello": 2} }
 
 func (n *Node) Functions() []api.Function {
 	n.mu.Lock()
