@@ -11,6 +11,7 @@ const (
 	StageBooting      DeployStage = "booting"       // kernel, agent, entrypoint
 	StageReady        DeployStage = "ready"         // the function's server answers
 	StageSnapshotting DeployStage = "snapshotting"  // pause, device state, digests, sync
+	StageChecking     DeployStage = "checking"      // a start from the snapshot, and a request
 	StageDone         DeployStage = "done"          // it serves
 	StageFailed       DeployStage = "failed"        // nothing was changed; Error says why
 )

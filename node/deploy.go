@@ -164,43 +164,73 @@ func (n *Node) tryOut(ctx context.Context, p *pool, d *deployment, change string
 		return api.Snapshot{}, err
 	}
 	end := begin(progress, api.StageBooting, "")
-	t, err := n.try(ctx, p, d)
+	t, err := n.try(ctx, p, d, api.StartBoot)
 	if err != nil {
 		return api.Snapshot{}, err
 	}
 	defer t.end()
+	if err := n.check(t.ctx, t.instance, true); err != nil {
+		return api.Snapshot{}, err
+	}
 	end()
 	tell(progress, api.DeployEvent{Stage: api.StageReady, Took: sum(t.phases)})
 	var snap api.Snapshot
-	rule := d.fn.Snapshot
-	if !rule.Off && rule.AfterInvocations == 0 {
-		end = begin(progress, api.StageSnapshotting, "")
-		stage, err := n.snaps.Stage(d.fn.Name)
-		if err != nil {
+	var took time.Duration // of a start from it
+	if rule := d.fn.Snapshot; !rule.Off && rule.AfterInvocations == 0 {
+		if snap, took, err = n.publishTrial(ctx, t, progress); err != nil {
 			return api.Snapshot{}, err
 		}
-		// Published before the function is, it must not outlive a crash between.
-		if err := n.db.doom(ctx, stage.ID); err != nil {
-			stage.Abort()
-			return api.Snapshot{}, err
-		}
-		if snap, err = n.capture(t.ctx, t.instance, stage, reasonReady); err != nil {
-			return api.Snapshot{}, errors.Join(err, n.db.spare(stage.ID))
-		}
-		end()
 	}
 	if err := n.commit(ctx, p, d, snap.ID, change); err != nil {
-		if snap.ID != "" {
-			err = errors.Join(err, n.snaps.Remove(snap.ID), n.db.spare(snap.ID))
-		}
-		return api.Snapshot{}, err
+		return api.Snapshot{}, errors.Join(err, n.unpublish(snap.ID))
 	}
-	if snap.ID == "" {
-		// It works, so it may as well serve.
-		t.noSnapshot = len(n.fitting(d)) == 0
-		t.adopt()
+	if snap.ID != "" {
+		p.mu.Lock()
+		p.startTook(api.StartRestore, took)
+		p.mu.Unlock()
+		return snap, nil
 	}
+	// It works, so it may as well serve.
+	t.noSnapshot = len(n.fitting(d)) == 0
+	t.adopt()
 	return snap, nil
+}
+
+// publishTrial ends the trial for its snapshot, and starts another from that, to
+// see that it answers too. It returns what that start has taken. When it fails
+// there is no snapshot.
+func (n *Node) publishTrial(ctx context.Context, t *trial, progress func(api.DeployEvent)) (api.Snapshot, time.Duration, error) {
+	end := begin(progress, api.StageSnapshotting, "")
+	stage, err := n.snaps.Stage(t.dep.fn.Name)
+	if err != nil {
+		return api.Snapshot{}, 0, err
+	}
+	// Published before the function is, it must not outlive a crash between.
+	if err := n.db.doom(ctx, stage.ID); err != nil {
+		stage.Abort()
+		return api.Snapshot{}, 0, err
+	}
+	snap, err := n.capture(t.ctx, t.instance, stage, reasonReady)
+	if err != nil {
+		return api.Snapshot{}, 0, errors.Join(err, n.db.spare(stage.ID))
+	}
+	end()
+	t.end()
+	end = begin(progress, api.StageChecking, "")
+	took, err := n.tryRestored(ctx, t.pool, t.dep)
+	if err != nil {
+		return api.Snapshot{}, 0, errors.Join(err, n.unpublish(snap.ID))
+	}
+	end()
+	return snap, took, nil
+}
+
+// unpublish removes the snapshot of a deployment that failed, if it has one.
+func (n *Node) unpublish(id string) error {
+	if id == "" {
+		return nil
+	}
+	return errors.Join(n.snaps.Remove(id), n.db.spare(id))
 }
 
 // commit stores the deployment and lets it serve. Of the snapshots that were

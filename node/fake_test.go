@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -51,6 +52,8 @@ type world struct {
 	info                  vmm.Info
 	limits                vmm.Limits // of the newest machine
 	infoErr               error
+	refuse                func(*fakeMachine) bool  // connections to the function's server
+	endsAfter             time.Duration            // a server that is ready ends after it; 0: never
 	hang                  func(*http.Request) bool // requests that get no answer, and whose server then takes no other until they are given up
 	say                   []string                 // what a booted function writes
 	records               []api.Invocation
@@ -298,6 +301,12 @@ func (w *world) dial(ctx context.Context, s *network.Slot, port int) (net.Conn, 
 	if port == guest.AgentPort {
 		return &agentConn{Conn: a, m: m, other: b}, nil
 	}
+	w.mu.Lock()
+	refuse := w.refuse
+	w.mu.Unlock()
+	if refuse != nil && refuse(m) {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	}
 	go serveOn(b, m)
 	return a, nil
 }
@@ -368,6 +377,9 @@ func (a *fakeAgent) Ready(ctx context.Context) error {
 	}
 	a.w.mu.Lock()
 	defer a.w.mu.Unlock()
+	if a.w.endsAfter > 0 {
+		time.AfterFunc(a.w.endsAfter, func() { close(a.m.exited) })
+	}
 	return a.w.readyErr
 }
 

@@ -222,12 +222,17 @@ func orUnknown(err error) error {
 // memory fails: so that nothing waits for a guest that is gone. The agent's own
 // calls tell when the function exits.
 func (i *instance) guard(ctx context.Context) (context.Context, func()) {
+	machineOnly := &instance{machine: i.machine, session: i.session}
+	return machineOnly.whole(ctx)
+}
+
+// whole is guard for an instance whose function must run, too.
+func (i *instance) whole(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	over := make(chan struct{})
-	machineOnly := &instance{machine: i.machine, session: i.session}
 	go func() {
 		defer close(over)
-		cancel(machineOnly.watch(ctx))
+		cancel(i.watch(ctx))
 	}()
 	return ctx, func() {
 		cancel(nil)

@@ -74,7 +74,7 @@ func hostKernel() string {
 	return unix.ByteSliceToString(u.Release[:])
 }
 
-// trial is an instance that is booted outside its pool: for a snapshot, or to
+// trial is an instance that is started outside its pool: for a snapshot, or to
 // see whether it works. It must be ended.
 //
 // Its place in the budget is reserved by the caller of try, which gives it back
@@ -85,9 +85,9 @@ type trial struct {
 	over   bool        // ended, or adopted by the pool
 }
 
-func (n *Node) try(ctx context.Context, p *pool, d *deployment) (*trial, error) {
+func (n *Node) try(ctx context.Context, p *pool, d *deployment, kind api.StartKind) (*trial, error) {
 	t := &trial{instance: p.newInstance(d)}
-	t.wanted = api.StartBoot
+	t.wanted = kind
 	// It ends with the caller's context as well as with the node's.
 	t.unlink = context.AfterFunc(ctx, func() { t.cancel(context.Cause(ctx)) })
 	if err := n.start(t.ctx, t.instance); err != nil {
@@ -131,11 +131,14 @@ func (t *trial) adopt() {
 // snapshot.
 func (n *Node) makeSnapshot(ctx context.Context, p *pool, d *deployment, reason string, tell func(api.DeployEvent)) (api.Snapshot, error) {
 	end := begin(tell, api.StageBooting, "")
-	t, err := n.try(ctx, p, d)
+	t, err := n.try(ctx, p, d, api.StartBoot)
 	if err != nil {
 		return api.Snapshot{}, err
 	}
 	defer t.end()
+	if err := n.check(t.ctx, t.instance, true); err != nil {
+		return api.Snapshot{}, err
+	}
 	end()
 	end = begin(tell, api.StageSnapshotting, "")
 	stage, err := n.snaps.Stage(d.fn.Name)

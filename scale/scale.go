@@ -20,8 +20,8 @@ type Load struct {
 	Concurrency int // requests at once in one instance; less than 1 counts as 1
 	Max         int // instances at once
 
-	// What a start is weighed against. Without Start every waiting request is
-	// worth one.
+	// What a start is weighed against. Without Start, or any sign of how long
+	// requests take, every waiting one is worth a start.
 	Start    time.Duration   // that a start takes here; 0: none was seen yet
 	Service  time.Duration   // that a request keeps its place; 0: none was seen yet
 	Running  []time.Duration // for how long each request has kept a place that will be free after it
@@ -41,7 +41,7 @@ func Starts(l Load) (n int, again time.Duration) {
 	per := max(1, l.Concurrency)
 	unserved := l.Waiting - max(0, l.Free) - max(0, l.Starting)*per
 	room := l.Max - l.Starting - l.Busy - l.Idle
-	if l.Start <= 0 {
+	if l.Start <= 0 || l.Service <= 0 && len(l.Running) == 0 {
 		return max(0, min(ceil(unserved, per), room)), 0
 	}
 	service := l.service()

@@ -1,0 +1,78 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+)
+
+const (
+	// checkLimit is how long a function that is ready has to answer a request that
+	// comes from outside its guest.
+	checkLimit = 10 * time.Second
+	// settle is for how long it has to go on running then, before it is taken for
+	// one that does.
+	settle = time.Second
+)
+
+// check makes a request to an instance that was started to see whether it works,
+// the way that a client's will come: ready by the agent's account, its server may
+// listen on the guest's loopback alone. long: it must also go on for a while.
+func (n *Node) check(ctx context.Context, inst *instance, long bool) error {
+	ctx, stop := inst.whole(ctx)
+	defer stop()
+	err := inst.answersOutside(ctx)
+	if err == nil && long {
+		select {
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		case <-time.After(settle):
+		}
+	}
+	if err == nil {
+		return nil
+	}
+	return &StartError{Function: inst.dep.fn.Name, Instance: inst.id, Err: because(ctx, err), Logs: inst.tail.lines()}
+}
+
+func (i *instance) answersOutside(ctx context.Context) error {
+	limited, cancel := context.WithTimeoutCause(ctx, checkLimit, fmt.Errorf("no answer within %v", checkLimit))
+	defer cancel()
+	err := i.answers(limited)
+	switch port := i.dep.fn.Port; {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return err
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("it is ready but cannot be reached: does its server listen on 127.0.0.1 only? It must listen on port %d of all addresses (0.0.0.0): %w", port, err)
+	default:
+		return fmt.Errorf("it is ready but does not answer requests: its server must speak HTTP/1.1, or HTTP/2 without TLS (h2c), on port %d: %w", port, err)
+	}
+}
+
+// tryRestored starts an instance from the snapshot that was just made and checks
+// it. It returns what its start has taken.
+func (n *Node) tryRestored(ctx context.Context, p *pool, d *deployment) (time.Duration, error) {
+	if err := n.reserve(ctx, d.fn.MemoryMiB); err != nil {
+		return 0, err
+	}
+	t, err := n.try(ctx, p, d, api.StartRestore)
+	if err != nil {
+		return 0, notRestored(err)
+	}
+	defer t.end()
+	took := time.Since(t.created)
+	if err := n.check(t.ctx, t.instance, false); err != nil {
+		return 0, notRestored(err)
+	}
+	return took, nil
+}
+
+func notRestored(err error) error {
+	return fmt.Errorf("it answers when it is booted, but not when it is restored from its snapshot (mend that, or deploy it without one: snapshot.off): %w", err)
+}
