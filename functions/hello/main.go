@@ -31,13 +31,17 @@ func main() {
 		port = "8080"
 	}
 	fillTable()
+	l, err := listen(port)
+	if err != nil {
+		log.Fatal(err)
+	}
 	fmt.Println("hello: listening on port", port)
-	log.Fatal(server(":" + port).ListenAndServe())
+	log.Fatal(server().Serve(l))
 }
 
 // server speaks HTTP/1.1, and HTTP/2 without encryption to who begins with it.
-func server(addr string) *http.Server {
-	srv := &http.Server{Addr: addr, Handler: routes(), Protocols: new(http.Protocols)}
+func server() *http.Server {
+	srv := &http.Server{Handler: routes(), Protocols: new(http.Protocols)}
 	srv.Protocols.SetHTTP1(true)
 	srv.Protocols.SetUnencryptedHTTP2(true)
 	return srv
@@ -100,6 +104,7 @@ func routes() http.Handler {
 // misdeeds are what a host must survive.
 func misdeeds(mux *http.ServeMux) {
 	mux.HandleFunc("/exit", func(_ http.ResponseWriter, r *http.Request) { os.Exit(number(r, "code")) })
+	mux.HandleFunc("/hang", func(http.ResponseWriter, *http.Request) { select {} })
 	mux.HandleFunc("/log", func(w http.ResponseWriter, r *http.Request) {
 		line := strings.Repeat("x", 1023) + "\n"
 		for n := number(r, "bytes"); n > 0; n -= len(line) {
