@@ -53,6 +53,11 @@ func (c *cli) up(ctx context.Context, r config.Result) error {
 	if err := c.printAddresses(d); err != nil {
 		return err
 	}
+	if err := notifySystemd(c.environ, "READY=1"); err != nil {
+		log.Warn("the service manager does not know that the daemon is ready", "error", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = notifySystemd(c.environ, "STOPPING=1") })
+	defer stop()
 	return d.serve(ctx)
 }
 
