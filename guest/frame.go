@@ -24,6 +24,8 @@ const (
 	KindStdout  Kind = 9  // agent: bytes that the function wrote
 	KindStderr  Kind = 10 //
 	KindDropped Kind = 11 // agent: Dropped, output that the host was too slow for
+	KindTime    Kind = 12 // host: its clock, which the agent's is not to be behind
+	KindClock   Kind = 13 // agent: its clock, the answer to each KindTime
 )
 
 // MaxOutput bounds the payload of a frame of output, in bytes.
@@ -48,6 +50,8 @@ func FromHost(k Kind) int {
 		return maxText
 	case KindPrepare:
 		return 0
+	case KindTime:
+		return timeLen
 	}
 	return -1
 }
@@ -63,6 +67,8 @@ func FromAgent(k Kind) int {
 		return maxText
 	case KindReady:
 		return 0
+	case KindClock:
+		return timeLen
 	}
 	return -1
 }
@@ -95,6 +101,22 @@ func DecodeHello(p []byte) (Hello, error) {
 		return Hello{}, errors.New("malformed hello")
 	}
 	return Hello{Version: string(p[1:]), Started: p[0]&1 != 0, Ready: p[0]&2 != 0}, nil
+}
+
+// timeLen is the length of a clock's time, in bytes.
+const timeLen = 8
+
+// EncodeTime returns the payload of a KindTime or KindClock frame.
+func EncodeTime(unixNano int64) []byte {
+	return binary.LittleEndian.AppendUint64(nil, uint64(unixNano))
+}
+
+// DecodeTime reads what EncodeTime returns.
+func DecodeTime(p []byte) (unixNano int64, err error) {
+	if len(p) != timeLen {
+		return 0, fmt.Errorf("a time of %d bytes: want %d", len(p), timeLen)
+	}
+	return int64(binary.LittleEndian.Uint64(p)), nil
 }
 
 // Encode returns the payload of a KindClone frame.

@@ -29,9 +29,11 @@
 //	9  stdout   agent  bytes that the function wrote                 32 KiB
 //	10 stderr   agent  the same                                      32 KiB
 //	11 dropped  agent  Dropped as JSON                               4 KiB
+//	12 time     host   8 bytes UnixNano                              8
+//	13 clock    agent  the same                                      8
 //
 // The agent says hello on each connection, and answers each frame of the host
-// with one done, in order. Numbers are little-endian. Unknown kinds, fields and
+// with one done, in order; but each time with a clock. Numbers are little-endian. Unknown kinds, fields and
 // lengths above the limit end the connection. What is on the way of every cold
 // start (hello, clone, done) is not JSON: the guest would have to page in, and
 // an emulator to translate, all code that reads it.

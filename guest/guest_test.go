@@ -45,7 +45,10 @@ func TestQuestionsAndAnswers(t *testing.T) {
 	if s.Version() != "7" {
 		t.Errorf("version %q", s.Version())
 	}
-	go answer(t, agent, KindStart, "")
+	go func() {
+		answer(t, agent, KindStart, "")
+		answerTime(t, agent)
+	}()
 	if err := s.Start(t.Context(), Start{Argv: []string{"/x"}}); err != nil {
 		t.Error(err)
 	}
@@ -99,6 +102,8 @@ func TestHostileFrames(t *testing.T) {
 		"host's kind":   {0, 0, 0, 0, byte(KindStart)},
 		"long text":     {0, 0x20, 0, 0, byte(KindDone)},
 		"long output":   {1, 0x80, 0, 0, byte(KindStdout)},
+		"short clock":   {1, 0, 0, 0, byte(KindClock), 0},
+		"clock unasked": append(append([]byte{8, 0, 0, 0, byte(KindClock)}, EncodeTime(1)...), append([]byte{8, 0, 0, 0, byte(KindClock)}, EncodeTime(2)...)...),
 		"second hello":  {1, 0, 0, 0, byte(KindHello), 0},
 		"data after it": append([]byte{14, 0, 0, 0, byte(KindDropped)}, `{"bytes":1} {}`...),
 	} {

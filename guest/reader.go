@@ -86,6 +86,16 @@ func (s *Session) take(k Kind, p []byte, out, errs *lineSplitter) error {
 		default:
 			return errors.New("an answer to no question")
 		}
+	case KindClock:
+		t, err := DecodeTime(p)
+		if err != nil {
+			return err
+		}
+		select {
+		case s.clock <- t:
+		default:
+			return errors.New("a clock that was not asked for")
+		}
 	default:
 		return fmt.Errorf("a second frame of kind %d", k)
 	}

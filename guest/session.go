@@ -41,14 +41,19 @@ type Session struct {
 	hello Hello
 	logs  func(stream string, line []byte)
 	done  chan string   // answers; capacity 1
+	clock chan int64    // the guest's clock, when it was told the time; capacity 1
 	ready chan struct{} // closed when the function's server answers
 	exit  chan struct{} // closed with exitErr
 	read  chan struct{} // closed when the reader has ended
 	call  sync.Mutex    // held by a question until its answer
 
-	mu       sync.Mutex // guards what follows
-	exitErr  error
-	detached bool // Prepare has succeeded: the connection's end is no news
+	clockKept sync.WaitGroup // for who keeps the guest's clock
+
+	mu         sync.Mutex // guards what follows
+	exitErr    error
+	detached   bool          // Prepare has succeeded: the connection's end is no news
+	clockStop  chan struct{} // while the guest's clock is kept; closed when it is not to be any more
+	clockRange *ClockRange
 }
 
 var _ io.Closer = (*Session)(nil)
@@ -61,7 +66,7 @@ var _ io.Closer = (*Session)(nil)
 func Connect(ctx context.Context, conn net.Conn, logs func(stream string, line []byte)) (*Session, error) {
 	ctx, cancel := context.WithTimeout(ctx, helloLimit)
 	defer cancel()
-	s := &Session{conn: conn, logs: logs, done: make(chan string, 1),
+	s := &Session{conn: conn, logs: logs, done: make(chan string, 1), clock: make(chan int64, 1),
 		ready: make(chan struct{}), exit: make(chan struct{}), read: make(chan struct{})}
 	r := bufio.NewReaderSize(conn, headLen+maxText)
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
@@ -102,25 +107,35 @@ func (s *Session) Start(ctx context.Context, v Start) error {
 	if err != nil {
 		return err
 	}
-	return s.ask(ctx, KindStart, b, answerLimit)
+	if err := s.ask(ctx, KindStart, b, answerLimit); err != nil {
+		return err
+	}
+	s.keepClock()
+	return nil
 }
 
 // Clone tells a restored agent that it is a clone, and returns when it has
-// taken that in: entropy, time and name are new, and the hook has returned.
+// taken that in: entropy, time and name are new, its processes run again, and the
+// hook has returned. From then on its clock is kept.
 func (s *Session) Clone(ctx context.Context, c Clone) error {
-	return s.ask(ctx, KindClone, c.Encode(), answerLimit)
+	if err := s.ask(ctx, KindClone, c.Encode(), answerLimit); err != nil {
+		return err
+	}
+	s.keepClock()
+	return nil
 }
 
-// Prepare readies the guest for its snapshot: the function's output so far has
-// been handed over, files are synced, and the connection is closed on both
-// sides, so that no clone wakes up with half of it. What the function writes
-// from then on waits in the guest for the next connection. Prepare is the last
-// call but Close; the end of this connection does not close Exited.
+// Prepare readies the guest for its snapshot: the function's processes are
+// frozen until a Clone thaws them, its output so far has been handed over, files
+// are synced, and the connection is closed on both sides, so that no clone wakes
+// up with half of it. Prepare is the last call but Close; the end of this
+// connection does not close Exited.
 //
 // The guest's page cache stays: the function's files are in it, a clone would
 // read them from disk again, and pages that are freed keep their content, so
 // that the snapshot would be no smaller.
 func (s *Session) Prepare(ctx context.Context) error {
+	s.stopClock()
 	if err := s.ask(ctx, KindPrepare, nil, answerLimit); err != nil {
 		return err
 	}
@@ -187,6 +202,7 @@ func (s *Session) ExitErr() error {
 func (s *Session) Close() error {
 	err := s.conn.Close()
 	<-s.read
+	s.stopClock()
 	if errors.Is(err, net.ErrClosed) {
 		err = nil
 	}

@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"fmt"
 	"net"
+	"os"
 	"sync"
 
 	"github.com/skep-dev/skep/guest"
@@ -54,6 +56,12 @@ func (l *link) read() {
 		if err != nil {
 			return
 		}
+		if k == guest.KindTime {
+			if l.setTime(p) != nil {
+				return
+			}
+			continue
+		}
 		var problem []byte
 		if err := l.agent.handle(l, k, p); err != nil {
 			text := err.Error()
@@ -63,6 +71,19 @@ func (l *link) read() {
 			return
 		}
 	}
+}
+
+// setTime moves the clock forward to the host's, and says what it is then.
+func (l *link) setTime(p []byte) error {
+	t, err := guest.DecodeTime(p)
+	if err != nil {
+		return err
+	}
+	now, err := advanceClock(t)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "skep-agent:", err)
+	}
+	return l.frame(guest.KindClock, guest.EncodeTime(now))
 }
 
 // maxProblem bounds the text of an error that is sent, in bytes.

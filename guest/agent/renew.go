@@ -33,6 +33,15 @@ func setClock(unixNano int64) error {
 	return nil
 }
 
+// advanceClock sets the clock to a time that has been, if it is behind that. It
+// never sets it back. It returns what the clock is then.
+func advanceClock(unixNano int64) (now int64, err error) {
+	if time.Now().UnixNano() < unixNano {
+		err = setClock(unixNano)
+	}
+	return time.Now().UnixNano(), err
+}
+
 // entropyLimit bounds the entropy in a message, in bytes.
 const entropyLimit = 256
 
