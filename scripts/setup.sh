@@ -28,6 +28,7 @@ have mke2fs || missing+=(e2fsprogs)
 [ -s /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
 if [ "${1:-}" = --test ]; then
 	have mmdebstrap || missing+=(mmdebstrap)
+	have runc || missing+=(runc)
 	# The race detector links with the C compiler.
 	have gcc || missing+=(gcc)
 	[ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)

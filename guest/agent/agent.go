@@ -17,7 +17,7 @@ import (
 )
 
 // Version is the agent's. It is in the manifest of every snapshot.
-const Version = "3"
+const Version = "4"
 
 // Agent is the state of PID 1 after the machine has been set up.
 type Agent struct {
@@ -102,20 +102,21 @@ func (a *Agent) handle(l *link, k guest.Kind, p []byte) error {
 // drainLimit bounds how long a snapshot waits for a host that takes no output.
 const drainLimit = time.Second
 
-// prepare flushes what a snapshot should not hold half done. The host closes
+// prepare freezes the function and flushes what a snapshot should not hold half
+// done. The host closes
 // the link when it has the answer. From before the answer on, nothing is sent
 // any more but that: it would be lost, while in the queue it is there for the
 // clones' first link.
 func (a *Agent) prepare(l *link) error {
+	if err := a.fn.rehearse(); err != nil {
+		return errors.Join(err, a.fn.group.thaw())
+	}
 	select {
 	case <-a.out.drained():
 	case <-l.ended:
 	case <-time.After(drainLimit): // the rest stays in the queue
 	}
 	a.out.hold(l.ended)
-	if err := a.fn.rehearse(); err != nil {
-		return err
-	}
 	unix.Sync()
 	return nil
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -36,8 +37,8 @@ func tree(t *testing.T, files map[string]string) string {
 
 func TestLookUpUser(t *testing.T) {
 	dir := tree(t, map[string]string{
-		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\n# comment\nbroken:x\nweb:x:33:34::/srv:\n7:x:70:71::/seven:\nhuge:x:4294967295:1::/:\n",
-		"etc/group":  "root:x:0:\nweb:x:34:\nmedia:x:44:other,web\nbroken\n",
+		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\n# comment\nbroken:x\nweb:x:33:34::/srv:\n7:x:70:71::/seven:\nhuge:x:4294967295:1::/:\nodd:x:a:1::/:\nshort:x:8:9\n",
+		"etc/group":  "root:x:0:\nweb:x:34:\nmany:x:45:" + strings.Repeat("member,", 20_000) + "web\nmedia:x:44:other,web\nbroken\n",
 	})
 	for _, c := range []struct {
 		spec string
@@ -46,8 +47,11 @@ func TestLookUpUser(t *testing.T) {
 	}{
 		{"", identity{home: "/root"}, ""},
 		{"root", identity{home: "/root"}, ""},
-		{"web", identity{uid: 33, gid: 34, groups: []uint32{44}, home: "/srv"}, ""},
-		{"33", identity{uid: 33, gid: 34, groups: []uint32{44}, home: "/srv"}, ""},
+		{"web", identity{uid: 33, gid: 34, groups: []uint32{45, 44}, home: "/srv"}, ""},
+		{"web:", identity{uid: 33, gid: 34, groups: []uint32{45, 44}, home: "/srv"}, ""},
+		{"33", identity{uid: 33, gid: 34, groups: []uint32{45, 44}, home: "/srv"}, ""},
+		{"7", identity{uid: 7, home: "/"}, ""}, // and not the user of that name
+		{"short", identity{uid: 8, gid: 9, home: "/"}, ""},
 		{"web:media", identity{uid: 33, gid: 44, home: "/srv"}, ""},
 		{"web:9", identity{uid: 33, gid: 9, home: "/srv"}, ""},
 		{"1000", identity{uid: 1000, home: "/"}, ""},
@@ -55,6 +59,7 @@ func TestLookUpUser(t *testing.T) {
 		{"nobody", identity{}, "not in its /etc/passwd"},
 		{"web:nobody", identity{}, "not in its /etc/group"},
 		{"huge", identity{}, "not in its /etc/passwd"},
+		{"odd", identity{}, "not in its /etc/passwd"}, // and never root
 		{"-1", identity{}, "not in its /etc/passwd"},
 	} {
 		got, err := lookUpUser(dir, c.spec)
@@ -74,7 +79,7 @@ func TestLookUpUser(t *testing.T) {
 }
 
 func TestEnvironment(t *testing.T) {
-	s := guest.Start{Instance: "i", Port: 80, Env: []string{"A=1", "PATH=/x", "broken", "=y", "A=2", "PORT=9"}}
+	s := guest.Start{Instance: "i", Port: 80, Env: []string{"A=1", "PATH=/x", "broken", "=y", "A=2", "PORT=9", "HOME="}}
 	want := []string{"PATH=/x", "HOME=/h", "A=2", "PORT=80"}
 	if got := environment(s, identity{home: "/h"}); !reflect.DeepEqual(got, want) {
 		t.Errorf("%q, want %q", got, want)
@@ -108,17 +113,28 @@ func TestLookPath(t *testing.T) {
 }
 
 func TestDirInRoot(t *testing.T) {
-	dir := tree(t, map[string]string{"real/file": "x", "link": "->/real", "out": "->/../../../../tmp", "loop": "->loop", "file": "x"})
+	dir := tree(t, map[string]string{"real/file": "x", "link": "->/real", "out": "->/../../../../tmp", "loop": "->loop", "file": "x",
+		"deep/er/file": "x", "into": "->deep/er", "later": "->/made/later", "beside": "->also/made/", "round": "->no/../round"})
 	for _, c := range []struct{ name, want string }{
+		{"", ""},
+		{"real/../link", "real"}, // relative to the root
+		{"//real/.//", "real"},
+		{"/../../real", "real"}, // the root is its own parent
+		{"/into/..", "deep"},    // the parent of where the link leads, as the kernel has it
+		{"/into/../new", "deep/new"},
+		{"/later/x", "made/later/x"}, // links to what is missing
+		{"/beside", "also/made"},
+		{"/round", "!"},
 		{"/real", "real"},
 		{"/link/new/deep", "real/new/deep"},
 		{"/a/b", "a/b"},
-		{"/loop", ""},
-		{"/file", ""},
-		{"/out", ""}, // leads to nothing in the root
+		{"/loop", "!"},
+		{"/file", "!"},
+		{"/file/x", "!"},
+		{"/out", "tmp"}, // in the root
 	} {
 		f, err := dirInRoot(dir, c.name)
-		if c.want == "" {
+		if c.want == "!" {
 			if err == nil {
 				t.Errorf("%s is opened", c.name)
 				f.Close()
@@ -134,6 +150,65 @@ func TestDirInRoot(t *testing.T) {
 			t.Errorf("%s is %s, %v; want %s", c.name, got, err, c.want)
 		}
 		f.Close()
+	}
+}
+
+func TestWorkDir(t *testing.T) {
+	dir := tree(t, map[string]string{"srv/app/file": "x", "link": "->/srv"})
+	for name, want := range map[string]string{"": "/", "/": "/", "/link/app": "/srv/app", "link/new": "/srv/new", "/a/b/": "/a/b"} {
+		f, path, err := workDir(dir, name)
+		if err != nil || path != want {
+			t.Errorf("%q: %q, %v; want %q", name, path, err, want)
+			continue
+		}
+		f.Close()
+		if st, err := os.Stat(dir + path); err != nil || st.Mode() != os.ModeDir|0o755 {
+			t.Errorf("%q: %v, %v", name, st.Mode(), err)
+		}
+	}
+	_, _, err := workDir(dir, "/srv/app/file/x")
+	if err == nil || !strings.Contains(err.Error(), "the working directory /srv/app/file/x") {
+		t.Errorf("a file for a directory: %v", err)
+	}
+}
+
+func TestExplain(t *testing.T) {
+	dir := tree(t, map[string]string{"bin/script": "#!/bin/none\n"})
+	if err := os.WriteFile(filepath.Join(dir, "bin/plain"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		path string
+		err  error
+		want string
+	}{
+		{"/bin/none", unix.ENOENT, "no such program"},
+		{"./none", unix.ENOENT, "no such program"},
+		{"./script", unix.ENOENT, "not the interpreter"},
+		{"script", unix.ENOEXEC, "this machine's processor"},
+		{"/bin/plain", unix.EACCES, "no file that may be executed"},
+		{"/bin/script", unix.EACCES, "permission denied"},
+	} {
+		err := explain(dir, "/bin", c.path, c.err)
+		if !errors.Is(err, c.err) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), c.path+" in the directory /bin") {
+			t.Errorf("%s: %v: %q, want %q", c.path, c.err, err, c.want)
+		}
+	}
+}
+
+func TestTmp(t *testing.T) {
+	dir := t.TempDir()
+	tmp := filepath.Join(dir, "tmp")
+	for _, want := range []os.FileMode{0o777 | os.ModeSticky | os.ModeDir, 0o700 | os.ModeDir} {
+		if err := makeTmp(dir); err != nil {
+			t.Error(err)
+		}
+		if st, err := os.Stat(tmp); err != nil || st.Mode() != want {
+			t.Errorf("%v, %v; want %v", st.Mode(), err, want)
+		}
+		if err := os.Chmod(tmp, 0o700); err != nil { // as an image may have it
+			t.Fatal(err)
+		}
 	}
 }
 

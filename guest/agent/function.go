@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"strconv"
@@ -25,6 +26,8 @@ type function struct {
 	mu    sync.Mutex // guards all below
 	spec  guest.Start
 	names *names
+	group *cgroup
+	host  string // address at which the server accepts; "" until it does
 	pid   int
 	ready bool
 	exit  string        // how it ended; "" while it runs
@@ -54,36 +57,36 @@ func (f *function) start(s guest.Start) error {
 	if err := renew(s.Instance, s.UnixNano, s.Entropy); err != nil {
 		return err
 	}
+	var err error
+	if f.group, err = makeGroup(); err != nil {
+		return err
+	}
 	if err := makeRoot(s); err != nil {
 		return err
 	}
-	var err error
 	if f.names, err = writeEtc(s); err != nil {
 		return err
 	}
-	group, err := makeGroup()
-	if err != nil {
-		return err
-	}
-	defer group.Close()
 	who, err := lookUpUser(root, s.User)
 	if err != nil {
 		return err
 	}
-	if s.Dir == "" {
-		s.Dir = "/"
-	}
-	env := environment(s, who)
-	path, err := lookPath(root, s.Dir, s.Argv[0], env)
+	dir, path, err := workDir(root, s.Dir)
 	if err != nil {
 		return err
 	}
-	f.spec = s
-	return f.run(path, env, who, group)
+	defer dir.Close()
+	s.Dir, f.spec = path, s
+	return f.run(dir, who)
 }
 
 // run forks; f.mu is held.
-func (f *function) run(path string, env []string, who identity, group *os.File) error {
+func (f *function) run(dir *os.File, who identity) error {
+	env := environment(f.spec, who)
+	path, err := lookPath(root, f.spec.Dir, f.spec.Argv[0], env)
+	if err != nil {
+		return err
+	}
 	null, err := os.Open("/dev/null")
 	if err != nil {
 		return err
@@ -99,17 +102,9 @@ func (f *function) run(path string, env []string, who identity, group *os.File) 
 		return errors.Join(err, stdout.Close())
 	}
 	defer errW.Close()
-	attr := &syscall.ProcAttr{
-		Dir: f.spec.Dir, Env: env,
-		Files: []uintptr{null.Fd(), outW.Fd(), errW.Fd()},
-		Sys: &syscall.SysProcAttr{
-			Chroot: root, Setsid: true, UseCgroupFD: true, CgroupFD: int(group.Fd()),
-			Credential: &syscall.Credential{Uid: who.uid, Gid: who.gid, Groups: who.groups},
-		},
-	}
-	pid, err := syscall.ForkExec(path, f.spec.Argv, attr)
+	pid, err := f.fork(path, env, who, dir, []*os.File{null, outW, errW})
 	if err != nil {
-		return errors.Join(fmt.Errorf("running %s in %s: %w", path, f.spec.Dir, err), stdout.Close(), stderr.Close())
+		return errors.Join(explain(root, f.spec.Dir, path, err), stdout.Close(), stderr.Close())
 	}
 	// The kernel should end the function before it ends init, which it inherited this from.
 	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("500"), 0) // it may have ended already
@@ -118,6 +113,41 @@ func (f *function) run(path string, env []string, who identity, group *os.File) 
 	go f.pass(guest.KindStderr, stderr)
 	go f.awaitReady()
 	return nil
+}
+
+// Limits of open files: what programs start with everywhere, since some look at
+// each descriptor that they may have, and how far those may go that want more.
+const (
+	softFiles = 1024
+	hardFiles = 512 << 10
+)
+
+// fork runs the program with these standard streams, as a container's runtime
+// would. Of the pipes it makes the function's user the owner, so that the
+// function may open /dev/stdout. The child inherits its directory, which is
+// entered as root: the user need not have the right to come to it by its path.
+func (f *function) fork(path string, env []string, who identity, dir *os.File, streams []*os.File) (int, error) {
+	attr := &syscall.ProcAttr{Env: env, Sys: &syscall.SysProcAttr{
+		Chroot: root, Setsid: true, UseCgroupFD: true, CgroupFD: int(f.group.dir.Fd()), Unshareflags: unix.CLONE_NEWCGROUP,
+		Credential: &syscall.Credential{Uid: who.uid, Gid: who.gid, Groups: who.groups},
+	}}
+	for i, s := range streams {
+		attr.Files = append(attr.Files, s.Fd())
+		if i == 0 {
+			continue // /dev/null, which is everybody's
+		}
+		if err := s.Chown(int(who.uid), -1); err != nil {
+			return 0, err
+		}
+	}
+	if err := syscall.Setrlimit(unix.RLIMIT_NOFILE, &syscall.Rlimit{Cur: softFiles, Max: hardFiles}); err != nil {
+		return 0, fmt.Errorf("limiting its open files: %w", err)
+	}
+	if err := unix.Fchdir(int(dir.Fd())); err != nil {
+		return 0, err
+	}
+	pid, err := syscall.ForkExec(path, f.spec.Argv, attr)
+	return pid, errors.Join(err, unix.Chdir("/"), syscall.Setrlimit(unix.RLIMIT_NOFILE, &syscall.Rlimit{Cur: hardFiles, Max: hardFiles}))
 }
 
 // passBytes is how much output is read at once; a frame holds it.
@@ -142,7 +172,7 @@ func (f *function) pass(kind guest.Kind, r *os.File) {
 // 1 ms to 50 ms: many servers are there at once, and some take minutes.
 func (f *function) awaitReady() {
 	pause := time.Millisecond
-	for !answers(f.spec.Port, f.spec.ReadyPath) {
+	for !f.tryReady() {
 		select {
 		case <-f.ended:
 			return
@@ -154,6 +184,28 @@ func (f *function) awaitReady() {
 	f.ready = true
 	f.mu.Unlock()
 	f.out.stateChanged()
+}
+
+// tryReady asks the server once, where the host will ask it. One that only
+// listens on a loopback address is made reachable, and told so in its log.
+func (f *function) tryReady() bool {
+	host, ok := inGuest.find(f.spec.Port)
+	if !ok || f.spec.ReadyPath != "" && !succeeds(host, f.spec.Port, f.spec.ReadyPath) {
+		return false
+	}
+	if host != inGuest.outside {
+		l, err := inGuest.relay(host, f.spec.Port)
+		if err != nil {
+			return false // it has begun to listen everywhere just now
+		}
+		go func() { <-f.ended; l.Close() }()
+		f.out.put(guest.KindStderr, fmt.Appendf(nil, "[the server listens on %s only: its requests are relayed to there; let it listen on 0.0.0.0 to save them that]\n",
+			net.JoinHostPort(host, strconv.Itoa(f.spec.Port))))
+	}
+	f.mu.Lock()
+	f.host = host
+	f.mu.Unlock()
+	return true
 }
 
 // reap waits for every child, the function's orphans included: PID 1 gets them.
@@ -202,7 +254,7 @@ func (f *function) stop(grace time.Duration) error {
 		return nil
 	case <-time.After(grace):
 	}
-	if err := killGroup(); err != nil {
+	if err := f.group.kill(); err != nil {
 		return fmt.Errorf("killing the function's processes: %w", err)
 	}
 	<-f.ended
@@ -219,7 +271,7 @@ func (f *function) signal() error {
 	case f.exit != "":
 		return nil
 	}
-	return unix.Kill(f.pid, stopSignal(f.spec.StopSignal))
+	return errors.Join(unix.Kill(f.pid, stopSignal(f.spec.StopSignal)), f.group.thaw())
 }
 
 // stopSignal reads the name ("SIGINT", "int") or number of an image's stop signal.
@@ -247,6 +299,9 @@ func (f *function) clone(c guest.Clone) error {
 	if err := f.rename(c); err != nil {
 		return err
 	}
+	if err := f.group.thaw(); err != nil {
+		return err
+	}
 	if c.Hook == "" {
 		return nil
 	}
@@ -254,7 +309,10 @@ func (f *function) clone(c guest.Clone) error {
 	if err != nil {
 		return err
 	}
-	status, err := request(f.spec.Port, "POST", c.Hook, string(body), hookLimit)
+	f.mu.Lock()
+	host := f.host
+	f.mu.Unlock()
+	status, err := request(host, f.spec.Port, "POST", c.Hook, string(body), hookLimit)
 	if err != nil {
 		return fmt.Errorf("calling the clone hook %s: %w", c.Hook, err)
 	}
@@ -279,7 +337,9 @@ func (f *function) rename(c guest.Clone) error {
 // rehearse does all that a clone will be asked for, and changes nothing. What
 // that needs of memory and page tables is then in the snapshot, and no clone
 // has to make it: with it, and a buffer made ahead, the message takes some 180
-// pages instead of 350.
+// pages instead of 350. It leaves the function's processes frozen: a clone thaws
+// them when it has made itself another, so that none of them can draw a random
+// number, or read a name, that all clones share.
 func (f *function) rehearse() error {
 	f.mu.Lock()
 	names := f.names
@@ -299,6 +359,12 @@ func (f *function) rehearse() error {
 		}
 		if err := f.rename(c); err != nil {
 			return fmt.Errorf("rehearsing a clone: %w", err)
+		}
+		if err := f.group.thaw(); err != nil {
+			return fmt.Errorf("rehearsing a clone: %w", err)
+		}
+		if err := f.group.freeze(); err != nil {
+			return err
 		}
 	}
 	return nil

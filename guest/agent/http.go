@@ -7,32 +7,19 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/skep-dev/skep/guest"
 )
 
-// answers reports whether the function's server is ready: its port accepts, or
-// with a path, it answers that with a 2xx.
-func answers(port int, path string) bool {
-	if path != "" {
-		status, err := request(port, "GET", path, "", 5*time.Second)
-		return err == nil && status/100 == 2
-	}
-	for _, host := range []string{"127.0.0.1", guest.Address.String()} {
-		c, err := net.DialTimeout("tcp4", net.JoinHostPort(host, strconv.Itoa(port)), 5*time.Second)
-		if err == nil {
-			c.Close()
-			return true
-		}
-	}
-	return false
+// succeeds reports whether the function's server answers that path with a 2xx.
+func succeeds(host string, port int, path string) bool {
+	status, err := request(host, port, "GET", path, "", 5*time.Second)
+	return err == nil && status/100 == 2
 }
 
 // request sends one HTTP/1.1 request to the function's server and returns the
 // status of the answer. net/http would double the agent's size, and with it
 // what a clone has to page in.
-func request(port int, method, path, body string, timeout time.Duration) (status int, err error) {
-	c, err := net.DialTimeout("tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), timeout)
+func request(host string, port int, method, path, body string, timeout time.Duration) (status int, err error) {
+	c, err := net.DialTimeout("tcp", net.JoinHostPort(host, strconv.Itoa(port)), timeout)
 	if err != nil {
 		return 0, err
 	}

@@ -80,8 +80,22 @@ func newLab(t testing.TB) *lab {
 	}}
 }
 
-// disk makes a root disk with the probe and the files that users are looked up in.
+// disk makes a root disk of the image.
 func disk(t testing.TB, dir string) string {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, "root.ext4"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := tar2ext4.Convert(image(t), f); err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
+}
+
+// image is a tar with the probe and the files that users are looked up in.
+func image(t testing.TB) *bytes.Buffer {
 	t.Helper()
 	probe, err := os.ReadFile(testenv.Program(t, "guest/agent/testdata/probe"))
 	if err != nil {
@@ -110,15 +124,7 @@ func disk(t testing.TB, dir string) string {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.Create(filepath.Join(dir, "root.ext4"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := tar2ext4.Convert(&b, f); err != nil {
-		t.Fatal(err)
-	}
-	return f.Name()
+	return &b
 }
 
 // machine is a running guest.

@@ -20,6 +20,9 @@ import (
 func TestMachines(t *testing.T) {
 	l := newLab(t)
 	t.Run("Place", func(t *testing.T) { testPlace(t, l) })
+	t.Run("Surroundings", func(t *testing.T) { testSurroundings(t, l) })
+	t.Run("Frozen", func(t *testing.T) { testFrozen(t, l) })
+	t.Run("Loopback", func(t *testing.T) { testLoopback(t, l) })
 	t.Run("Clones", func(t *testing.T) { testClones(t, l) })
 	t.Run("Exit", func(t *testing.T) { testExit(t, l) })
 	t.Run("Stop", func(t *testing.T) { testStop(t, l) })
@@ -56,7 +59,7 @@ func testPlace(t *testing.T, l *lab) {
 			t.Errorf("nothing is mounted at %s; there are %q", want, p.Mounts)
 		}
 	}
-	if strings.TrimSpace(p.Cgroup) != "0::/function" || strings.TrimSpace(p.OOMScore) != "500" {
+	if strings.TrimSpace(p.Cgroup) != "0::/" || strings.TrimSpace(p.OOMScore) != "500" {
 		t.Errorf("cgroup %q, oom_score_adj %q", p.Cgroup, p.OOMScore)
 	}
 	if off := time.Since(p.Time); off < -time.Second || off > limit {

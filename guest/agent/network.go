@@ -1,14 +1,23 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/guest"
 )
+
+// settings are the kernel's that containers' runtimes change too. One that the
+// kernel does not have is left.
+var settings = map[string]string{
+	"/proc/sys/net/ipv6/conf/lo/disable_ipv6":       "0", // ::1, where "localhost" may be
+	"/proc/sys/net/ipv4/ip_unprivileged_port_start": "0", // users other than root listen on port 80
+}
 
 // setUpNetwork gives the machine the one address that every guest has. The
 // gateway's MAC is fixed too, so that no clone starts with a question for it.
@@ -21,6 +30,11 @@ func setUpNetwork() error {
 	defer unix.Close(fd)
 	if err := setFlags(fd, "lo", unix.IFF_UP); err != nil {
 		return err
+	}
+	for name, value := range settings {
+		if err := os.WriteFile(name, []byte(value), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("setting up the network: %w", err)
+		}
 	}
 	mask := net.CIDRMask(guest.PrefixLen, 32)
 	if err := setAddress(fd, "eth0", unix.SIOCSIFADDR, guest.Address.To4()); err != nil {

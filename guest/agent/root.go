@@ -1,10 +1,10 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -40,21 +40,21 @@ func makeRoot(s guest.Start) error {
 	for _, m := range []mount{
 		{"proc", "/proc", "proc", quiet, ""},
 		{"sysfs", "/sys", "sysfs", quiet | unix.MS_RDONLY, ""},
-		{"devtmpfs", "/dev", "devtmpfs", unix.MS_NOSUID | unix.MS_NOEXEC, ""},
+		{group, "/sys/fs/cgroup", "", unix.MS_BIND, ""},
+		{"", "/sys/fs/cgroup", "", unix.MS_BIND | unix.MS_REMOUNT | quiet | unix.MS_RDONLY, ""},
+		{"tmpfs", "/dev", "tmpfs", unix.MS_NOSUID | unix.MS_STRICTATIME, "mode=755,size=65536k"},
 		{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5"},
-		{"tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, fmt.Sprintf("size=%dm", max(1, s.DiskMiB))},
+		{"tmpfs", "/dev/shm", "tmpfs", quiet, fmt.Sprintf("mode=1777,size=%dm", max(1, s.DiskMiB))},
 		{"mqueue", "/dev/mqueue", "mqueue", quiet, ""},
 	} {
 		if err := mountInRoot(m); err != nil && !(m.fstype == "mqueue" && err == unix.ENODEV) {
-			return fmt.Errorf("mounting %s at the function's %s: %w", m.fstype, m.target, err)
+			return fmt.Errorf("mounting %s at the function's %s: %w", cmp.Or(m.fstype, m.source), m.target, err)
 		}
 	}
-	tmp, err := dirInRoot(root, "/tmp")
-	if err != nil {
-		return err
+	if err := makeDevices(); err != nil {
+		return fmt.Errorf("filling the function's /dev: %w", err)
 	}
-	defer tmp.Close()
-	return os.Chmod(inFD(tmp), os.ModeSticky|0o777)
+	return makeTmp(root)
 }
 
 func mountInRoot(m mount) error {
@@ -64,6 +64,20 @@ func mountInRoot(m mount) error {
 	}
 	defer dir.Close()
 	return unix.Mount(m.source, inFD(dir), m.fstype, m.flags, m.data)
+}
+
+// makeTmp makes /tmp where the image has none. One that it has is as it wants it.
+func makeTmp(root string) error {
+	old, err := openAt(root, "/tmp", unix.O_PATH)
+	if err == nil {
+		return old.Close()
+	}
+	tmp, err := dirInRoot(root, "/tmp")
+	if err != nil {
+		return err
+	}
+	defer tmp.Close()
+	return os.Chmod(inFD(tmp), os.ModeSticky|0o777)
 }
 
 // inFD is a path of an open file or directory, whatever links its name may lead
@@ -89,23 +103,38 @@ func openAt(root, path string, flags uint64) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// dirInRoot opens a directory in root, after the image's links, and makes what
-// is missing of it.
+// maxLinks bounds the links to nowhere that are followed in one path.
+const maxLinks = 40
+
+// dirInRoot opens a directory in root, after the image's links and with its
+// "..", as the kernel would for a process in there, and makes what is missing of
+// it, also where a link leads to it.
 func dirInRoot(root, name string) (*os.File, error) {
 	dir, err := openAt(root, "/", unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, err
 	}
-	at := "/"
-	for part := range strings.SplitSeq(strings.Trim(name, "/"), "/") {
-		at = path.Join(at, part)
-		next, err := openAt(root, at, unix.O_PATH|unix.O_DIRECTORY)
-		if errors.Is(err, os.ErrNotExist) {
-			if err = unix.Mkdirat(int(dir.Fd()), part, 0o755); err == nil {
-				next, err = openAt(root, at, unix.O_PATH|unix.O_DIRECTORY)
-			} else {
-				err = fmt.Errorf("making %s in the function's root: %w", at, err) // a link to nowhere, most likely
+	at, links := "", 0
+	for parts := strings.Split(name, "/"); len(parts) > 0; {
+		part := parts[0]
+		parts = parts[1:]
+		if part == "" || part == "." {
+			continue
+		}
+		next, target, err := enter(root, dir, at, part)
+		if target != "" { // a link to nowhere: what it names is made in its place
+			if links++; links > maxLinks {
+				dir.Close()
+				return nil, &os.PathError{Op: "open", Path: at + "/" + part, Err: unix.ELOOP}
 			}
+			parts = append(strings.Split(target, "/"), parts...)
+			if !strings.HasPrefix(target, "/") {
+				continue
+			}
+			at = ""
+			next, err = openAt(root, "/", unix.O_PATH|unix.O_DIRECTORY)
+		} else {
+			at += "/" + part
 		}
 		dir.Close()
 		if err != nil {
@@ -114,4 +143,38 @@ func dirInRoot(root, name string) (*os.File, error) {
 		dir = next
 	}
 	return dir, nil
+}
+
+// enter opens part in dir, whose path in root is at, and makes it when it is
+// missing. Of a link to something that is missing it returns the target.
+func enter(root string, dir *os.File, at, part string) (next *os.File, target string, err error) {
+	next, err = openAt(root, at+"/"+part, unix.O_PATH|unix.O_DIRECTORY)
+	if !errors.Is(err, os.ErrNotExist) {
+		return next, "", err
+	}
+	err = unix.Mkdirat(int(dir.Fd()), part, 0o755)
+	if err == unix.EEXIST {
+		if target, err := os.Readlink(inFD(dir) + "/" + part); err == nil && target != "" {
+			return nil, target, nil
+		}
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("making %s in the function's root: %w", at+"/"+part, err)
+	}
+	next, err = openAt(root, at+"/"+part, unix.O_PATH|unix.O_DIRECTORY)
+	return next, "", err
+}
+
+// workDir opens the function's working directory and returns its path in root
+// without links. One that is missing is made, as other runtimes do.
+func workDir(root, name string) (dir *os.File, path string, err error) {
+	if dir, err = dirInRoot(root, name); err != nil {
+		return nil, "", fmt.Errorf("the working directory %s: %w", name, err)
+	}
+	real, err := os.Readlink(inFD(dir))
+	if err != nil {
+		dir.Close()
+		return nil, "", fmt.Errorf("the working directory %s: %w", name, err)
+	}
+	return dir, "/" + strings.TrimPrefix(strings.TrimPrefix(real, root), "/"), nil
 }

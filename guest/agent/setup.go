@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,7 +15,7 @@ const (
 	scratch   = "/rw"    // tmpfs: what the function writes
 	root      = "/root"  // overlay of both: the function's root
 	groupRoot = "/sys/fs/cgroup"
-	group     = groupRoot + "/function"
+	group     = groupRoot + "/function" // the function's processes
 	// ModuleList names the modules in the initramfs, a path a line, in load order.
 	ModuleList = "/modules.order"
 	// ModuleDir is the directory that they are in.
@@ -86,38 +85,6 @@ func loadModules() error {
 	}
 	return errors.Join(lines.Err(), os.RemoveAll(ModuleDir))
 }
-
-// reserveMiB is guest memory that the function may not have: for the kernel's
-// own needs and the agent, so that a function that takes all can still be told.
-const reserveMiB = 24
-
-// maxTasks bounds the function's processes and threads.
-const maxTasks = 4096
-
-// makeGroup makes the function's cgroup and opens its directory. A limit that
-// the kernel does not have is said on the console.
-func makeGroup() (*os.File, error) {
-	complain := func(err error) {
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "skep-agent: limiting the function:", err)
-		}
-	}
-	complain(os.WriteFile(groupRoot+"/cgroup.subtree_control", []byte("+memory +pids"), 0))
-	if err := os.Mkdir(group, 0o755); err != nil {
-		return nil, fmt.Errorf("making the function's cgroup: %w", err)
-	}
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return nil, err
-	}
-	total := int64(info.Totalram) * int64(info.Unit)
-	for name, v := range map[string]int64{"memory.max": max(total/2, total-reserveMiB<<20), "pids.max": maxTasks, "memory.oom.group": 1} {
-		complain(os.WriteFile(filepath.Join(group, name), fmt.Append(nil, v), 0))
-	}
-	return os.Open(group)
-}
-
-func killGroup() error { return os.WriteFile(group+"/cgroup.kill", []byte("1"), 0) }
 
 // PowerOff ends the machine. Resetting is what every VMM notices.
 func PowerOff() {

@@ -34,15 +34,21 @@ func lookUpUser(root, spec string) (identity, error) {
 	uid, numeric := parseID(user)
 	name := ""
 	err := eachLine(root, "/etc/passwd", func(f []string) bool {
-		if len(f) < 6 || f[0] != user && (!numeric || f[2] != user) {
+		if len(f) < 4 {
 			return false
 		}
 		u, okU := parseID(f[2])
+		if numeric && u != uid || !numeric && f[0] != user { // a number is never a name
+			return false
+		}
 		g, okG := parseID(f[3])
 		if !okU || !okG {
 			return false
 		}
-		name, uid, id.gid, id.home = f[0], u, g, f[5]
+		name, uid, id.gid = f[0], u, g
+		if len(f) > 5 && f[5] != "" {
+			id.home = f[5]
+		}
 		return true
 	})
 	if err != nil {
@@ -52,7 +58,7 @@ func lookUpUser(root, spec string) (identity, error) {
 		return id, fmt.Errorf("the image's user %q is not in its /etc/passwd", user)
 	}
 	id.uid = uid
-	if hasGroup {
+	if hasGroup && group != "" {
 		return id, id.setGroup(root, group)
 	}
 	err = eachLine(root, "/etc/group", func(f []string) bool {
@@ -111,6 +117,7 @@ func eachLine(root, path string, f func(fields []string) bool) error {
 	}
 	defer file.Close()
 	lines := bufio.NewScanner(io.LimitReader(file, maxAccounts))
+	lines.Buffer(nil, maxAccounts) // a group may have thousands of members
 	for lines.Scan() {
 		if f(strings.Split(lines.Text(), ":")) {
 			return nil
@@ -125,8 +132,8 @@ func environment(s guest.Start, who identity) []string {
 	env := []string{"PATH=" + defaultPath, "HOME=" + who.home}
 	at := map[string]int{"PATH": 0, "HOME": 1}
 	for _, e := range append(slices.Clone(s.Env), "PORT="+strconv.Itoa(s.Port)) {
-		k, _, ok := strings.Cut(e, "=")
-		if !ok || k == "" {
+		k, v, ok := strings.Cut(e, "=")
+		if !ok || k == "" || k == "HOME" && v == "" { // an empty home is none, as runc has it
 			continue
 		}
 		if i, dup := at[k]; dup {

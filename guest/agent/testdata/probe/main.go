@@ -57,6 +57,9 @@ func main() {
 		case "sleep":
 			time.Sleep(50 * time.Millisecond)
 			return
+		case "surroundings":
+			json.NewEncoder(os.Stdout).Encode(surroundings())
+			return
 		case "stubborn":
 			signal.Ignore(syscall.SIGTERM)
 		}
@@ -69,6 +72,12 @@ func main() {
 	}
 	go func() { <-terminated; fmt.Println("probe: terminated"); os.Exit(3) }()
 	http.HandleFunc("/place", place)
+	http.HandleFunc("/surroundings", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(surroundings()) })
+	http.HandleFunc("/draws", func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		json.NewEncoder(w).Encode(draws)
+	})
 	http.HandleFunc("/hook", func(_ http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
 		mu.Lock()
@@ -108,7 +117,27 @@ func main() {
 			held = append(held, b)
 		}
 	})
-	fmt.Fprintln(os.Stderr, http.ListenAndServe(":"+os.Getenv("PORT"), nil))
+	go draw()
+	fmt.Fprintln(os.Stderr, http.ListenAndServe(os.Getenv("HOST")+":"+os.Getenv("PORT"), nil))
+}
+
+// drawn is what a thread that never waits for requests sees: a random number,
+// and the host's name at that time.
+type drawn struct{ Random, Hostname string }
+
+var draws []drawn // guarded by mu
+
+// draw draws until there are too many.
+func draw() {
+	for range 100_000 {
+		random := make([]byte, 16)
+		rand.Read(random)
+		name, _ := os.Hostname()
+		mu.Lock()
+		draws = append(draws, drawn{fmt.Sprintf("%x", random), name})
+		mu.Unlock()
+		time.Sleep(2 * time.Millisecond)
+	}
 }
 
 func place(w http.ResponseWriter, _ *http.Request) {

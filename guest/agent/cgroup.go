@@ -1,0 +1,106 @@
+package agent
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// reserveMiB is guest memory that the function may not have: for the kernel's
+// own needs and the agent, so that a function that takes all can still be told.
+const reserveMiB = 24
+
+// maxTasks bounds the function's processes and threads.
+const maxTasks = 4096
+
+// cgroup is the function's. Its files stay open, since a clone would pay for
+// looking them up.
+type cgroup struct {
+	dir     *os.File
+	freezer *os.File // cgroup.freeze
+	events  *os.File // cgroup.events
+}
+
+// makeGroup makes the function's cgroup. A limit that the kernel does not have
+// is said on the console.
+func makeGroup() (*cgroup, error) {
+	complain := func(err error) {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "skep-agent: limiting the function:", err)
+		}
+	}
+	complain(os.WriteFile(groupRoot+"/cgroup.subtree_control", []byte("+memory +pids"), 0))
+	if err := os.Mkdir(group, 0o755); err != nil {
+		return nil, fmt.Errorf("making the function's cgroup: %w", err)
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return nil, err
+	}
+	total := int64(info.Totalram) * int64(info.Unit)
+	for name, v := range map[string]int64{"memory.max": max(total/2, total-reserveMiB<<20), "pids.max": maxTasks, "memory.oom.group": 1} {
+		complain(os.WriteFile(filepath.Join(group, name), fmt.Append(nil, v), 0))
+	}
+	return openGroup(group)
+}
+
+func openGroup(path string) (*cgroup, error) {
+	dir, err1 := os.Open(path)
+	freezer, err2 := os.OpenFile(filepath.Join(path, "cgroup.freeze"), os.O_WRONLY, 0)
+	events, err3 := os.Open(filepath.Join(path, "cgroup.events"))
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return nil, fmt.Errorf("opening the function's cgroup: %w", err)
+	}
+	return &cgroup{dir: dir, freezer: freezer, events: events}, nil
+}
+
+// kill sends SIGKILL to all processes, also to those that are frozen.
+func (g *cgroup) kill() error {
+	return os.WriteFile(filepath.Join(g.dir.Name(), "cgroup.kill"), []byte("1"), 0)
+}
+
+// freezeLimit bounds how long a process may be in a system call that cannot be
+// interrupted while its cgroup is to be frozen.
+const freezeLimit = 10 * time.Second
+
+// freeze stops all processes, and returns when none of them runs.
+func (g *cgroup) freeze() error {
+	if _, err := unix.Pwrite(int(g.freezer.Fd()), []byte("1"), 0); err != nil {
+		return fmt.Errorf("freezing the function's processes: %w", err)
+	}
+	// The kernel says by POLLPRI that the file has changed since it was read.
+	poll := []unix.PollFd{{Fd: int32(g.events.Fd()), Events: unix.POLLPRI}}
+	var buf [256]byte
+	for end := time.Now().Add(freezeLimit); ; {
+		n, err := unix.Pread(int(g.events.Fd()), buf[:], 0)
+		if err != nil {
+			return fmt.Errorf("freezing the function's processes: %w", err)
+		}
+		if bytes.Contains(buf[:n], []byte("frozen 1")) {
+			return nil
+		}
+		left := time.Until(end)
+		if left <= 0 {
+			return fmt.Errorf("freezing the function's processes: one of them still runs after %v, in a system call that cannot be interrupted", freezeLimit)
+		}
+		if _, err := unix.Poll(poll, int(left.Milliseconds())+1); err != nil && err != unix.EINTR {
+			return fmt.Errorf("freezing the function's processes: %w", err)
+		}
+	}
+}
+
+// thaw lets them run on.
+func (g *cgroup) thaw() error {
+	if g == nil { // nothing was started
+		return nil
+	}
+	if _, err := unix.Pwrite(int(g.freezer.Fd()), []byte("0"), 0); err != nil {
+		return fmt.Errorf("thawing the function's processes: %w", err)
+	}
+	return nil
+}
