@@ -1,7 +1,6 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -10,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -27,7 +27,7 @@ type StartError struct {
 	Function string
 	Instance string
 	Err      error
-	Logs     []string // the last lines that the function wrote
+	Logs     []string // the last lines that the function wrote; without any, that the guest's kernel did
 }
 
 func (e *StartError) Error() string {
@@ -131,8 +131,12 @@ func (n *Node) restoreInTime(ctx context.Context, inst *instance, snap *snapshot
 	return nil
 }
 
-// lastConsole returns the end of what the guest's kernel said: all there is when
-// the function has not come to write anything.
+// guestSpeaks begins what the guest's kernel or the agent says on the console,
+// or the agent's end. Before that the firmware speaks, which helps nobody.
+var guestSpeaks = regexp.MustCompile(`\[ *[0-9]+\.[0-9]{6}\] |skep-agent: |panic: |fatal error: `)
+
+// lastConsole returns the end of what the guest's kernel and agent said: all
+// there is when the function has not come to write anything.
 func lastConsole(dir string) []string {
 	f, err := os.Open(filepath.Join(dir, "console.log"))
 	if err != nil {
@@ -146,9 +150,11 @@ func lastConsole(dir string) []string {
 		}
 	}
 	b, err := io.ReadAll(io.LimitReader(f, most))
-	if err != nil || len(bytes.TrimSpace(b)) == 0 {
+	begin := guestSpeaks.FindIndex(b)
+	if err != nil || begin == nil {
 		return nil
 	}
+	b = b[begin[0]:]
 	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(string(b), "\r", "")), "\n")
 	return lines[max(0, len(lines)-tailLines):]
 }
