@@ -257,7 +257,8 @@ func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap, change 
 	case !d.alike(p.published):
 		p.published = nil
 	}
-	p.snapshotAt, p.failures, p.retryAt = time.Time{}, 0, time.Time{}
+	p.snapshotAt = time.Time{}
+	p.forgive()
 	if !d.alike(was) { // what was measured is of another
 		p.service, p.startCost, p.startKind = 0, 0, ""
 	}

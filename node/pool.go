@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
+
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/scale"
 )
@@ -33,8 +35,8 @@ type pool struct {
 
 	claims bool // waits for its turn with the node's budget
 
-	failures   int       // starts that failed in a row
-	retryAt    time.Time // no start before
+	backoff    *backoff.ExponentialBackOff // grows with starts that failed in a row
+	retryAt    time.Time                   // no start before
 	retryTimer *time.Timer
 
 	janitor *time.Timer // ends what has been idle for too long; nil: not set
@@ -48,7 +50,23 @@ type pool struct {
 }
 
 func (n *Node) newPool(name string) *pool {
-	return &pool{n: n, name: name, instances: map[string]*instance{}}
+	return &pool{n: n, name: name, instances: map[string]*instance{}, backoff: newBackoff()}
+}
+
+// newBackoff waits 100 ms before the next start, twice as long after each that
+// failed, and at most 10 s; within a half of that by chance, so that functions
+// that failed together do not start together again and again.
+func newBackoff() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.Multiplier, b.MaxInterval, b.RandomizationFactor = 100*time.Millisecond, 2, 10*time.Second, 0.5
+	b.Reset()
+	return b
+}
+
+// forgive lets starts happen at once again. The mutex is held.
+func (p *pool) forgive() {
+	p.backoff.Reset()
+	p.retryAt = time.Time{}
 }
 
 // pump gives free instances to those who wait and starts what is missing. The
@@ -213,7 +231,7 @@ func (p *pool) started(inst *instance, err error) {
 		p.startFailed(inst, err)
 		return
 	}
-	p.failures, p.retryAt = 0, time.Time{}
+	p.forgive()
 	if inst.alone == nil && inst.dep.alike(p.current.Load()) {
 		p.startTook(inst.kind, time.Since(inst.created))
 	}
@@ -276,8 +294,7 @@ func (p *pool) startFailed(inst *instance, err error) {
 		return
 	}
 	p.n.log.Warn("start failed", "function", p.name, "instance", inst.id, "error", err)
-	p.failures++
-	p.retryAt = time.Now().Add(scale.Backoff(p.failures))
+	p.retryAt = time.Now().Add(p.backoff.NextBackOff())
 	for _, other := range p.instances {
 		if other != inst && other.alone == nil && !other.full &&
 			(other.state == api.InstanceStarting || other.state == api.InstanceIdle || other.state == api.InstanceBusy) {

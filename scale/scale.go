@@ -151,12 +151,3 @@ func Victim(since []time.Time) int {
 	}
 	return victim
 }
-
-// Backoff is how long to wait before another start after so many failed in a
-// row: 100 ms, doubling, at most 10 s.
-func Backoff(failures int) time.Duration {
-	if failures <= 0 {
-		return 0
-	}
-	return min(10*time.Second, 100*time.Millisecond<<min(failures-1, 10))
-}

@@ -153,14 +153,3 @@ func TestExpiredAndVictim(t *testing.T) {
 		}
 	}
 }
-
-func TestBackoff(t *testing.T) {
-	last := time.Duration(0)
-	for failures := range 200 {
-		d := Backoff(failures)
-		if d < last || d > 10*time.Second || (failures == 1 && d != 100*time.Millisecond) {
-			t.Fatalf("Backoff(%d) = %v after %v", failures, d, last)
-		}
-		last = d
-	}
-}
