@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
+
+	"github.com/miekg/dns"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/guest"
@@ -87,30 +89,37 @@ func (c Config) withDefaults() (Config, error) {
 	c.ImageGrace = orDefault(c.ImageGrace, 7*24*time.Hour)
 	c.KeepRevisions = orDefault(c.KeepRevisions, 10)
 	if c.Nameservers == nil {
-		c.Nameservers = hostNameservers("/etc/resolv.conf")
+		c.Nameservers = hostNameservers(resolvConfs...)
 	}
 	c.DrainTimeout = orDefault(c.DrainTimeout, 30*time.Second)
 	c.StopGrace = orDefault(c.StopGrace, 2*time.Second)
 	return c, nil
 }
 
-// hostNameservers reads the IPv4 nameservers that a guest could reach, too.
-func hostNameservers(path string) []string {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil
-	}
-	var out []string
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		if len(f) < 2 || f[0] != "nameserver" {
+// resolvConfs are where a host says who its nameservers are. Behind a stub
+// resolver of its own, which no guest can reach, systemd-resolved writes those
+// that it asks itself into the second.
+var resolvConfs = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"}
+
+// hostNameservers returns the IPv4 nameservers that a guest could reach, too, of
+// the first file that has any.
+func hostNameservers(paths ...string) []string {
+	for _, path := range paths {
+		conf, err := dns.ClientConfigFromFile(path)
+		if err != nil {
 			continue
 		}
-		if ip := net.ParseIP(f[1]); ip != nil && ip.To4() != nil && !ip.IsLoopback() {
-			out = append(out, f[1])
+		var out []string
+		for _, s := range conf.Servers {
+			if ip, err := netip.ParseAddr(s); err == nil && ip.Is4() && !ip.IsLoopback() {
+				out = append(out, s)
+			}
+		}
+		if len(out) > 0 {
+			return out
 		}
 	}
-	return out
+	return nil
 }
 
 func orDefault[T comparable](v, def T) T {
