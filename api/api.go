@@ -195,5 +195,6 @@ type Snapshot struct {
 	VCPUs       int       `json:"vcpus"`
 	DiskBytes   int64     `json:"disk_bytes"` // blocks that it occupies, holes not counted
 	Usable      bool      `json:"usable"`
-	Problem     string    `json:"problem,omitempty"` // why it is not usable here
+	Problem     string    `json:"problem,omitempty"`  // why it is not usable here
+	Rollback    bool      `json:"rollback,omitempty"` // not usable now, but kept for a rollback to the settings before
 }

@@ -15,7 +15,7 @@ var (
 	descInstances = prometheus.NewDesc("skep_instances", "Instances by function and state; those that are none are left out.", []string{"function", "state"}, nil)
 	descQueue     = prometheus.NewDesc("skep_queue_length", "Requests that wait for an instance.", nil, nil)
 	descWaiting   = prometheus.NewDesc("skep_function_queue_length", "Requests that wait for an instance, by function; those without are left out.", []string{"function"}, nil)
-	descSnapshots = prometheus.NewDesc("skep_snapshots", "Published snapshots, by whether they can be used here.", []string{"usable"}, nil)
+	descSnapshots = prometheus.NewDesc("skep_snapshots", "Published snapshots, by whether they can be used here; rollback: kept for one.", []string{"usable"}, nil)
 	descDisk      = prometheus.NewDesc("skep_snapshot_disk_bytes", "Bytes that published snapshots occupy on disk.", nil, nil)
 )
 
@@ -65,16 +65,20 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	if err != nil {
 		return // no figure rather than a wrong one
 	}
-	var usable, unusable, disk float64
+	var usable, unusable, kept, disk float64
 	for _, s := range snapshots {
 		disk += float64(s.DiskBytes)
-		if s.Usable {
+		switch {
+		case s.Usable:
 			usable++
-		} else {
+		case s.Rollback:
+			kept++
+		default:
 			unusable++
 		}
 	}
 	gauge(descSnapshots, usable, "true")
 	gauge(descSnapshots, unusable, "false")
+	gauge(descSnapshots, kept, "rollback")
 	gauge(descDisk, disk)
 }

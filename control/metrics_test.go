@@ -24,7 +24,7 @@ func scrape(t *testing.T, m *control.Metrics) string {
 
 func TestMetrics(t *testing.T) {
 	n := controltest.New("hello")
-	n.SnapshotList = []api.Snapshot{{ID: "a", Usable: true, DiskBytes: 4096}, {ID: "b"}}
+	n.SnapshotList = []api.Snapshot{{ID: "a", Usable: true, DiskBytes: 4096}, {ID: "b"}, {ID: "c", Rollback: true}}
 	m := control.NewMetrics(n, api.Version{Version: "v1", Go: "go"}, func() int { return 3 })
 	rec := api.Invocation{
 		Function: "hello", Start: api.StartRestore, Status: 200, BytesOut: 10,
@@ -52,6 +52,8 @@ func TestMetrics(t *testing.T) {
 		`skep_instances{function="hello",state="idle"} 1`,
 		`skep_queue_length 3`,
 		`skep_snapshots{usable="true"} 1`,
+		`skep_snapshots{usable="false"} 1`,
+		`skep_snapshots{usable="rollback"} 1`,
 		`skep_snapshot_disk_bytes 4096`,
 		`skep_build_info{commit="",go="go",version="v1",vmm=""} 1`,
 		`skep_failures_total{failure="client",function="_unknown"} 1`,

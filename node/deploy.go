@@ -250,6 +250,7 @@ func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap, change 
 	n.mu.Unlock()
 	p.mu.Lock()
 	was := p.current.Load()
+	p.before.Store(&former{prev})
 	p.current.Store(d)
 	switch {
 	case snap != "":

@@ -19,6 +19,7 @@ type pool struct {
 	n       *Node
 	name    string
 	current atomic.Pointer[deployment] // nil when removed; written under mu
+	before  atomic.Pointer[former]     // what a rollback most likely wants; nil: not looked up yet
 
 	mu        sync.Mutex // guards what follows and the marked fields of instances
 	instances map[string]*instance

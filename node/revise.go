@@ -10,6 +10,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/snapshot"
+	"github.com/skep-dev/skep/vmm"
 )
 
 // ErrNoRevision is wrapped when a function has no such revision, or no longer.
@@ -218,6 +219,48 @@ func (d *deployment) fits(m snapshot.Manifest) bool {
 func (d *deployment) sameGuest(o *deployment) bool {
 	return d.spec == o.spec && d.image.Digest == o.image.Digest && d.image.DiskDigest == o.image.DiskDigest &&
 		d.fn.MemoryMiB == o.fn.MemoryMiB && d.fn.VCPUs == o.fn.VCPUs
+}
+
+// former is the deployment that before found; nil if there is none.
+type former struct{ dep *deployment }
+
+// formerOf is before of the deployment in force, looked up once.
+func (n *Node) formerOf(ctx context.Context, p *pool) *deployment {
+	if f := p.before.Load(); f != nil {
+		return f.dep
+	}
+	d := p.current.Load()
+	if d == nil {
+		return nil
+	}
+	prev, err := n.before(ctx, d)
+	if err != nil {
+		return nil // asked again the next time
+	}
+	p.before.CompareAndSwap(nil, &former{prev})
+	return prev
+}
+
+// markKept says of snapshots that cannot be used which of them are kept for a
+// rollback.
+func (n *Node) markKept(ctx context.Context, list []api.Snapshot, info vmm.Info) {
+	for i := range list {
+		s := &list[i]
+		p := n.pool(s.Function)
+		if s.Usable || p == nil {
+			continue
+		}
+		cur, prev := p.current.Load(), n.formerOf(ctx, p)
+		m, err := n.snaps.Manifest(s.ID)
+		if err != nil || cur == nil || prev == nil {
+			continue
+		}
+		// Another problem than that it is not of the one in force stays one.
+		why := m.Match(n.want(cur, info))
+		if why != nil && why.Error() == s.Problem && m.Match(n.want(prev, info)) == nil {
+			s.Rollback, s.Problem = true, "kept for a rollback: it is of the settings before those in force"
+		}
+	}
 }
 
 // before is the newest deployment with another guest than d's that is kept beside

@@ -138,6 +138,10 @@ func TestRollback(t *testing.T) {
 		if err != nil || f.Env["V"] != "1" || f.Revision != 4 || w.boots != boots {
 			t.Fatalf("%+v, %v, %d boots", f, err, w.boots-boots)
 		}
+		list, err := n.Snapshots(t.Context(), "hello")
+		if err != nil || len(list) != 2 || list[0].Usable || !list[0].Rollback || !list[1].Usable || list[1].Rollback {
+			t.Errorf("snapshots %+v, %v: want the newer one kept for a rollback", list, err)
+		}
 		l := acquire(t, n, AcquireOptions{})
 		if l.Start() != api.StartRestore || l.(*lease).inst.snapshot != first {
 			t.Errorf("%s from %s, want a restore from %s", l.Start(), l.(*lease).inst.snapshot, first)

@@ -289,7 +289,7 @@ func (n *Node) Snapshots(ctx context.Context, function string) ([]api.Snapshot, 
 	if err != nil {
 		return nil, err
 	}
-	return n.snaps.List(function, func(name string) (snapshot.Want, bool) {
+	list := n.snaps.List(function, func(name string) (snapshot.Want, bool) {
 		p := n.pool(name)
 		if p == nil {
 			return snapshot.Want{}, false
@@ -299,7 +299,9 @@ func (n *Node) Snapshots(ctx context.Context, function string) ([]api.Snapshot, 
 			return snapshot.Want{}, false
 		}
 		return n.want(d, info), true
-	}), nil
+	})
+	n.markKept(ctx, list, info)
+	return list, nil
 }
 
 // InspectSnapshot returns a snapshot's manifest, SnapshotDir its directory.

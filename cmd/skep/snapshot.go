@@ -92,6 +92,9 @@ func snapshotRows(list []api.Snapshot) [][]string {
 		if !s.Usable {
 			usable = "no: " + s.Problem
 		}
+		if s.Rollback {
+			usable = "after a rollback"
+		}
 		rows = append(rows, []string{
 			s.ID, s.Function, ago(s.Created), s.Reason, strconv.Itoa(s.MemoryMiB) + " MiB", size(s.DiskBytes), s.VMM, usable,
 		})
