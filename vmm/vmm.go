@@ -96,10 +96,12 @@ type Host struct {
 	// Dir is a private directory of this machine, and exists. In it are
 	// console.log, what the guest prints, and stderr.log, what the VMM does; both
 	// are bounded: when one is full it becomes NAME.1, in place of the one before.
-	Dir   string
-	NetNS string           // path of the network namespace that the process runs in; "" for the caller's
-	Tap   string           // name of the tap device in NetNS
-	MAC   net.HardwareAddr // of the guest
+	Dir string
+	// ConsoleBytes is how much of the console is kept; 0 is 1 MiB.
+	ConsoleBytes int64
+	NetNS        string           // path of the network namespace that the process runs in; "" for the caller's
+	Tap          string           // name of the tap device in NetNS
+	MAC          net.HardwareAddr // of the guest
 	// UID and GID that the process runs as; 0 leaves it as the caller (tests only).
 	UID, GID int
 	// Env is added to the process's environment (the mark by which orphans are found).

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -27,9 +26,6 @@ func inside(name string) string { return runName + "/" + name }
 // maxFiles is the limit that Firecracker is made for: it sizes a table to it,
 // and growing that late costs some 50 ms.
 const maxFiles = 2048
-
-// consoleLimit is how much of a guest's console is kept on disk, in bytes.
-const consoleLimit = 1 << 20
 
 // launch is a process to be started.
 type launch struct {
@@ -76,7 +72,7 @@ func (l *launch) spawn() (_ *machine, err error) {
 	if err := m.jail.make(); err != nil {
 		return nil, fmt.Errorf("preparing its directory: %w", err)
 	}
-	if m.console, err = process.OpenLog(filepath.Join(l.on.Dir, "console.log"), consoleLimit); err != nil {
+	if m.console, err = process.OpenConsole(l.on); err != nil {
 		return nil, err
 	}
 	if l.on.Tap != "" && m.jail.confined() {

@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/vmm"
 )
 
 // Log is a file that holds the newest part of an endless stream in bounded
@@ -31,6 +34,15 @@ func OpenLog(path string, limit int64) (*Log, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// OpenConsole creates the log of a machine's console.
+func OpenConsole(h vmm.Host) (*Log, error) {
+	limit := h.ConsoleBytes
+	if limit == 0 {
+		limit = 1 << 20
+	}
+	return OpenLog(filepath.Join(h.Dir, "console.log"), limit)
 }
 
 func (l *Log) open() error {

@@ -43,9 +43,6 @@ type machine struct {
 
 var _ vmm.Machine = (*machine)(nil)
 
-// consoleLimit is how much of a guest's console is kept on disk, in bytes.
-const consoleLimit = 1 << 20
-
 // onEvent is called on the reading goroutine.
 func (m *machine) onEvent(msg message) {
 	var data struct {

@@ -87,7 +87,7 @@ func (l *launch) spawn() (m *machine, err error) {
 		return nil, err
 	}
 	m = &machine{consoleDone: make(chan struct{}), migration: make(chan string, 32), config: l.config, life: vmm.Life{Paused: true}}
-	log, err := process.OpenLog(filepath.Join(l.on.Dir, "console.log"), consoleLimit)
+	log, err := process.OpenConsole(l.on)
 	if err != nil {
 		return nil, err
 	}

@@ -7,13 +7,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/memory/userfaultfd"
 	"github.com/skep-dev/skep/vmm"
 )
@@ -41,28 +41,30 @@ func (s *suite) testGuestEnds(t *testing.T) {
 }
 
 // testConsoleIsBounded: a guest that prints for ever fills no disk, and can
-// still be paused and killed.
+// still be paused and killed. The bound is small, since a serial port is slow
+// below two hypervisors.
 func (s *suite) testConsoleIsBounded(t *testing.T) {
-	const bound = 1 << 20
 	c := s.config
 	c.Cmdline += " vmmtest=flood"
-	i := s.boot(t, s.host(t), c)
+	h := s.host(t)
+	h.ConsoleBytes = 8 << 10
+	i := s.boot(t, h, c)
 	ctx := s.context(t)
-	log := filepath.Join(i.host.Dir, "console.log")
-	i.await(ctx, t, 3)
-	logs := []string{log, log + ".1"}
-	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(log + ".1"); err == nil {
-			break
+	log := filepath.Join(h.Dir, "console.log")
+	// Twice, so that the guest has gone on after the first file was full.
+	var first os.FileInfo
+	for full := 0; full < 2; {
+		st, err := os.Stat(log + ".1")
+		if err == nil && !os.SameFile(first, st) {
+			first, full = st, full+1
+			continue
 		}
-		if time.Since(began) > limit/6 { // a serial port is slow below two hypervisors
-			st, err := os.Stat(log)
-			if err != nil || st.Size() == 0 {
-				t.Fatalf("the guest prints nothing: %v", err)
-			}
-			t.Logf("the guest has printed only %d bytes: too few to fill a file", st.Size())
-			logs = logs[:1]
-			break
+		select {
+		case <-i.Done():
+			t.Fatalf("the machine ended: %v", i.Err())
+		case <-ctx.Done():
+			t.Fatalf("after %d full files the guest prints no more:\n%s", full, i.console(t))
+		case <-time.After(time.Millisecond):
 		}
 	}
 	if err := i.Pause(ctx); err != nil {
@@ -70,15 +72,15 @@ func (s *suite) testConsoleIsBounded(t *testing.T) {
 	}
 	i.end(t)
 	var size int64
-	for _, name := range logs {
+	for _, name := range []string{log, log + ".1"} {
 		st, err := os.Stat(name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		size += st.Size()
 	}
-	if size > bound {
-		t.Errorf("the console takes %d bytes; want at most %d", size, bound)
+	if size == 0 || size > h.ConsoleBytes {
+		t.Errorf("the console takes %d bytes; want at most %d", size, h.ConsoleBytes)
 	}
 }
 
@@ -271,18 +273,30 @@ func (s *suite) testSnapshotDiskFull(t *testing.T) {
 	}
 }
 
-// moments are delays after which a start is cancelled: from before it begins
-// until after it has ended.
-func moments() []time.Duration {
-	m := []time.Duration{0}
-	for d := 500 * time.Microsecond; d < 200*time.Millisecond; d = d * 7 / 5 {
-		m = append(m, d)
+// moments calls try with ever longer delays, from none at all until it says that
+// all was over by then: so that there is something to be cut short in every part,
+// however long they take on this host.
+func (s *suite) moments(t testing.TB, factor float64, try func(d time.Duration) (over bool)) {
+	t.Helper()
+	longest := testenv.Limit(t, limit)
+	n, d := 0, time.Duration(0)
+	for ; !try(d); n++ {
+		if t.Failed() {
+			t.Fatalf("after %v", d)
+		}
+		if d > longest {
+			t.Fatalf("it is not over after %v", d)
+		}
+		d = max(500*time.Microsecond, time.Duration(float64(d)*factor))
 	}
-	return m
+	if n < 3 {
+		t.Errorf("it was over after %v: too soon to be cut short anywhere", d)
+	}
+	t.Logf("cut short at %d moments; over after %v", n, d)
 }
 
 func (s *suite) testCancelBoot(t *testing.T) {
-	for _, d := range moments() {
+	s.moments(t, 1.4, func(d time.Duration) bool {
 		h := s.host(t)
 		memory := filepath.Join(h.Dir, "memory")
 		ctx, cancel := context.WithTimeout(context.Background(), d)
@@ -297,28 +311,32 @@ func (s *suite) testCancelBoot(t *testing.T) {
 		if _, err := os.Stat(memory); !os.IsNotExist(err) {
 			t.Errorf("cancelled after %v: the memory file is left: %v", d, err)
 		}
-	}
+		return err == nil
+	})
 }
 
 func (s *suite) testCancelRestore(t *testing.T) {
-	for _, attached := range []bool{false, true} {
-		for _, d := range moments() {
-			ctx, cancel := context.WithTimeout(context.Background(), d)
-			memory := vmm.Memory{File: s.memory}
-			p := servePages(t, s.memory)
-			if attached {
-				memory = vmm.Memory{Attach: p.attach}
-			}
-			m, err := s.vmm.Restore(ctx, vmm.RestoreSpec{Config: s.config, Host: s.host(t), State: s.state, Memory: memory})
-			cancel()
-			if err == nil {
-				if err := m.Kill(); err != nil {
-					t.Error(err)
+	for name, attached := range map[string]bool{"File": false, "Attach": true} {
+		t.Run(name, func(t *testing.T) {
+			s.moments(t, 1.4, func(d time.Duration) bool {
+				ctx, cancel := context.WithTimeout(context.Background(), d)
+				memory := vmm.Memory{File: s.memory}
+				p := servePages(t, s.memory)
+				if attached {
+					memory = vmm.Memory{Attach: p.attach}
 				}
-			}
-			p.close()
-			s.checkNothingLeft(t, d, err)
-		}
+				m, err := s.vmm.Restore(ctx, vmm.RestoreSpec{Config: s.config, Host: s.host(t), State: s.state, Memory: memory})
+				cancel()
+				if err == nil {
+					if err := m.Kill(); err != nil {
+						t.Error(err)
+					}
+				}
+				p.close()
+				s.checkNothingLeft(t, d, err)
+				return err == nil
+			})
+		})
 	}
 }
 
@@ -334,17 +352,13 @@ func (s *suite) checkNothingLeft(t testing.TB, d time.Duration, err error) {
 
 // testKillDuringCalls: Kill at any moment of another call, which then returns.
 func (s *suite) testKillDuringCalls(t *testing.T) {
-	for n, d := range moments() {
-		if n%2 == 1 {
-			continue
-		}
+	s.moments(t, 2, func(d time.Duration) bool {
 		ctx := s.context(t)
 		h := s.host(t)
 		i := s.boot(t, h, s.config)
-		var wg sync.WaitGroup
-		wg.Add(1)
+		over := make(chan struct{})
 		go func() {
-			defer wg.Done()
+			defer close(over)
 			for range 3 {
 				_ = i.Pause(ctx)
 				_ = i.Resume(ctx)
@@ -353,16 +367,22 @@ func (s *suite) testKillDuringCalls(t *testing.T) {
 				_ = i.Snapshot(ctx, filepath.Join(h.Dir, "state"), filepath.Join(h.Dir, "taken"))
 			}
 		}()
-		time.Sleep(d / 10)
+		before := false
+		select {
+		case <-over:
+			before = true
+		case <-time.After(d):
+		}
 		if err := i.Kill(); err != nil {
 			t.Errorf("Kill after %v: %v", d, err)
 		}
-		wg.Wait()
+		<-over
 		if err := i.Err(); err != nil {
 			t.Errorf("Err after Kill is %v; want nil", err)
 		}
 		if left := marked(t); len(left) > 0 {
 			t.Errorf("killed after %v: processes are left: %v", d, left)
 		}
-	}
+		return before
+	})
 }
