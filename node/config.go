@@ -152,6 +152,7 @@ type Kernel struct {
 	InitramfsDigest string
 	Cmdline         string // for the guest's init; the VMM adds its own
 	Agent           string // version of the agent in the initramfs
+	Generation      bool   // it has a driver for a VM's generation id
 }
 
 // Deps are the other packages, as the node uses them. The functions named Open

@@ -94,6 +94,7 @@ func (n *Node) machine(d *deployment, disk string) vmm.Config {
 	return vmm.Config{
 		VCPUs: d.fn.VCPUs, MemoryMiB: d.fn.MemoryMiB,
 		Kernel: n.kernel.Path, Initramfs: n.kernel.Initramfs, Cmdline: n.kernel.Cmdline, RootDisk: disk,
+		Generation: n.kernel.Generation,
 	}
 }
 

@@ -88,6 +88,9 @@ type Config struct {
 	Initramfs string // path
 	Cmdline   string // added to what the backend itself needs (console)
 	RootDisk  string // path of an ext4 image, attached read-only as the first virtio block device
+	// Generation says that the guest's kernel has a driver for a VM's generation id,
+	// which differs between clones: their random numbers do as soon as the vCPUs run.
+	Generation bool
 }
 
 // Host is where and as whom one machine runs.

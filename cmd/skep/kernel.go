@@ -33,6 +33,7 @@ func (d *daemon) openKernel(_ context.Context, dir string) (node.Kernel, error) 
 	}
 	return node.Kernel{
 		Path: k.Path, Digest: k.Digest, Initramfs: i.Path, InitramfsDigest: i.Digest, Cmdline: kernel.Cmdline(), Agent: i.Agent,
+		Generation: i.Generation,
 	}, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/cavaliergopher/cpio"
@@ -25,22 +26,36 @@ import (
 // them in: both virtio transports, so that one initramfs serves every VMM.
 var Needed = []string{"virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "ext4", "overlay"}
 
+// Generation is the driver by which a guest learns that it is a clone of another,
+// where its kernel has one: Debian's cloud kernel does not.
+const Generation = "vmgenid"
+
 // Initramfs is an initramfs on disk.
 type Initramfs struct {
 	Path   string
 	Digest string // "sha256:…"
 	Agent  string // version of the agent in it
+	// Generation says that the driver of that name is in it or in the kernel.
+	Generation bool
 }
 
 // Build packs agent (see FindAgent) and the modules that k needs, and publishes
 // the archive in dir under its digest. One that is there is used.
 func Build(dir, agentBinary string, k kernel.Kernel) (Initramfs, error) {
-	b, err := Pack(agentBinary, k)
+	generation, err := Has(k, Generation)
+	if err != nil {
+		return Initramfs{}, fmt.Errorf("making the initramfs: %w", err)
+	}
+	wanted := Needed
+	if generation {
+		wanted = append(slices.Clone(Needed), Generation)
+	}
+	b, err := PackInit(agentBinary, k, wanted)
 	if err != nil {
 		return Initramfs{}, fmt.Errorf("making the initramfs: %w", err)
 	}
 	sum := sha256.Sum256(b)
-	i := Initramfs{Path: filepath.Join(dir, "initramfs-"+hex.EncodeToString(sum[:8])+".cpio"), Digest: "sha256:" + hex.EncodeToString(sum[:]), Agent: agent.Version}
+	i := Initramfs{Path: filepath.Join(dir, "initramfs-"+hex.EncodeToString(sum[:8])+".cpio"), Digest: "sha256:" + hex.EncodeToString(sum[:]), Agent: agent.Version, Generation: generation}
 	if old, err := os.ReadFile(i.Path); err == nil && bytes.Equal(old, b) {
 		return i, nil
 	}

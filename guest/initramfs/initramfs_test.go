@@ -178,6 +178,20 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+// Whether there is a driver is known of modules and of what is built in.
+func TestHas(t *testing.T) {
+	testenv.Need(t, "kernel")
+	dir, _ := modules(t)
+	for name, want := range map[string]bool{"with_dash": true, "built_in": true, "missing": false} {
+		if got, err := Has(kernel.Kernel{Modules: dir}, name); err != nil || got != want {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+	if got, err := Has(kernel.Kernel{}, "ext4"); err != nil || got {
+		t.Errorf("a kernel without modules: %v, %v", got, err)
+	}
+}
+
 func TestFindAgent(t *testing.T) {
 	agent := fakeAgent(t)
 	t.Setenv(AgentEnv, agent)

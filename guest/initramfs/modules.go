@@ -13,6 +13,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
+
+	"github.com/skep-dev/skep/guest/kernel"
 )
 
 // moduleLimit bounds a module's size in bytes, decompressed.
@@ -41,6 +43,19 @@ func resolve(dir string, want []string) ([]module, error) {
 		}
 	}
 	return r.order, nil
+}
+
+// Has says whether the kernel has that driver, built in or as a module. Of a kernel
+// without a directory of modules it is not known, and false.
+func Has(k kernel.Kernel, name string) (bool, error) {
+	if k.Modules == "" {
+		return false, nil
+	}
+	r := resolver{dir: k.Modules, builtin: map[string]bool{}, paths: map[string]string{}}
+	if err := r.index(); err != nil {
+		return false, fmt.Errorf("reading modules in %s: %w", k.Modules, err)
+	}
+	return r.builtin[name] || r.paths[name] != "", nil
 }
 
 type resolver struct {

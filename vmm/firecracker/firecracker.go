@@ -55,7 +55,7 @@ const hardware = "mmio skep-1 cpu=host"
 
 // overhead of a machine, as measured (docs/vmm.md). A jail has a tmpfs of at most
 // 64 MiB, of which a copy of the binary and device state take some.
-var overhead = vmm.Overhead{UsedMiB: 16, MostMiB: 128}
+var overhead = vmm.Overhead{UsedMiB: 8, MostMiB: 128}
 
 // Info probes the host on first use.
 func (v *VMM) Info(ctx context.Context) (vmm.Info, error) {

@@ -61,6 +61,11 @@ func machineArgs(p *probed, c vmm.Config, h vmm.Host, r ram) []string {
 			"-netdev", fmt.Sprintf("tap,id=net,fd=%d,vhost=off", fdTap),
 			"-device", "virtio-net-pci,netdev=net,addr=3,disable-legacy=on,disable-modern=off,romfile=,mac="+h.MAC.String())
 	}
+	if c.Generation {
+		// QEMU writes its new one into a clone's memory when it loads device state,
+		// and has ACPI tell the guest.
+		args = append(args, "-device", "vmgenid,guid=auto")
+	}
 	return append(args, confinementArgs(p, h)...)
 }
 

@@ -54,6 +54,17 @@ func TestParseVersion(t *testing.T) {
 	}
 }
 
+// The device is there only where the guest's kernel has a driver for it.
+func TestGenerationArgs(t *testing.T) {
+	p := &probed{version: oldest, accel: "tcg"}
+	for _, want := range []bool{false, true} {
+		got := strings.Join(machineArgs(p, vmm.Config{VCPUs: 1, MemoryMiB: 64, Generation: want}, vmm.Host{ID: "a", Dir: "/d"}, ram{}), " ")
+		if strings.Contains(got, "-device vmgenid,guid=auto") != want {
+			t.Errorf("%v: %s", want, got)
+		}
+	}
+}
+
 // What differs between versions, users and ways of memory; the rest of the
 // command line is tried by the conformance suite.
 func TestMachineArgs(t *testing.T) {

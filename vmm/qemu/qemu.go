@@ -58,15 +58,15 @@ type probed struct {
 
 // hardware names the machine that args.go describes. Its number changes with
 // every change there that device state depends on.
-const hardware = "q35 skep-1"
+const hardware = "q35 skep-2"
 
 // overhead of a machine, as measured (docs/vmm.md). Under TCG most of it is the
 // cache of translated code, which a guest that does ever new things fills.
 func overhead(accel string) vmm.Overhead {
 	if accel == "tcg" {
-		return vmm.Overhead{UsedMiB: 96, MostMiB: translationMiB + 128}
+		return vmm.Overhead{UsedMiB: 40, MostMiB: translationMiB + 128}
 	}
-	return vmm.Overhead{UsedMiB: 32, MostMiB: 128}
+	return vmm.Overhead{UsedMiB: 24, MostMiB: 128}
 }
 
 // Info probes the host on first use.

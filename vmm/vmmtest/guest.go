@@ -3,6 +3,7 @@ package vmmtest
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/skep-dev/skep/guest/initramfs"
@@ -16,7 +17,11 @@ var drivers = []string{"virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net"}
 // packGuest makes an initramfs of the suite's own init and the drivers.
 func packGuest(t testing.TB, k kernel.Kernel) string {
 	t.Helper()
-	b, err := initramfs.PackInit(testenv.Program(t, "vmm/vmmtest/init"), k, drivers)
+	wanted := drivers
+	if generation(t, k) {
+		wanted = append(slices.Clone(drivers), initramfs.Generation)
+	}
+	b, err := initramfs.PackInit(testenv.Program(t, "vmm/vmmtest/init"), k, wanted)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,4 +30,14 @@ func packGuest(t testing.TB, k kernel.Kernel) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// generation says whether the kernel has a driver for a VM's generation id.
+func generation(t testing.TB, k kernel.Kernel) bool {
+	t.Helper()
+	has, err := initramfs.Has(k, initramfs.Generation)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return has
 }

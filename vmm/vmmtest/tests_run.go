@@ -7,11 +7,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/vmm"
 )
 
@@ -293,4 +295,44 @@ func (s *suite) testManyAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+var randomLine = regexp.MustCompile(`(?m)^random ([0-9a-f-]{36})\r?$`)
+
+// testGeneration: clones of a guest whose kernel has a driver for the generation
+// id have random numbers of their own, before anybody has told them anything. The
+// first line may be from before the guest has seen the new id.
+func (s *suite) testGeneration(t *testing.T) {
+	if !s.config.Generation {
+		t.Skip("the guest kernel has no driver for a VM's generation id: import one that has, such as Debian's linux-image-amd64, and name its store in " + testenv.KernelsEnv)
+	}
+	c := s.config
+	c.Cmdline += " vmmtest=random"
+	state, memory, _ := s.snapshot(t, c)
+	seen := map[string]int{}
+	for n := range 3 {
+		var m vmm.Memory
+		p := servePages(t, memory)
+		if n == 2 {
+			m.Attach = p.attach
+		} else {
+			m.File = memory
+		}
+		i := s.restore(t, s.host(t), c, state, m)
+		ctx := s.context(t)
+		if err := i.Resume(ctx); err != nil {
+			t.Fatal(err)
+		}
+		i.await(ctx, t, 8)
+		i.end(t)
+		p.close()
+		lines := randomLine.FindAllStringSubmatch(i.console(t), -1)
+		for k, line := range lines {
+			if before, ok := seen[line[1]]; ok && k > 2 {
+				t.Errorf("clone %d has the random number %s of clone %d, as its number %d", n, line[1], before, k)
+			}
+			seen[line[1]] = n
+		}
+		t.Logf("clone %d: %d numbers", n, len(lines))
+	}
 }

@@ -41,6 +41,7 @@ func Run(t *testing.T, open func(t testing.TB) vmm.VMM, lacks ...string) {
 		{"RestoreAttach", s.testRestoreAttach},
 		{"RestoreAttachAbove4GiB", s.testRestoreLarge},
 		{"Clones", s.testClones},
+		{"Generation", s.testGeneration},
 		{"ManyAtOnce", s.testManyAtOnce},
 		{"Shell", s.testShell},
 		{"ShellEnds", s.testShellEnds},
@@ -84,6 +85,7 @@ func newSuite(t testing.TB, open func(testing.TB) vmm.VMM) *suite {
 	}
 	s.config = vmm.Config{
 		VCPUs: 1, MemoryMiB: 128, Kernel: k.Path, Initramfs: packGuest(t, k), Cmdline: "quiet", RootDisk: disk,
+		Generation: generation(t, k),
 	}
 	return s
 }

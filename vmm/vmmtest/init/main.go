@@ -46,6 +46,10 @@ func main() {
 		if err := checkPattern(pattern, n); err != nil {
 			state = err.Error()
 		}
+		if what == "random" {
+			uuid, _ := os.ReadFile("/proc/sys/kernel/random/uuid")
+			fmt.Fprintf(console, "random %s", uuid)
+		}
 		fmt.Fprintf(console, "tick %d %s\n", n, state)
 		if n == 3 {
 			act(console, what)
