@@ -352,7 +352,7 @@ func (s *suite) checkNothingLeft(t testing.TB, d time.Duration, err error) {
 
 // testKillDuringCalls: Kill at any moment of another call, which then returns.
 func (s *suite) testKillDuringCalls(t *testing.T) {
-	s.moments(t, 2, func(d time.Duration) bool {
+	s.moments(t, 1.5, func(d time.Duration) bool {
 		ctx := s.context(t)
 		h := s.host(t)
 		i := s.boot(t, h, s.config)
