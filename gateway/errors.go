@@ -94,6 +94,8 @@ func (x *exchange) judge(err error) (int, api.Failure, error) {
 		return http.StatusBadRequest, api.FailureClient, err
 	case errors.Is(err, node.ErrNoFunction):
 		return http.StatusNotFound, api.FailureClient, err
+	case errors.Is(err, node.ErrRemoved):
+		return http.StatusGone, api.FailurePlatform, err
 	case errors.Is(err, node.ErrQueueFull):
 		return http.StatusServiceUnavailable, api.FailureQueue, err
 	case errors.Is(err, node.ErrDraining):

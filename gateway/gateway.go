@@ -19,7 +19,7 @@ type Backend interface {
 	// FunctionNames lists the names, sorted.
 	FunctionNames() []string
 	// Acquire lends an instance, waiting in the function's queue for one. Errors
-	// wrap node.ErrNoFunction, node.ErrQueueFull, node.ErrDraining or
+	// wrap node.ErrNoFunction, node.ErrRemoved, node.ErrQueueFull, node.ErrDraining or
 	// node.ErrNoneWarm, or are ctx's, or say why no instance could be started.
 	Acquire(ctx context.Context, function string, o node.AcquireOptions) (node.Lease, error)
 	// Record stores the record of an invocation that never got a lease.

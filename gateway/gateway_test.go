@@ -248,11 +248,12 @@ func TestProblems(t *testing.T) {
 		status int
 		body   string
 	}{
-		"no such function": {nil, "/function/nobody/", 404, `"fn"`},
-		"no function":      {nil, "/", 404, "function"},
-		"queue full":       {func(int) (string, error) { return "", fmt.Errorf("fn: %w", node.ErrQueueFull) }, "/function/fn/", 503, "waiting"},
-		"draining":         {func(int) (string, error) { return "", node.ErrDraining }, "/function/fn/", 503, "shutting"},
-		"start fails":      {func(int) (string, error) { return "", errors.New("no kernel") }, "/function/fn/", 502, "no kernel"},
+		"no such function":  {nil, "/function/nobody/", 404, `"fn"`},
+		"no function":       {nil, "/", 404, "function"},
+		"removed meanwhile": {func(int) (string, error) { return "", fmt.Errorf("fn: %w", node.ErrRemoved) }, "/function/fn/", 410, "was removed while"},
+		"queue full":        {func(int) (string, error) { return "", fmt.Errorf("fn: %w", node.ErrQueueFull) }, "/function/fn/", 503, "waiting"},
+		"draining":          {func(int) (string, error) { return "", node.ErrDraining }, "/function/fn/", 503, "shutting"},
+		"start fails":       {func(int) (string, error) { return "", errors.New("no kernel") }, "/function/fn/", 502, "no kernel"},
 		"start is too slow": {func(int) (string, error) {
 			return "", fmt.Errorf("not ready after 30s: %w", context.DeadlineExceeded)
 		}, "/function/fn/", 502, "not ready after 30s"},

@@ -73,6 +73,7 @@ func (n *Node) Close(ctx context.Context) error {
 		if root := n.cfg.Limits.CgroupRoot; root != "" {
 			_ = unix.Rmdir(root) // not there, or not empty: then the next Open sees to it
 		}
+		n.leaveRunDir()
 		n.closeErr = errors.Join(n.rec.close(), n.logs.close(), n.net.Close(), n.db.close(), n.lock.Close())
 	})
 	return n.closeErr

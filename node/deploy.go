@@ -336,7 +336,7 @@ func (n *Node) Remove(ctx context.Context, function string) error {
 	n.mu.Unlock()
 	p.mu.Lock()
 	p.current.Store(nil)
-	p.shut(fmt.Errorf("%q: %w", function, ErrNoFunction))
+	p.shut(fmt.Errorf("%q: %w", function, ErrRemoved))
 	p.endAll(errRemoved, true, nil)
 	p.mu.Unlock()
 	n.shells.forget(function)

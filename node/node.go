@@ -64,10 +64,13 @@ type Lease interface {
 var (
 	ErrNoFunction = errors.New("no such function")
 	ErrInvalid    = errors.New("the function's settings cannot be met")
-	ErrQueueFull  = errors.New("too many requests are waiting")
-	ErrDraining   = errors.New("shutting down")
-	ErrNoneWarm   = errors.New("no warm instance is idle")
-	ErrLocked     = errors.New("another daemon uses this data directory")
+	// ErrRemoved is what requests get that wait while their function is removed:
+	// it was there when they came.
+	ErrRemoved   = errors.New("the function was removed while the request waited")
+	ErrQueueFull = errors.New("too many requests are waiting")
+	ErrDraining  = errors.New("shutting down")
+	ErrNoneWarm  = errors.New("no warm instance is idle")
+	ErrLocked    = errors.New("another daemon uses this data directory")
 	// ErrConnect is wrapped when the function's server takes no connection: the
 	// request was not sent, nor its body touched.
 	ErrConnect = errors.New("connecting to the function's server")

@@ -132,8 +132,13 @@ func (n *Node) abandon() error {
 	if n.db != nil {
 		err = errors.Join(err, n.db.close())
 	}
+	n.leaveRunDir()
 	return errors.Join(err, n.lock.Close())
 }
+
+// leaveRunDir removes the directory of running machines, which is made by each
+// Open, if it is empty.
+func (n *Node) leaveRunDir() { _ = os.Remove(n.cfg.RunDir) }
 
 // takeLock locks the data directory for as long as the file stays open. The
 // kernel lets go of the lock when this process dies, however it dies.
