@@ -82,6 +82,14 @@ func routes() http.Handler {
 		http.NewResponseController(w).EnableFullDuplex()
 		io.Copy(flusher{w}, r.Body)
 	})
+	mux.HandleFunc("/zeros", func(w http.ResponseWriter, r *http.Request) {
+		b := make([]byte, 64<<10)
+		for n := number(r, "mib") << 20; n > 0; n -= len(b) {
+			if _, err := w.Write(b); err != nil {
+				return
+			}
+		}
+	})
 	mux.HandleFunc("/table", sumTable)
 	mux.HandleFunc("/sse", serveEvents)
 	mux.HandleFunc("/ws", serveWebSocket)
