@@ -58,9 +58,10 @@ bin/skep-s3:
 test: setup-test ## set up, vet, and run all tests with the race detector, on real microVMs
 	@$(MAKE) --no-print-directory tests
 
+# With the tests' own flags, so that what is compiled for vet serves the tests.
 .PHONY: tests
 tests:
-	$(GO) vet $(PKG)
+	$(GO) vet $(filter -race,$(TEST_FLAGS)) $(PKG)
 	$(GO) test $(TEST_FLAGS) $(PKG)
 ifeq ($(PKG),./...)
 	@$(GO) run ./testbed test --if-found ./vmm/...

@@ -82,6 +82,7 @@ func TestHostileFunction(t *testing.T) {
 func TestCorruptParts(t *testing.T) {
 	for _, part := range []string{"manifest.json", "memory", "state"} {
 		t.Run(part, func(t *testing.T) {
+			t.Parallel() // each boots twice, on a daemon of its own
 			d := start(t)
 			d.hello("hello")
 			snaps, err := d.client.Snapshots(d.ctx(5*time.Second), "hello")
@@ -105,6 +106,7 @@ func TestCorruptParts(t *testing.T) {
 		})
 	}
 	t.Run("disk", func(t *testing.T) {
+		t.Parallel()
 		d := start(t)
 		d.hello("hello")
 		disks, _ := filepath.Glob(filepath.Join(d.data(), "images", "*", "rootfs.ext4"))

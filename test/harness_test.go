@@ -24,12 +24,16 @@ import (
 	"github.com/skep-dev/skep/internal/testenv"
 )
 
+// binariesDir is where binaries put them; empty when no test asked.
+var binariesDir string
+
 // binaries builds skep, its agent and the hello function once per test run.
 var binaries = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "skep-e2e-bin-")
 	if err != nil {
 		return "", err
 	}
+	binariesDir = dir
 	for _, b := range []struct{ name, pkg string }{
 		{"skep", "cmd/skep"}, {"skep-agent", "cmd/skep-agent"}, {"skep-hello", "functions/hello"},
 	} {
@@ -42,8 +46,8 @@ var binaries = sync.OnceValues(func() (string, error) {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if dir, _ := binaries(); dir != "" {
-		os.RemoveAll(dir)
+	if binariesDir != "" {
+		os.RemoveAll(binariesDir)
 	}
 	os.Exit(code)
 }
