@@ -22,9 +22,16 @@ public class Server {
     private static final SecureRandom secure = new SecureRandom();
     private static Random random = new Random();
 
-    private static synchronized void renew(byte[] entropy) {
-        random = new Random(ByteBuffer.wrap(entropy).getLong());
-        secure.setSeed(entropy);
+    /** Takes the body of the hook; false if there is no entropy in it. */
+    private static synchronized boolean renew(String hook) {
+        Matcher entropy = ENTROPY.matcher(hook);
+        if (!entropy.find()) {
+            return false;
+        }
+        byte[] bytes = HexFormat.of().parseHex(entropy.group(1));
+        random = new Random(ByteBuffer.wrap(bytes).getLong());
+        secure.setSeed(bytes);
+        return true;
     }
 
     private static synchronized String draw(Random source) {
@@ -34,24 +41,24 @@ public class Server {
     }
 
     public static void main(String[] args) throws IOException {
+        // What runs now need not be loaded by every clone when its hook is called.
+        renew("{\"entropy\": \"" + HexFormat.of().formatHex(secure.generateSeed(64)) + "\"}");
         String seed = System.getenv("EXAMPLE_SEED");
         if (seed != null) { // two processes with one seed are as two clones
             random = new Random(seed.hashCode());
         }
-        secure.nextInt(); // it seeds itself at the first use
         int port = Integer.parseInt(System.getenv().getOrDefault("PORT", "8080"));
         HttpServer server = HttpServer.create(new InetSocketAddress(port), 0);
         server.createContext("/", exchange -> answer(exchange,
                 "{\"random\": \"" + draw(random) + "\", \"secure\": \"" + draw(secure) + "\"}\n"));
         server.createContext("/clone", exchange -> {
             String hook = new String(exchange.getRequestBody().readAllBytes(), StandardCharsets.UTF_8);
-            Matcher entropy = ENTROPY.matcher(hook);
-            if (!entropy.find()) {
+            if (renew(hook)) {
+                answer(exchange, "{}\n");
+            } else {
                 exchange.sendResponseHeaders(400, -1);
-                return;
+                exchange.close();
             }
-            renew(HexFormat.of().parseHex(entropy.group(1)));
-            answer(exchange, "{}\n");
         });
         server.start();
     }
