@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/sys"
 )
 
 // maxHandover bounds the message of a VMM: 64 KiB are some hundred regions.
@@ -140,7 +142,7 @@ func (h *handover) guest(conn *net.UnixConn, regions []Region) (Guest, error) {
 	if !isUserfaultfd(h.fds[0]) {
 		return Guest{}, errors.New("the descriptor that it sent is not a userfaultfd")
 	}
-	pid, err := peerPID(conn)
+	pid, err := sys.PeerPID(conn)
 	if err != nil {
 		return Guest{}, err
 	}
@@ -160,24 +162,6 @@ func (h *handover) guest(conn *net.UnixConn, regions []Region) (Guest, error) {
 		return Guest{}, err
 	}
 	return Guest{FD: fd, Regions: regions, PID: pid, Gone: gone}, nil
-}
-
-func peerPID(conn *net.UnixConn) (int, error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return 0, err
-	}
-	if credErr != nil {
-		return 0, fmt.Errorf("asking who the VMM is: %w", credErr)
-	}
-	return int(cred.Pid), nil
 }
 
 // Send hands the FD over as a VMM does: msg, the JSON list of regions, and a

@@ -9,6 +9,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/sys"
 )
 
 // What a VMM's user can write to may hold anything once a guest has broken out
@@ -70,7 +72,7 @@ func DialForeign(ctx context.Context, dir *os.File, name string, pid int) (*net.
 		return nil, err
 	}
 	conn := c.(*net.UnixConn)
-	peer, err := peerPID(conn)
+	peer, err := sys.PeerPID(conn)
 	if err == nil && peer != pid {
 		err = fmt.Errorf("process %d answers at %s, instead of %d: %w", peer, name, pid, ErrForeign)
 	}
@@ -100,17 +102,3 @@ func lookAt(dir *os.File, name string) (*os.File, unix.Stat_t, error) {
 
 // inFD is a path of the very thing that f is.
 func inFD(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
-
-func peerPID(conn *net.UnixConn) (int, error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	var credErr error
-	err = raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	if err = errors.Join(err, credErr); err != nil {
-		return 0, fmt.Errorf("asking who listens: %w", err)
-	}
-	return int(cred.Pid), nil
-}
