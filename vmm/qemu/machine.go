@@ -20,6 +20,7 @@ type machine struct {
 	proc    *process.Process
 	qmp     *client
 	config  vmm.Config
+	host    vmm.Host
 	timings vmm.Timings
 
 	console     net.Conn
@@ -181,6 +182,7 @@ func (m *machine) Kill() error {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.life.Spent = true
+		m.killErr = errors.Join(m.killErr, removeRoot(m.host))
 		if m.memoryFile != "" {
 			if err := os.Remove(m.memoryFile); err != nil && !errors.Is(err, os.ErrNotExist) {
 				m.killErr = errors.Join(m.killErr, fmt.Errorf("removing guest memory: %w", err))

@@ -39,6 +39,14 @@ var handshake = []command{
 // emptyRoot is the root directory of a confined process.
 func emptyRoot(h vmm.Host) string { return filepath.Join(h.Dir, "root") }
 
+// removeRoot takes that directory away again; it is empty.
+func removeRoot(h vmm.Host) error {
+	if err := os.Remove(emptyRoot(h)); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // run starts the process and waits until its control channel answers. It
 // returns the machine and the answers to l.more. On an error nothing is left.
 func (l *launch) run(ctx context.Context) (*machine, []json.RawMessage, error) {
@@ -83,10 +91,15 @@ func (in *inherited) close() {
 func (l *launch) spawn() (m *machine, err error) {
 	var in inherited
 	defer in.close()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeRoot(l.on))
+		}
+	}()
 	if err := l.open(&in); err != nil {
 		return nil, err
 	}
-	m = &machine{consoleDone: make(chan struct{}), migration: make(chan string, 32), config: l.config, life: vmm.Life{Paused: true}}
+	m = &machine{consoleDone: make(chan struct{}), migration: make(chan string, 32), config: l.config, host: l.on, life: vmm.Life{Paused: true}}
 	log, err := process.OpenConsole(l.on)
 	if err != nil {
 		return nil, err

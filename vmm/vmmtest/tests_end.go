@@ -97,6 +97,8 @@ func (s *suite) testProcessDies(t *testing.T) {
 	if err := i.Resume(s.context(t)); err == nil {
 		t.Error("Resume of a dead machine succeeds")
 	}
+	i.end(t)
+	checkLogsAlone(t, i.host)
 }
 
 func (s *suite) testBootErrors(t *testing.T) {
@@ -135,7 +137,23 @@ func (s *suite) testBootErrors(t *testing.T) {
 			if _, err := os.Stat(b.MemoryFile); !os.IsNotExist(err) {
 				t.Errorf("the memory file is left: %v", err)
 			}
+			checkLogsAlone(t, h)
 		})
+	}
+}
+
+// checkLogsAlone makes sure that a start that failed, or a machine that has ended,
+// has left nothing in its directory but its logs.
+func checkLogsAlone(t testing.TB, h vmm.Host) {
+	t.Helper()
+	left, err := os.ReadDir(h.Dir)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, e := range left {
+		if !strings.HasPrefix(e.Name(), "console.log") && !strings.HasPrefix(e.Name(), "stderr.log") {
+			t.Errorf("%s is left in the machine's directory", e.Name())
+		}
 	}
 }
 
@@ -170,7 +188,8 @@ func (s *suite) testRestoreErrors(t *testing.T) {
 		{"no disk", func(r *vmm.RestoreSpec) { r.RootDisk = "/nonexistent/disk" }, "/nonexistent/disk", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			r := vmm.RestoreSpec{Config: s.config, Host: s.host(t), State: s.state, Memory: vmm.Memory{File: s.memory}}
+			h := s.host(t)
+			r := vmm.RestoreSpec{Config: s.config, Host: h, State: s.state, Memory: vmm.Memory{File: s.memory}}
 			test.change(&r)
 			m, err := s.vmm.Restore(s.context(t), r)
 			if err == nil {
