@@ -1,7 +1,9 @@
 package test
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -44,14 +46,85 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	}
 }
 
+// TestKilledDuringRedeploy kills the daemon with SIGKILL while it deploys anew a
+// function that serves: afterwards the old one serves or the new one, whole, and
+// the new one if that was acknowledged.
+func TestKilledDuringRedeploy(t *testing.T) {
+	d := start(t)
+	image := d.imageDir("kept")
+	deploy := api.Function{Name: "kept", Image: image, Env: map[string]string{"GENERATION": "0"}}
+	if _, err := d.client.Deploy(d.ctx(2*time.Minute), deploy, nil); err != nil {
+		t.Fatal(err)
+	}
+	now := 0
+	for i, stage := range []string{"boot", "snapshot", "done"} {
+		t.Run("during-"+stage, func(t *testing.T) {
+			next := i + 1
+			f := api.Function{Name: "kept", Image: image, Env: map[string]string{"GENERATION": fmt.Sprint(next)}}
+			told, err := d.killDuring(f, stage, 0)
+			if !told {
+				t.Errorf("the deploy ended before it came to this: %v", err)
+			}
+			d.up()
+			d.right(t, "kept")
+			env := d.mustGet("kept", "/env").body
+			if strings.Contains(env, fmt.Sprint("GENERATION=", next)) {
+				now = next
+			} else if err == nil || !strings.Contains(env, fmt.Sprint("GENERATION=", now)) {
+				t.Errorf("generation %d served, %d was being deployed (%v), and what answers has\n%s", now, next, err, env)
+			}
+		})
+	}
+}
+
+// TestKilledAfterSnapshotRemoval removes a snapshot that an instance runs from,
+// and kills the daemon at once: the snapshot is gone for good.
+func TestKilledAfterSnapshotRemoval(t *testing.T) {
+	d := start(t)
+	d.hello("kept")
+	d.hello("shorn")
+	snaps, err := d.client.Snapshots(d.ctx(5*time.Second), "shorn")
+	if err != nil || len(snaps) != 1 {
+		t.Fatalf("%v, %+v", err, snaps)
+	}
+	if a := d.invoke(api.InvokeRequest{Function: "shorn", Start: api.StartRestore}); a.err != nil || a.status != 200 {
+		t.Fatalf("%+v", a)
+	}
+	is, err := d.client.Instances(d.ctx(5*time.Second), "shorn")
+	if err != nil || len(is) == 0 || is[0].Snapshot != snaps[0].ID {
+		t.Fatalf("no instance runs from the snapshot: %v, %+v", err, is)
+	}
+	if err := d.client.RemoveSnapshot(d.ctx(time.Minute), snaps[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	d.kill()
+	d.up()
+	if again, err := d.client.Snapshots(d.ctx(5*time.Second), "shorn"); err != nil || len(again) != 0 {
+		t.Errorf("snapshots after the crash: %v, %+v", err, again)
+	}
+	if _, err := os.Stat(filepath.Join(d.data(), "snapshots", snaps[0].ID)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its files are still there: %v", err)
+	}
+	d.right(t, "kept")
+	if a := d.mustGet("shorn", "/"); a.header.Get(api.HeaderStart) != string(api.StartBoot) {
+		t.Errorf("without a snapshot it starts by %q", a.header.Get(api.HeaderStart))
+	}
+}
+
 // killDuringDeploy deploys and kills the daemon some time after the deploy has
 // told of a stage. A deploy that ended before is as good: it must then be there.
 func (d *daemon) killDuringDeploy(name, stage string, delay time.Duration) {
-	ref := d.imageDir(name)
+	if _, err := d.killDuring(api.Function{Name: name, Image: d.imageDir(name)}, stage, delay); err == nil {
+		d.acknowledged = append(d.acknowledged, name)
+	}
+}
+
+// killDuring returns whether it came to the stage, and what was said of the deploy.
+func (d *daemon) killDuring(f api.Function, stage string, delay time.Duration) (bool, error) {
 	told := make(chan struct{}, 1)
 	ended := make(chan error, 1)
 	go func() {
-		_, err := d.client.Deploy(d.ctx(2*time.Minute), api.Function{Name: name, Image: ref}, func(e api.DeployEvent) {
+		_, err := d.client.Deploy(d.ctx(2*time.Minute), f, func(e api.DeployEvent) {
 			if strings.Contains(string(e.Stage), stage) {
 				select {
 				case told <- struct{}{}:
@@ -61,17 +134,14 @@ func (d *daemon) killDuringDeploy(name, stage string, delay time.Duration) {
 		})
 		ended <- err
 	}()
-	var err error
 	select {
 	case <-told:
 		time.Sleep(delay) // the point of the test: a moment nobody chose
 		d.kill()
-		err = <-ended
-	case err = <-ended:
+		return true, <-ended
+	case err := <-ended:
 		d.kill()
-	}
-	if err == nil {
-		d.acknowledged = append(d.acknowledged, name)
+		return len(told) > 0, err
 	}
 }
 
