@@ -101,12 +101,13 @@ func TestTurns(t *testing.T) {
 		for _, name := range names {
 			deploy(t, n, hello(func(f *api.Function) { f.Name = name }))
 		}
-		before := w.restores
+		restores := func() (k int) { w.set(func() { k = w.restores }); return k }
+		before := restores()
 		for _, name := range names {
 			stops = append(stops, load(t, n, name, 3, 50*time.Millisecond))
 		}
 		time.Sleep(time.Minute)
-		starts, total := w.restores-before, 0
+		starts, total := restores()-before, 0
 		for i, stop := range stops {
 			answered := stop()
 			total += answered
@@ -229,6 +230,8 @@ func TestBudgetUnderChange(t *testing.T) {
 		wg.Wait()
 		time.Sleep(10 * time.Second)
 		b := n.budget
+		b.mu.Lock()
+		defer b.mu.Unlock()
 		if b.used != (amount{}) || b.leaving != (amount{}) || len(b.claims) != 0 || len(b.holders) != 0 {
 			t.Errorf("left: used %+v, leaving %+v, %d claims, %d holders", b.used, b.leaving, len(b.claims), len(b.holders))
 		}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,12 +18,19 @@ import (
 // storedImages is the fake images of some digests, which can be removed.
 type storedImages struct {
 	fakeImages
+	mu      sync.Mutex // guards digests: the node removes images by itself
 	digests []string
 }
 
-func (s *storedImages) List() ([]string, error) { return slices.Clone(s.digests), nil }
+func (s *storedImages) List() ([]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.digests), nil
+}
 
 func (s *storedImages) Remove(digest string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	i := slices.Index(s.digests, digest)
 	if i < 0 {
 		return image.ErrNotFound
@@ -125,8 +133,8 @@ func TestImagesThatNothingNeedsGo(t *testing.T) {
 					for d := range strings.FieldsSeq(c.after[at]) {
 						want = append(want, "sha256:"+d)
 					}
-					if !slices.Equal(store.digests, want) {
-						t.Errorf("after %v there are %q: want %q", at, store.digests, want)
+					if left, _ := store.List(); !slices.Equal(left, want) {
+						t.Errorf("after %v there are %q: want %q", at, left, want)
 					}
 				}
 			})
@@ -150,13 +158,13 @@ func TestNoImageGoesDuringADeploy(t *testing.T) {
 		n.deploying.RLock()
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if len(store.digests) != 1 {
+		if left, _ := store.List(); len(left) != 1 {
 			t.Error("an image that the deploy may have fetched was removed")
 		}
 		n.deploying.RUnlock()
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if len(store.digests) != 0 {
+		if left, _ := store.List(); len(left) != 0 {
 			t.Error("it was not removed afterwards")
 		}
 	})
