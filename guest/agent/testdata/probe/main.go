@@ -74,6 +74,7 @@ func main() {
 	http.HandleFunc("/place", place)
 	http.HandleFunc("/surroundings", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(surroundings()) })
 	http.HandleFunc("/draws", func(w http.ResponseWriter, _ *http.Request) {
+		once.Do(func() { go draw() }) // not before: others are to have the memory and the processor to themselves
 		mu.Lock()
 		defer mu.Unlock()
 		json.NewEncoder(w).Encode(draws)
@@ -117,13 +118,14 @@ func main() {
 			held = append(held, b)
 		}
 	})
-	go draw()
 	fmt.Fprintln(os.Stderr, http.ListenAndServe(os.Getenv("HOST")+":"+os.Getenv("PORT"), nil))
 }
 
 // drawn is what a thread that never waits for requests sees: a random number,
 // and the host's name at that time.
 type drawn struct{ Random, Hostname string }
+
+var once sync.Once
 
 var draws []drawn // guarded by mu
 
