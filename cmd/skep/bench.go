@@ -20,11 +20,11 @@ import (
 func (c *cli) benchCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "bench",
-		Short:   "measure starts, and the gateway",
+		Short:   "measure starts, herds of requests, and the gateway",
 		Example: `  skep bench start -n 20 --out samples.jsonl`,
 	}
 	onlyVerbs(cmd)
-	cmd.AddCommand(c.benchStartCmd(), c.benchGatewayCmd())
+	cmd.AddCommand(c.benchStartCmd(), c.benchHerdCmd(), c.benchGatewayCmd())
 	return cmd
 }
 

@@ -76,6 +76,11 @@ func (m *measurement) invoke(ctx context.Context, v variant) (api.Invocation, er
 	if err != nil {
 		return api.Invocation{}, err
 	}
+	return m.answer(ctx, resp, v)
+}
+
+// answer reads an answer to its end and returns its record.
+func (m *measurement) answer(ctx context.Context, resp *http.Response, v variant) (api.Invocation, error) {
 	defer resp.Body.Close()
 	if err := skepError(m.function, resp); err != nil {
 		return api.Invocation{}, fmt.Errorf("%s start of %s: %w", v, m.function, err)
