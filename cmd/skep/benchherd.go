@@ -38,14 +38,14 @@ max_instances 1 and once with more, in turns, on a private daemon. With 1 they
 queue; with more the scaling policy decides whether microVMs are started for
 them. It decides well where the second is no slower than the first.
 
-Medians and the count of microVMs started go to stdout; --out keeps raw samples
-as JSON lines, the first of which describes the machine.`,
+Percentiles and the count of microVMs started go to stdout; --out keeps raw
+samples as JSON lines, the first of which describes the machine.`,
 		Example: `  skep bench herd -n 5 --out herd.jsonl
   skep bench herd --path '/sleep?ms=2000'      # long enough for starts to be worth it`,
 		Args: nArgs(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if o.runs < 1 || o.requests < 1 || o.max < 1 {
-				return usagef(cmd, "-n is %d, --requests %d, --max %d: want 1 or more of each", o.runs, o.requests, o.max)
+			if o.runs < 1 || o.requests < 1 || o.max < 2 {
+				return usagef(cmd, "-n is %d, --requests %d, --max %d: want 1 or more, 1 or more, 2 or more", o.runs, o.requests, o.max)
 			}
 			return c.benchHerd(cmd.Context(), o)
 		},
@@ -62,9 +62,9 @@ as JSON lines, the first of which describes the machine.`,
 	return cmd
 }
 
-// herdKeepAlive is longer than a herd takes, so that who was started for it is
-// still there to be counted.
-const herdKeepAlive = 5 * time.Second
+// herdKeepAlive is longer than a herd takes, so that what was started for it is
+// still there to be counted; between herds nothing is kept.
+const herdKeepAlive = 10 * time.Minute
 
 func (c *cli) benchHerd(ctx context.Context, o herdFlags) (err error) {
 	p, err := c.startPrivate(ctx, "bench")
@@ -82,7 +82,7 @@ func (c *cli) benchHerd(ctx context.Context, o herdFlags) (err error) {
 		return err
 	}
 	m, remove, err := c.deployPrivate(ctx, p, o.function, api.Function{
-		Name: "bench", VCPUs: 1, MemoryMiB: 128, KeepAlive: api.Duration(herdKeepAlive),
+		Name: "bench", VCPUs: 1, MemoryMiB: 128,
 	})
 	if err != nil {
 		return err
@@ -115,57 +115,92 @@ func (c *cli) benchHerd(ctx context.Context, o herdFlags) (err error) {
 // herd lets the requests loose at one warm instance of a function that may have
 // so many.
 func (m *measurement) herd(ctx context.Context, run, requests, most int) ([]herdSample, error) {
+	warm, err := m.oneWarm(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if _, err := m.client.Set(ctx, m.function, map[string]any{"max_instances": most}, nil); err != nil {
 		return nil, err
 	}
-	if err := m.quiet(ctx); err != nil {
-		return nil, err
-	}
-	for range 4 { // one starts the instance, the others show how long requests take
-		if _, err := m.invoke(ctx, variant{}); err != nil {
-			return nil, err
-		}
-	}
 	samples, errs := make([]herdSample, requests), make([]error, requests)
 	var wg sync.WaitGroup
+	loose := make(chan struct{})
 	for i := range samples {
 		wg.Go(func() {
-			began := time.Now()
+			<-loose
 			s := herdSample{Run: run, MaxInstances: most}
-			s.Record, s.Latency, errs[i] = m.timed(ctx, began)
+			s.Record, s.Latency, errs[i] = m.timed(ctx, variant{})
 			samples[i] = s
 		})
 	}
+	close(loose)
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
 	there, err := m.client.Instances(ctx, m.function)
-	for i := range samples {
-		samples[i].Started = len(there) - 1
+	if err != nil {
+		return nil, err
 	}
-	return samples, err
+	started := startedBeside(warm, there, samples)
+	for i := range samples {
+		samples[i].Started = started
+	}
+	return samples, nil
 }
 
-// timed is invoke with what the client waited for the answer.
-func (m *measurement) timed(ctx context.Context, began time.Time) (api.Invocation, time.Duration, error) {
-	resp, err := m.client.Invoke(ctx, api.InvokeRequest{Function: m.function, Path: m.path})
-	if err != nil {
-		return api.Invocation{}, 0, err
+// oneWarm ends all instances and makes one that has served, and returns its id.
+func (m *measurement) oneWarm(ctx context.Context) (string, error) {
+	if _, err := m.client.Set(ctx, m.function, map[string]any{"max_instances": 1, "keep_alive": "1ms"}, nil); err != nil {
+		return "", err
 	}
-	took := time.Since(began)
-	rec, err := m.answer(ctx, resp, variant{})
-	return rec, took, err
+	if err := m.quiet(ctx); err != nil {
+		return "", err
+	}
+	if _, err := m.client.Set(ctx, m.function, map[string]any{"keep_alive": herdKeepAlive.String()}, nil); err != nil {
+		return "", err
+	}
+	for range 4 { // one starts the instance, the others show how long requests take
+		if _, err := m.invoke(ctx, variant{}); err != nil {
+			return "", err
+		}
+	}
+	for {
+		there, err := m.client.Instances(ctx, m.function)
+		switch {
+		case err != nil:
+			return "", err
+		case len(there) != 1:
+			return "", fmt.Errorf("%s has %d instances after requests one by one: a herd wants 1 that is warm; `skep bench herd --log-level info` tells what became of it", m.function, len(there))
+		case there[0].State == api.InstanceIdle:
+			return there[0].ID, nil
+		}
+		select { // the last request is answered, but not yet let go
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return "", context.Cause(ctx)
+		}
+	}
+}
+
+// startedBeside counts the instances beside the warm one: those that are there,
+// of which some served nobody, and those that served and have ended.
+func startedBeside(warm string, there []api.Instance, samples []herdSample) int {
+	ids := map[string]bool{warm: true}
+	for _, i := range there {
+		ids[i.ID] = true
+	}
+	for _, s := range samples {
+		ids[s.Record.Instance] = true
+	}
+	return len(ids) - 1
 }
 
 // herdTable has a row for each setting, and the ratio of their medians.
 func herdTable(samples []herdSample, most int) [][]string {
-	rows := [][]string{{"MAX INSTANCES", "HERDS", "STARTED", "P50 ms", "P90 ms", "MAX ms"}}
+	rows := [][]string{{"MAX INSTANCES", "HERDS", "STARTED", "P50 ms", "P99 ms", "MAX ms"}}
 	var medians []time.Duration
-	for i, setting := range []int{1, most} {
-		if i > 0 && most == 1 {
-			break
-		}
+	for _, setting := range []int{1, most} {
 		var latency []time.Duration
 		started := map[int]int{}
 		for _, s := range samples {
@@ -181,9 +216,9 @@ func herdTable(samples []herdSample, most int) [][]string {
 		}
 		medians = append(medians, quantile(latency, 0.5))
 		rows = append(rows, []string{fmt.Sprint(setting), fmt.Sprint(len(started)), fmt.Sprint(all),
-			millis(quantile(latency, 0.5)), millis(quantile(latency, 0.9)), millis(quantile(latency, 1))})
+			millis(quantile(latency, 0.5)), millis(quantile(latency, 0.99)), millis(quantile(latency, 1))})
 	}
-	if len(medians) == 2 && medians[0] > 0 {
+	if medians[0] > 0 {
 		rows = append(rows, []string{"ratio", "", "", fmt.Sprintf("%.2f", float64(medians[1])/float64(medians[0])), "", ""})
 	}
 	return rows

@@ -52,6 +52,12 @@ func fakeDaemon(t *testing.T) (string, *controltest.Node) {
 		b, _ := io.ReadAll(r.Body)
 		_, _ = w.Write([]byte(r.Method + " /" + r.PathValue("path") + " " + string(b)))
 	})
+	return serveControl(t, n, invoke), n
+}
+
+// serveControl serves the control API over a node, and returns its socket.
+func serveControl(t *testing.T, n control.Node, invoke http.Handler) string {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s.sock")
 	l, err := control.ListenUnix(t.Context(), socket)
 	if err != nil {
@@ -70,7 +76,7 @@ func fakeDaemon(t *testing.T) (string, *controltest.Node) {
 			t.Error(err)
 		}
 	})
-	return socket, n
+	return socket
 }
 
 func TestExitCodes(t *testing.T) {
@@ -108,6 +114,7 @@ func TestExitCodes(t *testing.T) {
 		{"damaged", socket, []string{"snapshot", "verify", "bad"}, exitError, "digest differs"},
 		{"bad time", socket, []string{"logs", "echo", "--since", "yesterday"}, exitUsage, "15m"},
 		{"bad record time", socket, []string{"records", "--until", "-5m"}, exitUsage, "15m"},
+		{"nothing to compare with", socket, []string{"bench", "herd", "--max", "1"}, exitUsage, "2 or more"},
 		{"bad failure", socket, []string{"records", "--failure", "mine"}, exitUsage, "platform"},
 		{"no limit", socket, []string{"records", "-n", "0"}, exitUsage, "1 or more"},
 		{"no daemon", none, []string{"ls"}, exitUnreachable, "`skep up`"},

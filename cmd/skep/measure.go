@@ -72,27 +72,30 @@ func (m *measurement) one(ctx context.Context, run int, v variant) (sample, erro
 }
 
 func (m *measurement) invoke(ctx context.Context, v variant) (api.Invocation, error) {
-	resp, err := m.client.Invoke(ctx, api.InvokeRequest{Function: m.function, Path: m.path, Start: v.start, Policy: v.policy})
-	if err != nil {
-		return api.Invocation{}, err
-	}
-	return m.answer(ctx, resp, v)
+	rec, _, err := m.timed(ctx, v)
+	return rec, err
 }
 
-// answer reads an answer to its end and returns its record.
-func (m *measurement) answer(ctx context.Context, resp *http.Response, v variant) (api.Invocation, error) {
+// timed is invoke that also says how long the client waited for all of the answer.
+func (m *measurement) timed(ctx context.Context, v variant) (rec api.Invocation, took time.Duration, err error) {
+	began := time.Now()
+	resp, err := m.client.Invoke(ctx, api.InvokeRequest{Function: m.function, Path: m.path, Start: v.start, Policy: v.policy})
+	if err != nil {
+		return rec, 0, err
+	}
 	defer resp.Body.Close()
 	if err := skepError(m.function, resp); err != nil {
-		return api.Invocation{}, fmt.Errorf("%s start of %s: %w", v, m.function, err)
+		return rec, 0, fmt.Errorf("%s start of %s: %w", v, m.function, err)
 	}
 	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-		return api.Invocation{}, err
+		return rec, 0, err
 	}
-	rec, err := record(ctx, m.client, resp)
+	took = time.Since(began)
+	rec, err = record(ctx, m.client, resp)
 	if err == nil && resp.StatusCode != http.StatusOK {
 		err = &functionError{function: m.function, status: resp.StatusCode}
 	}
-	return rec, err
+	return rec, took, err
 }
 
 // quiet waits until the function has no instance.
