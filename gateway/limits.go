@@ -68,7 +68,7 @@ func (l *limits) start(stream bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.limitTotal(stream)
-	l.step = time.AfterFunc(l.of.Queue, func() { l.pass("queue_timeout", l.of.Queue) })
+	l.step = time.AfterFunc(l.of.Queue, func() { l.passStage(queued, "queue_timeout", l.of.Queue) })
 }
 
 // limitTotal sets the limit of the whole exchange, which counts from its
@@ -117,7 +117,7 @@ func (l *limits) sent() {
 	}
 	l.stage = awaiting
 	l.touch()
-	l.step = time.AfterFunc(l.of.Response, func() { l.pass("response_timeout", l.of.Response) })
+	l.step = time.AfterFunc(l.of.Response, func() { l.passStage(awaiting, "response_timeout", l.of.Response) })
 }
 
 // answered: the header of the response is there.
@@ -166,6 +166,17 @@ func (l *limits) pass(name string, d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.over.Load() {
+		l.cut(limit(name, d))
+	}
+}
+
+// passStage is pass for the limit of one stage. It does nothing when the exchange
+// has got further at the very moment: nobody is to be blamed for the limit of
+// another's part.
+func (l *limits) passStage(s stage, name string, d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.stage == s && !l.over.Load() {
 		l.cut(limit(name, d))
 	}
 }
