@@ -12,9 +12,9 @@ import (
 )
 
 // budget is what all instances together may use: their number and their memory,
-// the guests' and the VMMs' own. Who finds it used up makes a claim. Claims are met in the order
-// in which they came, whatever their size, so that each has its turn: while there
-// are any, nothing is taken past them.
+// the guests' and the VMMs' own. Who finds it used up makes a claim. Claims are
+// met in the order in which they came, whatever their size, so that each has its
+// turn: while there are any, nothing is taken past them.
 type budget struct {
 	maxInstances int
 	maxMiB       int // 0: no limit

@@ -176,8 +176,11 @@ func TestClaimsInOrder(t *testing.T) {
 		n.giveBack(64, nil, false)
 		cancelLarge()
 		cancelSmall()
-		if n.budget.used != (amount{}) || len(n.budget.claims) != 0 {
-			t.Errorf("left: %+v, %d claims", n.budget.used, len(n.budget.claims))
+		b := n.budget
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.used != (amount{}) || len(b.claims) != 0 {
+			t.Errorf("left: %+v, %d claims", b.used, len(b.claims))
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,10 +41,7 @@ func (n *Node) set(ctx context.Context, name string, patch []byte, progress func
 	if err := n.validate(fn); err != nil {
 		return api.Function{}, err
 	}
-	img, again := cur.image, false
-	for _, key := range names {
-		again = again || key == "image"
-	}
+	img, again := cur.image, slices.Contains(names, "image")
 	if again {
 		if img, err = n.fetch(ctx, fn.Image, progress); err != nil {
 			return api.Function{}, fmt.Errorf("changing %s: %w", name, err)
@@ -209,17 +207,24 @@ func (n *Node) fitting(d *deployment) []string {
 	return ids
 }
 
+// guestKind is what a deployment says of its guests that must be the same for the
+// memory of one to do for another.
+type guestKind struct {
+	spec, image, disk string
+	memoryMiB, vcpus  int
+}
+
+func (d *deployment) guest() guestKind {
+	return guestKind{d.spec, d.image.Digest, d.image.DiskDigest, d.fn.MemoryMiB, d.fn.VCPUs}
+}
+
 // fits says whether a snapshot is of the deployment's guest.
 func (d *deployment) fits(m snapshot.Manifest) bool {
-	return m.Spec == d.spec && m.ImageDigest == d.image.Digest && m.DiskDigest == d.image.DiskDigest &&
-		m.MemoryMiB == d.fn.MemoryMiB && m.VCPUs == d.fn.VCPUs
+	return d.guest() == guestKind{m.Spec, m.ImageDigest, m.DiskDigest, m.MemoryMiB, m.VCPUs}
 }
 
 // sameGuest says whether the memory of one's guests would do for the other.
-func (d *deployment) sameGuest(o *deployment) bool {
-	return d.spec == o.spec && d.image.Digest == o.image.Digest && d.image.DiskDigest == o.image.DiskDigest &&
-		d.fn.MemoryMiB == o.fn.MemoryMiB && d.fn.VCPUs == o.fn.VCPUs
-}
+func (d *deployment) sameGuest(o *deployment) bool { return d.guest() == o.guest() }
 
 // former is the deployment that before found; nil if there is none.
 type former struct{ dep *deployment }

@@ -72,7 +72,7 @@ func (s setting) parse(text string) (any, error) {
 // patch is a JSON merge patch of a function.
 type patch map[string]any
 
-// put sets a key, which may have one dot.
+// put sets a key: what stands behind its first dot is a key within the outer one.
 func (p patch) put(key string, value any) {
 	outer, inner, nested := strings.Cut(key, ".")
 	if !nested {
@@ -179,12 +179,7 @@ func (s *setFlags) patch(cmd *cobra.Command, environ, args []string) (patch, err
 		return nil, err
 	}
 	for k, v := range env {
-		m, ok := p["env"].(map[string]any)
-		if !ok {
-			m = map[string]any{}
-			p["env"] = m
-		}
-		m[k] = v
+		p.put("env."+k, v)
 	}
 	if len(p) == 0 {
 		return nil, usagef(cmd, "nothing to change: name a KEY=VALUE")
