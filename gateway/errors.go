@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -86,10 +87,8 @@ func (x *exchange) judge(err error) (int, api.Failure, error) {
 		return http.StatusRequestEntityTooLarge, api.FailureClient, fmt.Errorf("the request's body has more than the %d bytes that are let through", tooLarge.Limit)
 	case bad != nil:
 		return http.StatusBadRequest, api.FailureClient, fmt.Errorf("the request's body is broken after %d bytes: %w", x.bytesIn.Load(), bad)
-	case x.tunnel != nil:
-		return http.StatusSwitchingProtocols, api.FailureClient, fmt.Errorf("the client went away: %w", err)
-	case x.gone.Err() != nil:
-		return statusClientGone, api.FailureClient, errors.New("the client went away, or closed its side of the connection, before the answer")
+	// What is wrong with the request itself, and what the node says to it, holds
+	// whether or not the client has left meanwhile.
 	case !x.asked:
 		return http.StatusBadRequest, api.FailureClient, err
 	case errors.Is(err, node.ErrNoFunction):
@@ -102,16 +101,25 @@ func (x *exchange) judge(err error) (int, api.Failure, error) {
 		return http.StatusServiceUnavailable, api.FailurePlatform, err
 	case errors.Is(err, node.ErrNoneWarm):
 		return http.StatusConflict, api.FailureClient, err
+	case x.untried(err):
+		return http.StatusBadRequest, api.FailureClient, fmt.Errorf("the request cannot be passed on: %w", err)
+	case x.tunnel != nil:
+		return http.StatusSwitchingProtocols, api.FailureClient, fmt.Errorf("the client went away: %w", err)
+	case x.gone.Err() != nil:
+		return statusClientGone, api.FailureClient, errors.New("the client went away, or closed its side of the connection, before the answer")
 	case x.lease == nil:
 		return http.StatusBadGateway, api.FailurePlatform, err
-	case !x.connected && !errors.Is(err, node.ErrConnect) && x.lease.Err() == nil:
-		// It was not even tried: there is something in the request that cannot be
-		// passed on, such as a trailer whose name is none.
-		return http.StatusBadRequest, api.FailureClient, fmt.Errorf("the request cannot be passed on: %w", err)
 	case errors.Is(err, io.EOF):
 		err = errNoAnswer
 	}
 	return http.StatusBadGateway, x.instanceFailure(), err
+}
+
+// untried says that an instance was there and the request was not even tried on
+// it: there is something in it that cannot be passed on, such as a trailer whose
+// name is none.
+func (x *exchange) untried(err error) bool {
+	return x.lease != nil && !x.connected && !errors.Is(err, node.ErrConnect) && !errors.Is(err, context.Canceled) && x.lease.Err() == nil
 }
 
 func writeProblem(w http.ResponseWriter, status int, p Problem) {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/node"
 )
 
 // dial opens a connection to a gateway and sends what a client begins with.
@@ -91,6 +92,43 @@ func TestClientsThatBreakOff(t *testing.T) {
 				t.Errorf("record %+v", r)
 			}
 		})
+	}
+}
+
+// What is wrong with a request, and what the node says to it, is told whether or
+// not the client's half-closed connection was noticed before; only what its going
+// may have caused is put down to that.
+func TestJudgedAlikeWhenTheClientHasGone(t *testing.T) {
+	gone, leave := context.WithCancel(context.Background())
+	leave()
+	lost := fmt.Errorf("asking: %w", context.Canceled)
+	for name, c := range map[string]struct {
+		asked, lent, connected bool
+		err                    error
+		here, gone             int // the status for a client that is there, and for one that has gone
+	}{
+		"nothing to ask for":     {false, false, false, errors.New("invalid protocol"), 400, 400},
+		"no function":            {true, false, false, fmt.Errorf("fn: %w", node.ErrNoFunction), 404, 404},
+		"removed":                {true, false, false, fmt.Errorf("fn: %w", node.ErrRemoved), 410, 410},
+		"the queue is full":      {true, false, false, fmt.Errorf("fn: %w", node.ErrQueueFull), 503, 503},
+		"draining":               {true, false, false, node.ErrDraining, 503, 503},
+		"none is warm":           {true, false, false, fmt.Errorf("fn: %w", node.ErrNoneWarm), 409, 409},
+		"cannot be passed on":    {true, true, false, errors.New("invalid trailer"), 400, 400},
+		"left while it queued":   {true, false, false, lost, 502, 499},
+		"left while it was sent": {true, true, true, lost, 502, 499},
+		"left before it was":     {true, true, false, lost, 502, 499},
+		"no connection":          {true, true, false, fmt.Errorf("%w: refused", node.ErrConnect), 502, 499},
+		"broken off":             {true, true, true, io.EOF, 502, 499},
+	} {
+		for ctx, want := range map[context.Context]int{context.Background(): c.here, gone: c.gone} {
+			x := &exchange{gone: ctx, asked: c.asked, connected: c.connected}
+			if c.lent {
+				x.lease = &fakeLease{}
+			}
+			if got, _, _ := x.judge(c.err); got != want {
+				t.Errorf("%s, client gone: %v: status %d, want %d", name, ctx.Err() != nil, got, want)
+			}
+		}
 	}
 }
 
