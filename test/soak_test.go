@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,7 +31,7 @@ const (
 )
 
 // TestSoak runs a daemon under calls of every kind, well-behaved and odd ones,
-// while functions are redeployed, snapshots and images removed, and daemon and
+// while functions are redeployed, changed and rolled back, snapshots and images removed, and daemon and
 // VMMs killed. Every call is in a ledger, which must agree with the daemon's
 // records: an answer that was acknowledged has exactly one, whatever was killed
 // after; a 200 says what the function said; and what is left over on the host
@@ -82,10 +81,9 @@ type soak struct {
 	records []record // all, when the daemon has ended
 	lost    int      // answered just before a SIGKILL, and not recorded
 
-	// What /env of the function "changing" may say: at least what a deploy was
-	// acknowledged with, at most what one was tried with.
-	acknowledged, tried atomic.Int64
-	random              sync.Map // what was read from /urandom: never the same
+	history  *history                // of the function "changing"
+	settings map[string]api.Function // as they were set
+	random   sync.Map                // what was read from /urandom: never the same
 }
 
 func newSoak(t *testing.T) *soak {
@@ -113,7 +111,8 @@ func newSoak(t *testing.T) *soak {
 	})
 	t.Logf("soaking for %v with seed %d; every call is in %s", length, seed, path)
 	d := start(t, "keep_records = 10000000")
-	s := &soak{t: t, d: d, length: length, seed: seed, rand: rand.New(rand.NewPCG(seed, 1<<32)), ledger: l}
+	s := &soak{t: t, d: d, length: length, seed: seed, rand: rand.New(rand.NewPCG(seed, 1<<32)), ledger: l,
+		history: newHistory(), settings: map[string]api.Function{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -137,17 +136,17 @@ func soakLength(t *testing.T) time.Duration {
 // soakFunctions are deployed before the calls begin: between them they start in
 // every way.
 var soakFunctions = map[string][]string{
-	"warm":     {"--concurrency", "8", "--max-instances", "2", "--keep-alive", "5s"},
-	"cold":     {"--keep-alive", "300ms", "--max-instances", "3"},
-	"hook":     {"--clone-hook", "/clone", "--keep-alive", "1s", "--max-instances", "2"},
-	"odd":      {"--max-instances", "2", "--keep-alive", "3s"},
-	"after":    {"--snapshot-after", "3", "--keep-alive", "1s", "--max-instances", "2"},
-	"boots":    {"--no-snapshot", "--keep-alive", "2s", "--max-instances", "1"},
-	"changing": {"--keep-alive", "2s", "--max-instances", "2", "--env", "SOAK_REVISION=0"},
-	"brief":    {"--keep-alive", "1s", "--max-instances", "1"},
-	"slow":     {"--timeout", "2s", "--keep-alive", "2s", "--max-instances", "2"},
-	"crash":    {"--keep-alive", "2s", "--max-instances", "2"},
-	"narrow":   {"--queue-limit", "2", "--max-instances", "1", "--keep-alive", "2s"},
+	"warm":   {"--concurrency", "8", "--max-instances", "2", "--keep-alive", "5s"},
+	"cold":   {"--keep-alive", "300ms", "--max-instances", "3"},
+	"hook":   {"--clone-hook", "/clone", "--keep-alive", "1s", "--max-instances", "2"},
+	"odd":    {"--max-instances", "2", "--keep-alive", "3s"},
+	"after":  {"--snapshot-after", "3", "--keep-alive", "1s", "--max-instances", "2"},
+	"boots":  {"--no-snapshot", "--keep-alive", "2s", "--max-instances", "1"},
+	changing: {"--keep-alive", "2s", "--max-instances", "2", "--env", changingVar + "=0"},
+	"brief":  {"--keep-alive", "1s", "--max-instances", "1"},
+	"slow":   {"--timeout", "2s", "--keep-alive", "2s", "--max-instances", "2"},
+	"crash":  {"--keep-alive", "2s", "--max-instances", "2"},
+	"narrow": {"--queue-limit", "2", "--max-instances", "1", "--keep-alive", "2s"},
 }
 
 // soakGuest makes guests small, so that many fit.
@@ -156,6 +155,9 @@ var soakGuest = []string{"--memory-mib", "128"}
 func (s *soak) deploy() {
 	for _, name := range slices.Sorted(maps.Keys(soakFunctions)) {
 		s.d.hello(name, append(slices.Clone(soakFunctions[name]), soakGuest...)...)
+	}
+	if err := s.seeInForce(); err != nil {
+		s.t.Fatal(err)
 	}
 }
 

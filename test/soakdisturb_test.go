@@ -18,6 +18,8 @@ type deed struct {
 
 var soakDeeds = []deed{
 	{"redeploy", 5, (*soak).redeploy},
+	{"set", 5, (*soak).set},
+	{"rollback", 4, (*soak).rollback},
 	{"snapshot rm", 3, (*soak).removeSnapshot},
 	{"snapshot create", 4, (*soak).createSnapshot},
 	{"snapshot verify", 2, (*soak).verifySnapshot},
@@ -26,6 +28,8 @@ var soakDeeds = []deed{
 	{"kill VMM", 6, (*soak).killVMM},
 	{"kill daemon", 3, func(s *soak) { s.killDaemon(nil) }},
 	{"kill daemon in a deploy", 1, func(s *soak) { s.killDaemon((*soak).tryRedeploy) }},
+	{"kill daemon in a set", 1, func(s *soak) { s.killDaemon((*soak).trySet) }},
+	{"kill daemon in a rollback", 1, func(s *soak) { s.killDaemon((*soak).tryRollback) }},
 	{"kill daemon in snapshot rm", 1, func(s *soak) { s.killDaemon((*soak).tryRemoveSnapshot) }},
 	{"restart daemon", 1, (*soak).restartDaemon},
 }
@@ -52,18 +56,6 @@ func (s *soak) must(event string, do func() error) {
 		s.ledger.fault("%s: %v", event, err)
 	}
 	s.ledger.over(b, err)
-}
-
-func (s *soak) redeploy() { s.must("redeploy", s.tryRedeploy) }
-
-func (s *soak) tryRedeploy() error {
-	n := s.tried.Add(1)
-	flags := append(slices.Clone(soakFunctions["changing"]), soakGuest...)
-	_, err := s.d.cli(append([]string{"deploy", "functions/hello", "--name", "changing"}, append(flags, "--env", fmt.Sprintf("SOAK_REVISION=%d", n))...)...)
-	if err == nil {
-		s.acknowledged.Store(n)
-	}
-	return err
 }
 
 func (s *soak) removeSnapshot() { s.must("snapshot rm", s.tryRemoveSnapshot) }
@@ -220,8 +212,9 @@ func (s *soak) restartDaemon() {
 	s.ledger.over(b, nil)
 }
 
-// afterRestart: what was deployed is there, what was removed is not.
+// afterRestart: what was deployed is there, as it was set, what was removed is not.
 func (s *soak) afterRestart() {
+	s.settingsStay()
 	for name := range soakFunctions {
 		if _, err := s.d.client.Function(s.d.ctx(30*time.Second), name); err != nil {
 			s.ledger.fault("after a restart: function %s: %v", name, err)
