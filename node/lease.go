@@ -120,10 +120,11 @@ func (p *pool) judge(inst *instance, rec *api.Invocation) {
 	}
 }
 
-// answered says that the invocation has got the function's whole answer, and a
-// good one: only from such is learned what invocations need.
+// answered says that the invocation has got the function's whole answer, and one
+// that is no error: only from such is learned what invocations need. Who gets a
+// 404 or a 401 has mostly not come to what the function does.
 func answered(rec *api.Invocation) bool {
-	return rec.Failure == "" && rec.Status < http.StatusInternalServerError
+	return rec.Failure == "" && rec.Status < http.StatusBadRequest
 }
 
 // fill adds to the record what only the node knows.

@@ -8,14 +8,17 @@ import (
 	"github.com/skep-dev/skep/api"
 )
 
-// Only a whole answer that is none of the 5xx says what an invocation touches.
+// Only a whole answer that is no error says what an invocation touches.
 func TestOnlyGoodAnswersAreLearnedFrom(t *testing.T) {
 	for name, tc := range map[string]struct {
 		rec  api.Invocation
 		want bool
 	}{
 		"good":        {api.Invocation{Status: 200}, true},
-		"not found":   {api.Invocation{Status: 404}, true},
+		"upgraded":    {api.Invocation{Status: 101}, true},
+		"not changed": {api.Invocation{Status: 304}, true},
+		"refused":     {api.Invocation{Status: 400}, false},
+		"not found":   {api.Invocation{Status: 404}, false},
 		"failed":      {api.Invocation{Status: 500}, false},
 		"client left": {api.Invocation{Status: 499, Failure: api.FailureClient}, false},
 		"cut short":   {api.Invocation{Status: 200, Failure: api.FailureTimeout}, false},
