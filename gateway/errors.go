@@ -101,6 +101,8 @@ func (x *exchange) judge(err error) (int, api.Failure, error) {
 		return http.StatusServiceUnavailable, api.FailurePlatform, err
 	case errors.Is(err, node.ErrNoneWarm):
 		return http.StatusConflict, api.FailureClient, err
+	case errors.Is(err, node.ErrNoSnapshot):
+		return http.StatusConflict, api.FailureClient, err
 	case x.untried(err):
 		return http.StatusBadRequest, api.FailureClient, fmt.Errorf("the request cannot be passed on: %w", err)
 	case x.tunnel != nil:

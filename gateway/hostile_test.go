@@ -113,6 +113,7 @@ func TestJudgedAlikeWhenTheClientHasGone(t *testing.T) {
 		"the queue is full":      {true, false, false, fmt.Errorf("fn: %w", node.ErrQueueFull), 503, 503},
 		"draining":               {true, false, false, node.ErrDraining, 503, 503},
 		"none is warm":           {true, false, false, fmt.Errorf("fn: %w", node.ErrNoneWarm), 409, 409},
+		"no snapshot":            {true, false, false, fmt.Errorf("starting: %w: it has none", node.ErrNoSnapshot), 409, 409},
 		"cannot be passed on":    {true, true, false, errors.New("invalid trailer"), 400, 400},
 		"left while it queued":   {true, false, false, lost, 502, 499},
 		"left while it was sent": {true, true, true, lost, 502, 499},

@@ -120,7 +120,7 @@ func skepError(function string, resp *http.Response) error {
 	case http.StatusNotFound:
 		e.Hint = "`skep ls` lists the functions that exist"
 	case http.StatusConflict:
-		e.Hint = "call it once without --start warm; its instance stays for keep_alive"
+		e.Hint = "for --start warm, call it once without: its instance stays for keep_alive; for --start restore, `skep snapshot create` makes a snapshot"
 	}
 	return e
 }

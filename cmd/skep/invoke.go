@@ -66,7 +66,7 @@ many times and shows medians by start kind instead of the answers.`,
 	f.StringVarP(&o.method, "method", "X", "", "HTTP `METHOD` (default GET, with -d POST)")
 	f.StringVar(&o.path, "path", "/", "path and query on the function's server")
 	f.StringArrayVarP(&o.headers, "header", "H", nil, "`NAME: VALUE` of the request; may be repeated")
-	f.StringVar(&o.start, "start", "", "kind of start: boot, restore or warm (default: as it comes)")
+	f.StringVar(&o.start, "start", "", "kind of start: boot, restore or warm (default: as it comes), refused where it cannot be had")
 	f.StringVar(&o.policy, "policy", "", "memory policy of the restore, for this call")
 	f.IntVarP(&o.n, "count", "n", 1, "call `N` times and summarise")
 	f.IntVarP(&o.concurrency, "concurrency", "c", 1, "of them, so many at once")
