@@ -17,7 +17,7 @@ import (
 	"github.com/ulikunitz/xz"
 )
 
-// Bounds of what is taken from a package.
+// Bounds of what is taken from a package or a directory.
 const (
 	moduleLimit = 64 << 20 // bytes of one file below lib/modules
 	treeLimit   = 2 << 30  // bytes of all
@@ -94,7 +94,7 @@ func decompress(name string, r io.Reader) (io.Reader, func(), error) {
 
 func unpackTar(r io.Reader, dir string) error {
 	t := tar.NewReader(r)
-	total, files := int64(0), 0
+	var sum tally
 	for {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
@@ -107,14 +107,33 @@ func unpackTar(r io.Reader, dir string) error {
 		if !ok {
 			continue
 		}
-		total, files = total+h.Size, files+1
-		if h.Size > limit || total > treeLimit || files > fileLimit {
-			return fmt.Errorf("%s: too large (%d bytes), or too many files (%d)", h.Name, h.Size, files)
+		if err := sum.add(h.Name, h.Size, limit); err != nil {
+			return err
 		}
 		if err := writeFile(filepath.Join(dir, to), t); err != nil {
 			return err
 		}
 	}
+}
+
+// tally is what was taken until now.
+type tally struct {
+	bytes int64
+	files int
+}
+
+// add refuses a file that is over its limit, or with which all are over theirs.
+func (t *tally) add(name string, size, limit int64) error {
+	t.bytes, t.files = t.bytes+size, t.files+1
+	switch {
+	case size > limit:
+		return fmt.Errorf("%s has %d bytes, more than the %d that a kernel's file may have", name, size, limit)
+	case t.bytes > treeLimit:
+		return fmt.Errorf("with %s there are %d bytes, more than the %d that a kernel may have with its modules", name, t.bytes, int64(treeLimit))
+	case t.files > fileLimit:
+		return fmt.Errorf("with %s there are %d files, more than a kernel may have with its modules", name, t.files)
+	}
+	return nil
 }
 
 // destination says where a file goes, and how large it may be.

@@ -191,6 +191,7 @@ func copyModules(ctx context.Context, from, to string) error {
 	if _, err := os.Stat(filepath.Join(from, "kernel")); err != nil {
 		return fmt.Errorf("modules: %w; want the directory lib/modules/RELEASE", err)
 	}
+	var sum tally
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err = errors.Join(err, ctx.Err()); err != nil {
 			return err
@@ -204,6 +205,13 @@ func copyModules(ctx context.Context, from, to string) error {
 			return err
 		}
 		defer f.Close()
-		return writeFile(filepath.Join(to, rel), io.LimitReader(f, moduleLimit))
+		info, err := f.Stat()
+		if err == nil {
+			err = sum.add(path, info.Size(), moduleLimit)
+		}
+		if err != nil {
+			return err
+		}
+		return writeFile(filepath.Join(to, rel), io.LimitReader(f, info.Size()))
 	})
 }

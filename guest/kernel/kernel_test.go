@@ -238,6 +238,27 @@ func TestImportRefuses(t *testing.T) {
 	}
 }
 
+// What is too large is refused, not cut.
+func TestImportRefusesLargeModules(t *testing.T) {
+	modules, dir := filepath.Join(t.TempDir(), "6.1-y"), t.TempDir()
+	large := filepath.Join(modules, "kernel/large.ko")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(large), 0o755), os.WriteFile(large, nil, 0o644), os.Truncate(large, moduleLimit+1)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Import(t.Context(), dir, ImportOptions{Image: write(t, "image", elfKernel(true)), Modules: modules})
+	if err == nil || !strings.Contains(err.Error(), "large.ko has 67108865 bytes") {
+		t.Errorf("%v, want it to name the module and its size", err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	for want, sum := range map[string]tally{"bytes": {bytes: treeLimit}, "files": {files: fileLimit}} {
+		if err := sum.add("m.ko", 1, moduleLimit); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want one about %s", err, want)
+		}
+	}
+}
+
 func TestImportImage(t *testing.T) {
 	modules := filepath.Join(t.TempDir(), "6.1-y")
 	if err := os.MkdirAll(filepath.Join(modules, "kernel"), 0o755); err != nil {
