@@ -116,9 +116,13 @@ func eachLine(root, path string, f func(fields []string) bool) error {
 		return err
 	}
 	defer file.Close()
-	lines := bufio.NewScanner(io.LimitReader(file, maxAccounts))
+	all := &io.LimitedReader{R: file, N: maxAccounts + 1}
+	lines := bufio.NewScanner(all)
 	lines.Buffer(nil, maxAccounts) // a group may have thousands of members
 	for lines.Scan() {
+		if all.N == 0 { // this line may be cut
+			return fmt.Errorf("%s has more than %d bytes", path, maxAccounts)
+		}
 		if f(strings.Split(lines.Text(), ":")) {
 			return nil
 		}
