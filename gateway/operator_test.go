@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,11 +8,11 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/node"
 )
 
@@ -81,25 +80,12 @@ func TestClientAddress(t *testing.T) {
 	}
 }
 
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-// lines waits for so many.
-func (l *lockedBuffer) lines(t *testing.T, n int) (out []map[string]any) {
+// lines waits for so many, and reads them.
+func lines(t *testing.T, log *testenv.Output, n int) (out []map[string]any) {
 	t.Helper()
 	text := ""
 	for deadline := time.Now().Add(10 * time.Second); strings.Count(text, "\n") < n && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		l.mu.Lock()
-		text = l.b.String()
-		l.mu.Unlock()
+		text = log.String()
 	}
 	for line := range strings.Lines(text) {
 		var m map[string]any
@@ -118,7 +104,7 @@ func (l *lockedBuffer) lines(t *testing.T, n int) (out []map[string]any) {
 // has it beside the invocation's.
 func TestRequestIDAndAccessLog(t *testing.T) {
 	for _, c := range []struct{ sent, want string }{{"", ""}, {"a-1", "a-1"}, {"a b", ""}, {strings.Repeat("x", 129), ""}, {"a\"b", ""}} {
-		log := &lockedBuffer{}
+		log := &testenv.Output{}
 		f, base := serve(t, Options{AccessLog: true, Log: slog.New(slog.NewJSONHandler(log, nil))}, func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, "%s %s", r.Header.Get(HeaderRequestID), r.Header.Get(api.HeaderInvocation))
 		})
@@ -132,23 +118,23 @@ func TestRequestIDAndAccessLog(t *testing.T) {
 			t.Errorf("sent %q: the function got %q, the invocation is %s", c.sent, body, id)
 		}
 		get(t, base+"/nothing")
-		lines := log.lines(t, 2)
-		if l := lines[0]; l["invocation"] != id || l["request_id"] != want || l["status"] != 200.0 || l["function"] != "fn" || l["instance"] != "i-1" || l["path"] != "/function/fn/secret" || l["client"] != "127.0.0.1" {
+		got := lines(t, log, 2)
+		if l := got[0]; l["invocation"] != id || l["request_id"] != want || l["status"] != 200.0 || l["function"] != "fn" || l["instance"] != "i-1" || l["path"] != "/function/fn/secret" || l["client"] != "127.0.0.1" {
 			t.Errorf("line %v", l)
 		}
-		if l := lines[1]; l["status"] != 404.0 || l["path"] != "/nothing" {
+		if l := got[1]; l["status"] != 404.0 || l["path"] != "/nothing" {
 			t.Errorf("line %v", l)
 		}
 	}
 }
 
 func TestAccessLogTellsWhoseDoing(t *testing.T) {
-	log := &lockedBuffer{}
+	log := &testenv.Output{}
 	f := newFake(t, "")
 	f.lend = func(int) (string, error) { return "", errors.New("no kernel") }
 	g := New(f, Options{AccessLog: true, Log: slog.New(slog.NewJSONHandler(log, nil))})
 	status, _, _ := get(t, beforeGateway(t, g)+"/function/fn/")
-	if l := log.lines(t, 1)[0]; status != 502 || l["failure"] != "platform" || l["error"] != "no kernel" {
+	if l := lines(t, log, 1)[0]; status != 502 || l["failure"] != "platform" || l["error"] != "no kernel" {
 		t.Errorf("%d, line %v", status, l)
 	}
 }

@@ -7,11 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/testenv"
 )
 
 func TestDatabaseFromTheFutureIsRefused(t *testing.T) {
@@ -102,19 +102,6 @@ func TestRecords(t *testing.T) {
 	}
 }
 
-// safeBuffer is a buffer for two goroutines.
-type safeBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *safeBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-func (s *safeBuffer) String() string { s.mu.Lock(); defer s.mu.Unlock(); return s.b.String() }
-
 func TestLogs(t *testing.T) {
 	w := newWorld(t)
 	w.bootTime = 0
@@ -137,7 +124,7 @@ func TestLogs(t *testing.T) {
 	}
 
 	// A follower gets every line, across rotations, and the disk stays bounded.
-	var followed safeBuffer
+	var followed testenv.Output
 	ctx, cancel := context.WithCancel(t.Context())
 	over := make(chan error)
 	go func() { over <- n.Logs(ctx, api.LogQuery{Function: "hello", Follow: true}, &followed) }()

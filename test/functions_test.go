@@ -127,7 +127,7 @@ func s3(t *testing.T) string {
 	}
 	address := freeAddress(t)
 	cmd := exec.Command(program, "-listen", address, "-dir", filepath.Join(dir, "data"))
-	log := &lockedBuffer{}
+	log := &testenv.Output{}
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -137,12 +137,12 @@ func s3(t *testing.T) string {
 	t.Cleanup(func() {
 		cmd.Process.Signal(syscall.SIGTERM)
 		if err := <-ended; err != nil {
-			t.Errorf("the S3 server: %v\n%s", err, log.tail(4000))
+			t.Errorf("the S3 server: %v\n%s", err, log.Tail(4000))
 		}
 	})
 	eventually(t, "the S3 server serves", time.Minute, func() error {
-		if !strings.Contains(log.tail(4000), "serving") {
-			return fmt.Errorf("it says %q", log.tail(4000))
+		if !strings.Contains(log.Tail(4000), "serving") {
+			return fmt.Errorf("it says %q", log.Tail(4000))
 		}
 		return nil
 	})

@@ -60,7 +60,7 @@ type daemon struct {
 	gateway string // host:port
 	client  *api.Client
 	cmd     *exec.Cmd
-	log     *lockedBuffer
+	log     *testenv.Output
 	ended   chan error
 
 	acknowledged []string // functions whose deploy was answered before a crash
@@ -91,7 +91,7 @@ func prepareIn(t *testing.T, dir string, settings ...string) *daemon {
 		t.Fatal(err)
 	}
 	kernels := testenv.KernelStore(t)
-	d := &daemon{t: t, dir: dir, bin: bin, gateway: freeAddress(t), log: &lockedBuffer{}}
+	d := &daemon{t: t, dir: dir, bin: bin, gateway: freeAddress(t), log: &testenv.Output{}}
 	conf := []string{
 		"data_dir = '" + d.data() + "'",
 		"run_dir = '" + filepath.Join(dir, "run") + "'",
@@ -109,7 +109,7 @@ func prepareIn(t *testing.T, dir string, settings ...string) *daemon {
 		d.down()
 		d.client.Close()
 		if t.Failed() {
-			t.Logf("the daemon's log (end):\n%s", d.log.tail(12000))
+			t.Logf("the daemon's log (end):\n%s", d.log.Tail(12000))
 		}
 		if left := slices.Sorted(maps.Keys(leftovers(d.data()))); len(left) > 0 {
 			t.Errorf("left behind after the daemon's end:\n  %s", strings.Join(left, "\n  "))
@@ -139,11 +139,11 @@ func (d *daemon) up() {
 		select {
 		case err := <-d.ended:
 			d.cmd = nil
-			d.t.Fatalf("the daemon ended at its start: %v\n%s", err, d.log.tail(4000))
+			d.t.Fatalf("the daemon ended at its start: %v\n%s", err, d.log.Tail(4000))
 		case <-time.After(20 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			d.t.Fatalf("the daemon does not answer\n%s", d.log.tail(4000))
+			d.t.Fatalf("the daemon does not answer\n%s", d.log.Tail(4000))
 		}
 	}
 }
@@ -284,28 +284,6 @@ func freeAddress(t *testing.T) string {
 	}
 	defer l.Close()
 	return l.Addr().String()
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-// Write keeps the last megabytes: a daemon may run for hours.
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.b.Len() > 8<<20 {
-		l.b.Next(l.b.Len() - 4<<20)
-	}
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) tail(n int) string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	b := l.b.Bytes()
-	return string(b[max(0, len(b)-n):])
 }
 
 // leftovers lists what a daemon on a data directory might leave on a host:
