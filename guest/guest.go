@@ -1,8 +1,8 @@
 // Package guest is what the host and the agent in the guest (PID 1,
 // cmd/skep-agent) say to each other, and the host's side of it. Its
 // sub-packages are the agent's logic (guest/agent), the guest kernel
-// (guest/kernel) and the initramfs (guest/initramfs). It is the fifth station
-// of a cold invocation; package node calls it. Agent and daemon are not on the
+// (guest/kernel) and the initramfs (guest/initramfs). It is the seventh station
+// of a cold invocation; package microvm calls it. Agent and daemon are not on the
 // way of a request's bytes.
 //
 // The transport is one TCP connection from the host to AgentPort, dialled

@@ -1,8 +1,8 @@
-// Package memory fills the memory of restored microVMs. It is the third
+// Package memory fills the memory of restored microVMs. It is the fifth
 // station of a cold invocation: while package vmm starts the VMM's process, a
 // policy's Session already fetches what the guest will need; handed the guest's
 // userfaultfd, it installs pages and serves the faults that remain. It knows
-// nothing of VMMs. Package node calls it.
+// nothing of VMMs. Packages node, which opens sessions, and microvm call it.
 //
 // A policy is one file and one line in the table of Policies.
 package memory

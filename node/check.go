@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/cause"
 )
 
 const (
@@ -23,7 +24,7 @@ const (
 // the way that a client's will come: ready by the agent's account, its server may
 // listen on the guest's loopback alone. long: it must also go on for a while.
 func (n *Node) check(ctx context.Context, inst *instance, long bool) error {
-	ctx, stop := inst.whole(ctx)
+	ctx, stop := inst.vm.While(ctx)
 	defer stop()
 	err := inst.answersOutside(ctx)
 	if err == nil && long {
@@ -36,13 +37,13 @@ func (n *Node) check(ctx context.Context, inst *instance, long bool) error {
 	if err == nil {
 		return nil
 	}
-	return &StartError{Function: inst.dep.fn.Name, Instance: inst.id, Err: because(ctx, err), Logs: inst.tail.lines()}
+	return &StartError{Function: inst.dep.fn.Name, Instance: inst.id, Err: cause.Because(ctx, err), Logs: inst.vm.LastLines()}
 }
 
 func (i *instance) answersOutside(ctx context.Context) error {
 	limited, cancel := context.WithTimeoutCause(ctx, checkLimit, fmt.Errorf("no answer within %v", checkLimit))
 	defer cancel()
-	err := i.answers(limited)
+	err := i.vm.Answers(limited)
 	switch port := i.dep.fn.Port; {
 	case err == nil:
 		return nil

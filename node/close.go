@@ -52,7 +52,7 @@ func (p *pool) drained(timeout time.Duration) {
 func (n *Node) stopGently(inst *instance) {
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.StopGrace+time.Second)
 	defer cancel()
-	if err := inst.agent.Stop(ctx, n.cfg.StopGrace); err != nil {
+	if err := inst.vm.Stop(ctx, n.cfg.StopGrace); err != nil {
 		n.log.Debug("stopping a function's server", "function", inst.pool.name, "instance", inst.id, "error", err)
 	}
 }

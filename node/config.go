@@ -16,9 +16,9 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/skep-dev/skep/api"
-	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/microvm"
 	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/vmm"
 )
@@ -169,37 +169,13 @@ type Deps struct {
 	OpenKernel  func(ctx context.Context, dir string) (Kernel, error)
 	// Connect greets the agent at the other end of conn, which it owns from then
 	// on. It calls logs for each line of the function, never two at once.
-	Connect func(ctx context.Context, conn net.Conn, logs LogFunc) (Agent, error)
+	Connect func(ctx context.Context, conn net.Conn, logs microvm.LogFunc) (microvm.Agent, error)
 	// Dial reaches the guest's port within a slot; default (*network.Slot).Dial.
 	Dial func(ctx context.Context, s *network.Slot, port int) (net.Conn, error)
 	Log  *slog.Logger // default: none
 	// OnRecord is called for each invocation's record, off the request's way and
 	// never twice at once: for metrics.
 	OnRecord func(api.Invocation)
-}
-
-// LogFunc takes one line that a function wrote, without its newline; stream is
-// "stdout" or "stderr". The line is only valid during the call.
-type LogFunc func(stream string, line []byte)
-
-// Agent is what the node needs of the host's side of the agent protocol.
-type Agent interface {
-	// Start tells a booted agent what to run; Ready returns when the function's
-	// server answers, or with how it exited instead.
-	Start(ctx context.Context, s guest.Start) error
-	Ready(ctx context.Context) error
-	// Clone tells a restored agent that it is a clone, and returns when it has
-	// taken that in.
-	Clone(ctx context.Context, c guest.Clone) error
-	// Prepare readies the guest for its snapshot.
-	Prepare(ctx context.Context) error
-	// Stop sends the function its stop signal and returns when it has exited.
-	Stop(ctx context.Context, grace time.Duration) error
-	// Exited is closed when the function's process has ended or the agent is
-	// lost; ExitErr says which, and how.
-	Exited() <-chan struct{}
-	ExitErr() error
-	Close() error
 }
 
 func (d *Deps) validate() error {

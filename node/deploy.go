@@ -10,6 +10,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/image"
+	"github.com/skep-dev/skep/internal/cause"
 	"github.com/skep-dev/skep/snapshot"
 )
 
@@ -69,7 +70,7 @@ func (n *Node) changing(ctx context.Context, progress func(api.DeployEvent),
 	defer n.deploying.RUnlock()
 	out, err := change(ctx, progress)
 	if err != nil {
-		err = because(ctx, err)
+		err = cause.Because(ctx, err)
 		tell(progress, api.DeployEvent{Stage: api.StageFailed, Error: err.Error()})
 		return api.Function{}, err
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/memory/userfaultfd"
+	"github.com/skep-dev/skep/microvm"
 	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/vmm"
 )
@@ -223,6 +224,7 @@ type fakeMachine struct {
 	thread  chan struct{} // of the server: full while it works
 	recover chan struct{} // closed: it hangs no longer
 	asked   []string      // guarded by w.mu
+	agent   *fakeAgent    // guarded by w.mu: the one that is spoken to
 }
 
 func (m *fakeMachine) Pause(context.Context) error { m.paused.Store(true); return nil }
@@ -354,14 +356,16 @@ func serveOn(c net.Conn, m *fakeMachine) {
 type fakeAgent struct {
 	w    *world
 	m    *fakeMachine
-	logs LogFunc
+	logs microvm.LogFunc
 	conn net.Conn
 	once sync.Once
 }
 
-func (w *world) connect(_ context.Context, c net.Conn, logs LogFunc) (Agent, error) {
+func (w *world) connect(_ context.Context, c net.Conn, logs microvm.LogFunc) (microvm.Agent, error) {
 	w.set(func() { w.agents++; w.calls = append(w.calls, "connect") })
-	return &fakeAgent{w: w, m: c.(*agentConn).m, logs: logs, conn: c}, nil
+	a := &fakeAgent{w: w, m: c.(*agentConn).m, logs: logs, conn: c}
+	w.set(func() { a.m.agent = a })
+	return a, nil
 }
 
 func (a *fakeAgent) Start(_ context.Context, s guest.Start) error {

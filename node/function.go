@@ -6,14 +6,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net"
 	"slices"
 	"strconv"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/image"
-	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/snapshot"
 	"github.com/skep-dev/skep/vmm"
 )
@@ -104,19 +102,6 @@ func (n *Node) want(d *deployment, info vmm.Info) snapshot.Want {
 		Function: d.fn.Name, ImageDigest: d.image.Digest, DiskDigest: d.image.DiskDigest,
 		GuestKernel: n.kernel.Digest, Initramfs: n.kernel.InitramfsDigest, Spec: d.spec,
 		VCPUs: d.fn.VCPUs, MemoryMiB: d.fn.MemoryMiB, VMM: info, CPU: n.cpu, HostKernel: hostKernel(),
-	}
-}
-
-// host is where and as whom the machine of that id runs.
-func (n *Node) host(id string, slot *network.Slot) vmm.Host {
-	uid, gid := 0, 0
-	if n.cfg.UIDBase >= 0 {
-		uid, gid = n.cfg.UIDBase+slot.Index, n.cfg.GID
-	}
-	return vmm.Host{
-		ID: id, Dir: n.machineDir(id), NetNS: slot.NetNS, Tap: slot.Tap,
-		MAC: append(net.HardwareAddr(nil), guest.MAC...), UID: uid, GID: gid,
-		Env: []string{n.cfg.mark()}, Limits: n.cfg.Limits,
 	}
 }
 

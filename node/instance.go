@@ -5,16 +5,12 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"regexp"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/skep-dev/skep/api"
-	"github.com/skep-dev/skep/memory"
-	"github.com/skep-dev/skep/network"
-	"github.com/skep-dev/skep/vmm"
+	"github.com/skep-dev/skep/microvm"
 )
 
 // Reasons for which an instance ends that are nobody's fault.
@@ -29,7 +25,7 @@ var (
 	errTakeSnapshot = errors.New("it has answered enough invocations for a snapshot")
 )
 
-// instance is one microVM and all that belongs to it.
+// instance is one microVM as its function's pool sees it.
 type instance struct {
 	id      string
 	pool    *pool
@@ -60,22 +56,14 @@ type instance struct {
 	// Written by the one goroutine that starts it, read when it is ready.
 	kind       api.StartKind
 	phases     api.Phases
-	home       string // id of the shell that it took over; "": its own
-	slot       *network.Slot
-	machine    vmm.Machine
-	session    memory.Session
-	agent      Agent
-	snapshot   string // id of the one that it was restored from
-	noSnapshot bool   // it was booted since there was no usable one
-	transports *transports
-	memoryFile string
-	tail       tail // last lines of the function, for errors
+	place      *place
+	vm         *microvm.VM // nil until it is ready
+	snapshot   string      // id of the one that it was restored from
+	noSnapshot bool        // it was booted since there was no usable one
 	releases   []func()
 
 	// lastInvocation is the one that it was lent to last, if it takes one at once.
 	lastInvocation atomic.Pointer[string]
-
-	sessionMu sync.Mutex // held to use session from other goroutines, and to change it
 
 	// ctx ends when the instance must; its cause is the reason. gone is closed
 	// when it no longer serves, err set before.
@@ -137,8 +125,7 @@ func (i *instance) describe() api.Instance {
 	return out
 }
 
-// runDir is the private directory of the instance's process.
-func (i *instance) runDir() string { return i.pool.n.machineDir(orDefault(i.home, i.id)) }
+// memDir is for the guest memory of one that is booted.
 func (i *instance) memDir() string { return i.pool.n.cfg.path("mem", i.id) }
 
 // onRelease adds a step to the instance's tear-down, which goes backwards.
@@ -161,81 +148,4 @@ func (i *instance) serving() string {
 		return *id
 	}
 	return ""
-}
-
-func (i *instance) setSession(s memory.Session) {
-	i.sessionMu.Lock()
-	defer i.sessionMu.Unlock()
-	i.session = s
-}
-
-// withSession calls f with the memory session, if it is still there, and keeps
-// it there meanwhile.
-func (i *instance) withSession(f func(memory.Session)) {
-	i.sessionMu.Lock()
-	defer i.sessionMu.Unlock()
-	if i.session != nil {
-		f(i.session)
-	}
-}
-
-// watch waits until the instance must end, and says why.
-func (i *instance) watch(ctx context.Context) error {
-	var done, failed, exited <-chan struct{} // nil: never
-	if i.machine != nil {
-		done = i.machine.Done()
-	}
-	if i.session != nil && !i.session.Mapped() {
-		failed = i.session.Failed()
-	}
-	if i.agent != nil {
-		exited = i.agent.Exited()
-	}
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-failed:
-		return fmt.Errorf("its memory cannot be served any more: %w", orUnknown(i.session.Err()))
-	case <-done:
-		// A fault that cannot be served may be why the machine is gone.
-		select {
-		case <-failed:
-			return fmt.Errorf("its memory cannot be served any more: %w", orUnknown(i.session.Err()))
-		default:
-		}
-		return fmt.Errorf("its VMM ended: %w", orUnknown(i.machine.Err()))
-	case <-exited:
-		return fmt.Errorf("%w: %w", ErrExited, orUnknown(i.agent.ExitErr()))
-	}
-}
-
-var errUnknown = errors.New("without saying why")
-
-func orUnknown(err error) error {
-	if err == nil {
-		return errUnknown
-	}
-	return err
-}
-
-// guard derives a context that ends, with the reason, when the machine or its
-// memory fails: so that nothing waits for a guest that is gone. The agent's own
-// calls tell when the function exits.
-func (i *instance) guard(ctx context.Context) (context.Context, func()) {
-	machineOnly := &instance{machine: i.machine, session: i.session}
-	return machineOnly.whole(ctx)
-}
-
-// whole is guard for an instance whose function must run, too.
-func (i *instance) whole(ctx context.Context) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	over := make(chan struct{})
-	go func() {
-		defer close(over)
-		cancel(i.watch(ctx))
-	}()
-	return ctx, func() {
-		cancel(nil)
-		<-over
-	}
 }

@@ -68,7 +68,7 @@ func (l *lease) Gone() <-chan struct{} { return l.inst.gone }
 
 func (l *lease) Ending() <-chan struct{} { return l.inst.ending }
 
-func (l *lease) Transport(h2 bool) http.RoundTripper { return l.inst.transports.get(h2) }
+func (l *lease) Transport(h2 bool) http.RoundTripper { return l.inst.vm.Transport(h2) }
 
 // Err says why the instance is gone; nil while it is not.
 func (l *lease) Err() error {
@@ -133,7 +133,7 @@ func (p *pool) fill(rec *api.Invocation, l *lease) {
 	have.Queue, have.Slot, have.Spawn, have.Load, have.Install = know.Queue, know.Slot, know.Spawn, know.Load, know.Install
 	have.Resume, have.Boot, have.Clone, have.Init = know.Resume, know.Boot, know.Clone, know.Init
 	if l.first {
-		l.inst.withSession(func(s memory.Session) {
+		l.inst.vm.WithSession(func(s memory.Session) {
 			if answered(rec) {
 				s.Responded()
 			} else {

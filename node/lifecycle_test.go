@@ -14,9 +14,10 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/guest"
+	"github.com/skep-dev/skep/microvm"
 )
 
-var _ Agent = (*guest.Session)(nil)
+var _ microvm.Agent = (*guest.Session)(nil)
 
 func TestTransitions(t *testing.T) {
 	all := []api.InstanceState{api.InstanceStarting, api.InstanceIdle, api.InstanceBusy, api.InstanceDraining, api.InstanceStopped}

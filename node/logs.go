@@ -297,27 +297,3 @@ func sameFile(a, b *os.File) bool {
 	y, err2 := b.Stat()
 	return err1 == nil && err2 == nil && os.SameFile(x, y)
 }
-
-// tail keeps the last lines of an instance, for the error of a failed start.
-type tail struct {
-	mu   sync.Mutex // guards last
-	last []string
-}
-
-const tailLines, tailWidth = 20, 400
-
-func (t *tail) add(line []byte) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.last) == tailLines {
-		copy(t.last, t.last[1:])
-		t.last = t.last[:tailLines-1]
-	}
-	t.last = append(t.last, string(line[:min(len(line), tailWidth)]))
-}
-
-func (t *tail) lines() []string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return append([]string(nil), t.last...)
-}

@@ -1,8 +1,8 @@
 // Package node owns functions and instances: it deploys, starts microVMs from
 // snapshots or by booting, keeps them warm, snapshots and ends them, records
 // every invocation, and puts a host right again after a crash. It is the second
-// station of a cold invocation and the only package that sequences the others:
-// image, snapshot, network, memory, vmm and guest know nothing of each other.
+// station of a cold invocation and sequences the others: image, snapshot, network
+// and microvm know nothing of each other.
 // Package gateway borrows instances from it; the daemon's control API manages
 // functions through it.
 package node
@@ -17,6 +17,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/image"
+	"github.com/skep-dev/skep/microvm"
 	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/snapshot"
 )
@@ -73,9 +74,9 @@ var (
 	ErrLocked    = errors.New("another daemon uses this data directory")
 	// ErrConnect is wrapped when the function's server takes no connection: the
 	// request was not sent, nor its body touched.
-	ErrConnect = errors.New("connecting to the function's server")
+	ErrConnect = microvm.ErrConnect
 	// ErrExited is wrapped by an instance's end that was its function's doing.
-	ErrExited = errors.New("the function's server ended")
+	ErrExited = microvm.ErrExited
 	// ErrNoSnapshot is wrapped when a restore is asked for and nothing is there
 	// to restore from.
 	ErrNoSnapshot = errors.New("no usable snapshot")
@@ -84,22 +85,23 @@ var (
 // Node is one host's functions and instances. Its methods may be called from
 // many goroutines.
 type Node struct {
-	cfg    Config
-	deps   Deps
-	log    *slog.Logger
-	lock   *os.File
-	db     *database
-	images image.Fetcher
-	net    network.Pool
-	snaps  *snapshot.Store
-	kernel Kernel
-	cpu    snapshot.CPU
-	logs   *logStore
-	budget *budget
-	rec    *recorder
-	shells *shells
-	alive  liveness
-	names  keyedLock // serialises deploy, remove and snapshot of one name
+	cfg     Config
+	deps    Deps
+	log     *slog.Logger
+	starter microvm.Starter
+	lock    *os.File
+	db      *database
+	images  image.Fetcher
+	net     network.Pool
+	snaps   *snapshot.Store
+	kernel  Kernel
+	cpu     snapshot.CPU
+	logs    *logStore
+	budget  *budget
+	rec     *recorder
+	shells  *shells
+	alive   liveness
+	names   keyedLock // serialises deploy, remove and snapshot of one name
 
 	deploying sync.RWMutex // held for reading by deploys, so that no image goes that one fetched
 

@@ -376,7 +376,7 @@ func TestInstanceDeath(t *testing.T) {
 		"vmm":      {func(m *fakeMachine, _ *instance) { m.die(errors.New("signal: killed")) }, "its VMM ended: signal: killed"},
 		"function": {func(m *fakeMachine, _ *instance) { close(m.exited) }, "the function's server ended: exit status 3"},
 		"memory": {func(_ *fakeMachine, i *instance) {
-			i.withSession(onFake(func(s *fakeSession) { close(s.failed) }))
+			i.vm.WithSession(onFake(func(s *fakeSession) { close(s.failed) }))
 		}, "its memory cannot be served any more: disk on fire"},
 	} {
 		t.Run(name, func(t *testing.T) {

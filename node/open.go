@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skep-dev/skep/microvm"
 	"github.com/skep-dev/skep/snapshot"
 	"github.com/skep-dev/skep/vmm"
 )
@@ -35,8 +36,9 @@ func Open(ctx context.Context, cfg Config, deps Deps) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, deps: deps, log: deps.Log, lock: lock, pools: map[string]*pool{},
-		budget: newBudget(cfg.MaxInstances, cfg.MemoryMiB),
-		drain:  make(chan struct{}),
+		budget:  newBudget(cfg.MaxInstances, cfg.MemoryMiB),
+		starter: microvm.Starter{VMM: deps.VMM, Connect: deps.Connect, Log: deps.Log},
+		drain:   make(chan struct{}),
 	}
 	n.ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := n.open(ctx); err != nil {

@@ -314,7 +314,7 @@ func (p *pool) failWaiters(err error) {
 
 // live watches an instance that is ready until it ends.
 func (p *pool) live(inst *instance) {
-	cause := inst.watch(inst.ctx)
+	cause := inst.vm.Wait(inst.ctx)
 	p.mu.Lock()
 	p.dropFree(inst)
 	if inst.state != api.InstanceDraining {

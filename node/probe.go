@@ -2,12 +2,7 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net/http"
-	"net/url"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/skep-dev/skep/api"
@@ -43,7 +38,7 @@ func (p *pool) suspect(inst *instance) {
 func (p *pool) probe(inst *instance) {
 	ctx, cancel := context.WithTimeoutCause(inst.ctx, probeLimit, fmt.Errorf("no answer to a probe within %v", probeLimit))
 	defer cancel()
-	err := inst.answers(ctx)
+	err := inst.vm.Answers(ctx)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err != nil {
@@ -58,57 +53,4 @@ func (p *pool) probe(inst *instance) {
 		p.armJanitor()
 	}
 	p.pump()
-}
-
-// answers asks the function's server for a sign of life, the way that a client's
-// request goes, until it gives one or ctx ends: a 2xx at its ready path. Without
-// a path any answer will do, to a request that asks for nothing: OPTIONS * is
-// HTTP's own ping. Whether it is refused, or in HTTP/2, who answers is alive.
-func (i *instance) answers(ctx context.Context) error {
-	pause := 10 * time.Millisecond
-	for {
-		err := i.ask(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return because(ctx, err)
-		case <-time.After(pause):
-			pause = min(2*pause, time.Second)
-		}
-	}
-}
-
-func (i *instance) ask(ctx context.Context) error {
-	err := i.askOver(ctx, false)
-	if err != nil && ctx.Err() == nil && !errors.Is(err, syscall.ECONNREFUSED) && i.dep.fn.ReadyPath == "" {
-		if i.askOver(ctx, true) == nil { // with prior knowledge: a server of gRPC has nothing else
-			return nil
-		}
-	}
-	return err
-}
-
-func (i *instance) askOver(ctx context.Context, h2 bool) error {
-	fn := &i.dep.fn
-	req := &http.Request{Method: http.MethodOptions, URL: &url.URL{Scheme: "http", Host: fn.Name, Opaque: "*"}}
-	if fn.ReadyPath != "" {
-		u, err := url.Parse("http://" + fn.Name + "/" + strings.TrimPrefix(fn.ReadyPath, "/"))
-		if err != nil {
-			return err
-		}
-		req.Method, req.URL = http.MethodGet, u
-	}
-	req.Header = http.Header{"User-Agent": {probeAgent}}
-	req.Close = true // the next connection may be the only one that the server takes
-	resp, err := i.transports.get(h2).RoundTrip(req.WithContext(ctx))
-	if err != nil {
-		return err
-	}
-	resp.Body.Close()
-	if fn.ReadyPath != "" && resp.StatusCode/100 != 2 {
-		return fmt.Errorf("GET %s is answered with %s", fn.ReadyPath, resp.Status)
-	}
-	return nil
 }

@@ -2,12 +2,10 @@ package node
 
 import (
 	"context"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
-	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/snapshot"
 	"github.com/skep-dev/skep/vmm"
 )
@@ -22,19 +20,16 @@ type shells struct {
 
 	mu     sync.Mutex
 	closed bool              // guarded by mu
-	made   map[string]*shell // guarded by mu: by function; while it is being made its vm is nil
+	made   map[string]*shell // guarded by mu: by function; while it is being made its place is nil
 }
 
 // shell is one of them.
 type shell struct {
-	id   string // of the machine: an instance's, though not of the one that takes it
+	id   string
 	dep  *deployment
 	snap string
 	used time.Time // when the function last started
-
-	slot *network.Slot
-	dir  string
-	vm   vmm.Shell
+	at   *place    // where it waits; nil while it is being made
 
 	// stop is closed when it is decided what becomes of it, taken set before; gone
 	// when the goroutine that watches it has let go of it.
@@ -53,23 +48,25 @@ func newShells(n *Node) *shells {
 	return s
 }
 
-// take returns the shell that was made for this snapshot, now the caller's.
-func (s *shells) take(d *deployment, snap string) *shell {
+// take returns the place of the shell that was made for this snapshot, now the
+// caller's; nil if there is none.
+func (s *shells) take(d *deployment, snap string) *place {
 	sh := s.find(d, snap)
-	if sh != nil {
-		<-sh.gone // its watcher has let go of it; it may need the mutex for that
+	if sh == nil {
+		return nil
 	}
-	return sh
+	<-sh.gone // its watcher has let go of it; it may need the mutex for that
+	return sh.at
 }
 
 func (s *shells) find(d *deployment, snap string) *shell {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sh := s.made[d.fn.Name]
-	if sh == nil || sh.vm == nil {
+	if sh == nil || sh.at == nil {
 		return nil
 	}
-	sh.taken = sh.dep.alike(d) && sh.snap == snap && !ended(sh.vm.Done()) // else its watcher ends it
+	sh.taken = sh.dep.alike(d) && sh.snap == snap && !ended(sh.at.shell.Done()) // else its watcher ends it
 	s.drop(d.fn.Name)
 	if !sh.taken {
 		return nil
@@ -96,7 +93,7 @@ func (s *shells) want(d *deployment, snap string) {
 	defer s.mu.Unlock()
 	old := s.made[d.fn.Name]
 	switch {
-	case s.closed, old != nil && old.vm == nil, !s.n.serves(d):
+	case s.closed, old != nil && old.at == nil, !s.n.serves(d):
 		return
 	case old != nil && old.dep.alike(d) && old.snap == snap:
 		old.used = time.Now()
@@ -124,7 +121,7 @@ func (s *shells) drop(function string) {
 func (s *shells) dropOldest() bool {
 	oldest := ""
 	for name, sh := range s.made {
-		if sh.vm != nil && (oldest == "" || sh.used.Before(s.made[oldest].used)) {
+		if sh.at != nil && (oldest == "" || sh.used.Before(s.made[oldest].used)) {
 			oldest = name
 		}
 	}
@@ -159,18 +156,18 @@ func (s *shells) run(sh *shell) {
 	defer close(sh.gone)
 	ctx, cancel := context.WithTimeout(s.n.ctx, 30*time.Second)
 	defer cancel()
-	vm, err := s.make(ctx, sh)
+	at, err := s.make(ctx, sh)
 	if err != nil {
 		s.n.log.Warn("starting a VMM ahead", "function", sh.dep.fn.Name, "snapshot", sh.snap, "error", err)
 		s.remove(sh)
 		return
 	}
 	s.mu.Lock()
-	sh.vm = vm
+	sh.at = at
 	s.mu.Unlock()
 	select {
 	case <-sh.stop:
-	case <-vm.Done():
+	case <-at.shell.Done():
 		s.n.log.Warn("a VMM that was started ahead ended", "function", sh.dep.fn.Name)
 	case <-s.n.ctx.Done():
 	}
@@ -180,10 +177,7 @@ func (s *shells) run(sh *shell) {
 			return
 		}
 	}
-	if err := vm.Kill(); err != nil {
-		s.n.log.Error("ending a VMM that was started ahead", "function", sh.dep.fn.Name, "error", err)
-	}
-	s.giveBack(sh)
+	s.n.leave(at)
 }
 
 // remove takes a shell out of the table; false: it is not there any more.
@@ -197,22 +191,8 @@ func (s *shells) remove(sh *shell) bool {
 	return true
 }
 
-func (s *shells) giveBack(sh *shell) {
-	if sh.dir != "" {
-		_ = os.RemoveAll(sh.dir)
-	}
-	if sh.slot != nil {
-		s.n.net.Give(sh.slot)
-	}
-}
-
 // make starts the process. When it fails nothing is held.
-func (s *shells) make(ctx context.Context, sh *shell) (_ vmm.Shell, err error) {
-	defer func() {
-		if err != nil {
-			s.giveBack(sh)
-		}
-	}()
+func (s *shells) make(ctx context.Context, sh *shell) (_ *place, err error) {
 	n, d := s.n, sh.dep
 	img, err := n.images.Get(d.image.Digest)
 	if err != nil {
@@ -222,27 +202,20 @@ func (s *shells) make(ctx context.Context, sh *shell) (_ vmm.Shell, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if sh.slot, err = n.net.Take(ctx, d.fn.Egress); err != nil {
+	at, err := n.take(ctx, sh.id, d.fn.Egress)
+	if err != nil {
 		return nil, err
 	}
-	own := n.machineDir(sh.id)
-	if err := makePrivate(own); err != nil {
+	at.shell, err = s.vmm.Shell(ctx, vmm.RestoreSpec{Config: n.machine(d, img.Disk), Host: n.host(at), State: filepath.Join(dir, snapshot.PartState)})
+	if err != nil {
+		n.leave(at)
 		return nil, err
 	}
-	sh.dir = own
-	return s.vmm.Shell(ctx, vmm.RestoreSpec{Config: n.machine(d, img.Disk), Host: n.host(sh.id, sh.slot), State: filepath.Join(dir, snapshot.PartState)})
+	return at, nil
 }
 
 // serves says that the deployment is in force.
 func (n *Node) serves(d *deployment) bool {
 	p := n.pool(d.fn.Name)
 	return p != nil && d.alike(p.current.Load())
-}
-
-// restoreShell goes on with a process that was started ahead, which the instance
-// takes over with its slot and directory.
-func (n *Node) restoreShell(ctx context.Context, inst *instance, sh *shell) (vmm.Machine, error) {
-	inst.home, inst.slot = sh.id, sh.slot
-	inst.onRelease(func() { n.shells.giveBack(sh) })
-	return sh.vm.Restore(ctx, inst.session.Attach)
 }

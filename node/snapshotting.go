@@ -35,21 +35,7 @@ func (n *Node) capture(ctx context.Context, inst *instance, stage *snapshot.Stag
 	if err != nil {
 		return fail(err)
 	}
-	guarded, stop := inst.guard(ctx)
-	defer stop()
-	// Connections that are open now would be open, to nobody, in every clone.
-	inst.transports.close()
-	if err := inst.agent.Prepare(guarded); err != nil {
-		return fail(because(guarded, err))
-	}
-	if err := inst.machine.Pause(guarded); err != nil {
-		return fail(because(guarded, err))
-	}
-	if err := inst.machine.Snapshot(guarded, stage.State(), stage.Memory()); err != nil {
-		return fail(because(guarded, err))
-	}
-	stop()
-	if err := inst.machine.Kill(); err != nil { // it writes to the memory file until then
+	if err := inst.vm.Snapshot(ctx, stage.State(), stage.Memory()); err != nil {
 		return fail(err)
 	}
 	d := inst.dep

@@ -218,7 +218,7 @@ func TestLinesNameTheirInvocation(t *testing.T) {
 		deploy(t, n, hello(func(f *api.Function) { f.Concurrency = concurrency }))
 		l := acquire(t, n, AcquireOptions{Invocation: "req-1"})
 		w.mu.Lock()
-		agent := l.(*lease).inst.agent.(*fakeAgent)
+		agent := w.machines[l.Instance()].agent
 		w.mu.Unlock()
 		agent.logs("stdout", []byte("it is so"))
 		l.Release(okRecord())

@@ -1,6 +1,6 @@
 // Package vmm is the contract between skep and a virtual machine monitor:
 // start a microVM from a kernel or from a snapshot, pause it, take its
-// snapshot, end it. It is the fourth station of a cold invocation; package node
+// snapshot, end it. It is the sixth station of a cold invocation; package microvm
 // calls it. The backends are vmm/qemu and vmm/firecracker, and every backend
 // passes the suite in vmm/vmmtest, which is the rest of this specification.
 package vmm

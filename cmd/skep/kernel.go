@@ -8,6 +8,7 @@ import (
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/guest/initramfs"
 	"github.com/skep-dev/skep/guest/kernel"
+	"github.com/skep-dev/skep/microvm"
 	"github.com/skep-dev/skep/node"
 )
 
@@ -38,7 +39,7 @@ func (d *daemon) openKernel(_ context.Context, dir string) (node.Kernel, error) 
 }
 
 // connect greets a guest's agent. An error must not become a non-nil Agent.
-func connect(ctx context.Context, conn net.Conn, logs node.LogFunc) (node.Agent, error) {
+func connect(ctx context.Context, conn net.Conn, logs microvm.LogFunc) (microvm.Agent, error) {
 	s, err := guest.Connect(ctx, conn, logs)
 	if err != nil {
 		return nil, err

@@ -2,7 +2,7 @@
 // inside the address space of an unmodified VMM (Start), or from a VMM that
 // hands its own over a socket (Receive), negotiate what the kernel can do,
 // register memory, install pages, read events in batches. It decides nothing:
-// package memory, which serves guest memory at the third station of a cold
+// package memory, which serves guest memory at the fifth station of a cold
 // invocation, is its caller, and the VMM backends hand it their processes.
 //
 // It is, beside internal/sys, the only package with unsafe code: every use is

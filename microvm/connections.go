@@ -1,4 +1,4 @@
-package node
+package microvm
 
 import (
 	"context"
@@ -8,22 +8,24 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/skep-dev/skep/internal/cause"
 )
 
 // dialUntil dials a guest that may not listen yet, until it does or ctx ends. A
 // SYN that came too early is lost or refused, so each try is short.
-func (n *Node) dialUntil(ctx context.Context, inst *instance, port int) (net.Conn, error) {
+func (v *VM) dialUntil(ctx context.Context, port int) (net.Conn, error) {
 	const try, pause = 250 * time.Millisecond, 10 * time.Millisecond
 	for {
 		tctx, cancel := context.WithTimeout(ctx, try)
-		conn, err := n.deps.Dial(tctx, inst.slot, port)
+		conn, err := v.spec.Dial(tctx, port)
 		cancel()
 		if err == nil {
 			return conn, nil
 		}
 		select {
 		case <-ctx.Done():
-			return nil, because(ctx, err)
+			return nil, cause.Because(ctx, err)
 		case <-time.After(pause):
 		}
 	}
@@ -43,12 +45,12 @@ type ahead struct {
 var errTaken = errors.New("the connection was given out already")
 
 // dialAhead begins to dial; abandon must be called in the end.
-func (n *Node) dialAhead(ctx context.Context, inst *instance, port int) *ahead {
-	ctx, cancel := context.WithCancel(ctx)
+func (v *VM) dialAhead(port int) *ahead {
+	ctx, cancel := context.WithCancel(context.Background())
 	a := &ahead{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(a.done)
-		a.conn, a.err = n.deps.Dial(ctx, inst.slot, port)
+		a.conn, a.err = v.spec.Dial(ctx, port)
 	}()
 	return a
 }
@@ -77,15 +79,17 @@ func (a *ahead) abandon() {
 	}
 }
 
-// transports carry requests to one instance's server. Connections stay open
-// between requests; each kind is made when it is first needed.
+// connections lead into one microVM, most of them to its server. Those that carry
+// requests stay open in between; each kind of them is made when it is first needed.
 //
 // It knows every connection and every dial in progress, so that close leaves
 // none: the slot will be another instance's, and no byte of an old request may
 // reach that.
-type transports struct {
-	dial   func(ctx context.Context) (net.Conn, error)
-	idle   int
+type connections struct {
+	dial   func(ctx context.Context, port int) (net.Conn, error)
+	port   int             // of the server
+	first  *ahead          // the first one to it; nil: none was dialled ahead
+	idle   int             // of each kind that stay open
 	ctx    context.Context // ends with close
 	cancel context.CancelFunc
 
@@ -96,10 +100,10 @@ type transports struct {
 	conns   map[*conn]struct{}
 }
 
-// conn tells its transports when it is closed.
+// conn tells its connections when it is closed.
 type conn struct {
 	net.Conn
-	of *transports
+	of *connections
 }
 
 func (c *conn) Close() error {
@@ -120,74 +124,82 @@ func (c *conn) CloseWrite() error {
 // errGone is what a request gets that comes after its instance's end.
 var errGone = errors.New("the instance has ended")
 
-func (n *Node) newTransports(inst *instance, first *ahead) *transports {
-	dial := func(ctx context.Context) (net.Conn, error) {
-		if first != nil {
-			if conn, err := first.take(ctx); err == nil {
-				return conn, nil
-			} else if ctx.Err() != nil {
-				return nil, err
-			}
-		}
-		return n.deps.Dial(ctx, inst.slot, inst.dep.fn.Port)
-	}
-	t := &transports{dial: dial, idle: inst.dep.fn.Concurrency, conns: map[*conn]struct{}{}}
-	t.ctx, t.cancel = context.WithCancel(context.WithoutCancel(inst.ctx))
-	return t
+func (v *VM) newConnections(first *ahead) *connections {
+	c := &connections{dial: v.spec.Dial, port: v.spec.Server.Port, first: first, idle: v.spec.Server.Connections, conns: map[*conn]struct{}{}}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	return c
 }
 
-// connect dials the function's server.
-func (t *transports) connect(ctx context.Context) (net.Conn, error) {
-	t.mu.Lock()
-	if t.closed {
-		t.mu.Unlock()
+// Dial opens a connection to the guest's port. It is closed with the microVM at
+// the latest, and before a snapshot.
+func (v *VM) Dial(ctx context.Context, port int) (net.Conn, error) { return v.conns.open(ctx, port) }
+
+// Transport sends requests to the microVM's server over connections of its own; h2
+// selects HTTP/2 with prior knowledge (gRPC).
+func (v *VM) Transport(h2 bool) http.RoundTripper { return v.conns.transport(h2) }
+
+func (c *connections) open(ctx context.Context, port int) (net.Conn, error) {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
 		return nil, fmt.Errorf("%w: %w", ErrConnect, errGone)
 	}
-	t.dialing.Add(1)
-	t.mu.Unlock()
-	defer t.dialing.Done()
+	c.dialing.Add(1)
+	c.mu.Unlock()
+	defer c.dialing.Done()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(t.ctx, cancel)()
-	raw, err := t.dial(ctx)
+	defer context.AfterFunc(c.ctx, cancel)()
+	raw, err := c.reach(ctx, port)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConnect, err)
 	}
-	c := &conn{Conn: raw, of: t}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
+	n := &conn{Conn: raw, of: c}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
 		raw.Close()
 		return nil, fmt.Errorf("%w: %w", ErrConnect, errGone)
 	}
-	t.conns[c] = struct{}{}
-	return c, nil
+	c.conns[n] = struct{}{}
+	return n, nil
 }
 
-func (t *transports) get(h2 bool) http.RoundTripper {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	p := &t.h1
+func (c *connections) reach(ctx context.Context, port int) (net.Conn, error) {
+	if c.first != nil && port == c.port {
+		if conn, err := c.first.take(ctx); err == nil {
+			return conn, nil
+		} else if ctx.Err() != nil {
+			return nil, err
+		}
+	}
+	return c.dial(ctx, port)
+}
+
+func (c *connections) transport(h2 bool) http.RoundTripper {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := &c.h1
 	if h2 {
-		p = &t.h2
+		p = &c.h2
 	}
 	if *p == nil {
-		*p = t.make(h2)
+		*p = c.make(h2)
 	}
 	return *p
 }
 
-func (t *transports) make(h2 bool) *http.Transport {
+func (c *connections) make(h2 bool) *http.Transport {
 	var protocols http.Protocols
 	protocols.SetHTTP1(!h2)
 	protocols.SetUnencryptedHTTP2(h2)
 	return &http.Transport{
-		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return t.connect(ctx) },
+		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return c.open(ctx, c.port) },
 		DisableCompression: true,
 		// A client that asks whether it may send its body hears it from the function.
 		ExpectContinueTimeout: time.Second,
-		MaxIdleConns:          t.idle,
-		MaxIdleConnsPerHost:   t.idle,
+		MaxIdleConns:          c.idle,
+		MaxIdleConnsPerHost:   c.idle,
 		Protocols:             &protocols,
 		WriteBufferSize:       16 << 10,
 		ReadBufferSize:        16 << 10,
@@ -196,23 +208,23 @@ func (t *transports) make(h2 bool) *http.Transport {
 
 // close closes every connection and returns when no dial is in progress. It is
 // idempotent.
-func (t *transports) close() {
-	t.cancel()
-	t.mu.Lock()
-	t.closed = true
+func (c *connections) close() {
+	c.cancel()
+	c.mu.Lock()
+	c.closed = true
 	var open []*conn
-	for c := range t.conns {
-		open = append(open, c)
+	for n := range c.conns {
+		open = append(open, n)
 	}
-	pools := []*http.Transport{t.h1, t.h2}
-	t.mu.Unlock()
+	pools := []*http.Transport{c.h1, c.h2}
+	c.mu.Unlock()
 	for _, h := range pools {
 		if h != nil {
 			h.CloseIdleConnections()
 		}
 	}
-	for _, c := range open {
-		c.Close()
+	for _, n := range open {
+		n.Close()
 	}
-	t.dialing.Wait()
+	c.dialing.Wait()
 }

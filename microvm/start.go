@@ -1,0 +1,238 @@
+package microvm
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/guest"
+	"github.com/skep-dev/skep/internal/cause"
+	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/vmm"
+)
+
+// StartError is why a microVM did not start.
+type StartError struct {
+	Err error
+	// LastLines are those that the server wrote; without any, those of the guest's
+	// kernel and agent.
+	LastLines []string
+}
+
+func (e *StartError) Error() string { return e.Err.Error() }
+func (e *StartError) Unwrap() error { return e.Err }
+
+// BootSpec is a microVM that starts from its kernel.
+type BootSpec struct {
+	Spec
+	// MemoryDir is a directory of its own for the file of the guest's memory, on
+	// the file system of the snapshot that it may become.
+	MemoryDir string
+	// Start is what to run there. Its instance, time and entropy are filled in.
+	Start guest.Start
+}
+
+// RestoreSpec is a microVM that starts from a snapshot.
+type RestoreSpec struct {
+	Spec
+	State, Memory string // the snapshot's files
+	// Session is the snapshot's memory, opened. The microVM closes it, also when its
+	// start fails.
+	Session memory.Session
+	// Shell is a process that was started ahead for this Spec and State, now the
+	// microVM's; nil for none. It cannot be used with a Session that is mapped.
+	Shell vmm.Shell
+}
+
+// Boot starts a microVM from its kernel and returns it when its server is ready.
+// Errors are *StartErrors; nothing is left then.
+func (s *Starter) Boot(ctx context.Context, spec BootSpec) (*VM, error) {
+	v := s.newVM(spec.Spec)
+	if err := s.boot(ctx, v, spec); err != nil {
+		return nil, v.failed(err)
+	}
+	return v, nil
+}
+
+// Restore starts a microVM from a snapshot, and returns it when the guest knows
+// that it is a clone. Errors are *StartErrors; nothing is left then. Those that
+// are the snapshot's fault wrap vmm.ErrState or memory.ErrRead.
+func (s *Starter) Restore(ctx context.Context, spec RestoreSpec) (*VM, error) {
+	v := s.newVM(spec.Spec)
+	if err := s.restore(ctx, v, spec); err != nil {
+		return nil, v.failed(err)
+	}
+	return v, nil
+}
+
+func (s *Starter) newVM(spec Spec) *VM { return &VM{spec: spec, log: s.Log} }
+
+func (v *VM) failed(err error) error {
+	lines := v.tail.lines()
+	if len(lines) == 0 {
+		lines = lastConsole(v.spec.Host.Dir)
+	}
+	v.Close()
+	return &StartError{Err: err, LastLines: lines}
+}
+
+func (s *Starter) boot(ctx context.Context, v *VM, spec BootSpec) error {
+	if err := hasSpace(spec.MemoryDir, int64(spec.Machine.MemoryMiB)<<20); err != nil {
+		return err
+	}
+	file := filepath.Join(spec.MemoryDir, "memory")
+	m, err := s.VMM.Boot(ctx, vmm.BootSpec{Config: spec.Machine, Host: spec.Host, MemoryFile: file})
+	if err != nil {
+		return fmt.Errorf("booting: %w", err)
+	}
+	v.own(m)
+	v.phases.Spawn = m.Timings().Spawn
+	ctx, stop := v.guard(ctx)
+	defer stop()
+	began := time.Now()
+	conn, err := v.dialUntil(ctx, guest.AgentPort)
+	if err != nil {
+		return fmt.Errorf("waiting for the guest's agent: %w", err)
+	}
+	if err := s.greet(ctx, v, conn); err != nil {
+		return err
+	}
+	v.phases.Boot = m.Timings().Load + time.Since(began)
+	began = time.Now()
+	start := spec.Start
+	start.Instance, start.UnixNano, start.Entropy = spec.ID, time.Now().UnixNano(), entropy()
+	if err := v.agent.Start(ctx, start); err != nil {
+		return fmt.Errorf("starting the function's server: %w", cause.Because(ctx, err))
+	}
+	if err := v.agent.Ready(ctx); err != nil {
+		return fmt.Errorf("waiting for the function to be ready: %w", cause.Because(ctx, err))
+	}
+	v.phases.Init = time.Since(began)
+	v.connect(nil)
+	return nil
+}
+
+// hasSpace refuses a boot whose guest memory may not fit. The file is sparse; a
+// guest that touches a page for which there is no block kills its VMM with a
+// SIGBUS, which tells nobody why.
+func hasSpace(dir string, need int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < need {
+		return fmt.Errorf("no space for guest memory: the file system of %s has %d MiB free, the machine may need %d MiB; free some, or give the function less memory: %w",
+			dir, free>>20, need>>20, unix.ENOSPC)
+	}
+	return nil
+}
+
+func (s *Starter) restore(ctx context.Context, v *VM, spec RestoreSpec) error {
+	v.setSession(spec.Session)
+	v.onClose(func() { v.setSession(nil); spec.Session.Close() })
+	// What is read holds buffers, which are better held by those who have a place to
+	// run at, as this one does.
+	spec.Session.Prefetch()
+	// Loading device state touches memory, which may turn out to be unreadable.
+	guarded, stop := v.guard(ctx)
+	m, err := s.restoreMachine(guarded, spec)
+	stop()
+	if err != nil {
+		return cause.Because(guarded, err)
+	}
+	v.own(m)
+	v.phases.Spawn, v.phases.Load = m.Timings().Spawn, m.Timings().Load
+	return s.resume(ctx, v)
+}
+
+func (s *Starter) restoreMachine(ctx context.Context, spec RestoreSpec) (vmm.Machine, error) {
+	if spec.Shell != nil {
+		return spec.Shell.Restore(ctx, spec.Session.Attach)
+	}
+	r := vmm.RestoreSpec{Config: spec.Machine, Host: spec.Host, State: spec.State, Memory: vmm.Memory{File: spec.Memory}}
+	if !spec.Session.Mapped() {
+		r.Memory.Attach = spec.Session.Attach
+	}
+	return s.VMM.Restore(ctx, r)
+}
+
+// resume takes a restored, paused machine to the first request. The connections
+// to the agent and to the server are dialled before the vCPUs run: the SYNs wait
+// in the tap's queue, and are the first thing that the guest sees.
+func (s *Starter) resume(ctx context.Context, v *VM) error {
+	ctx, stop := v.guard(ctx)
+	defer stop()
+	toAgent, toServer := v.dialAhead(guest.AgentPort), v.dialAhead(v.spec.Server.Port)
+	v.onClose(func() { toAgent.abandon(); toServer.abandon() })
+	began := time.Now()
+	if err := v.session.Install(ctx); err != nil {
+		return fmt.Errorf("installing guest memory: %w", cause.Because(ctx, err))
+	}
+	v.phases.Install = time.Since(began)
+	began = time.Now()
+	if err := v.machine.Resume(ctx); err != nil {
+		return fmt.Errorf("resuming: %w", cause.Because(ctx, err))
+	}
+	v.phases.Resume = time.Since(began)
+	began = time.Now()
+	conn, err := toAgent.take(ctx)
+	if err != nil {
+		if conn, err = v.dialUntil(ctx, guest.AgentPort); err != nil {
+			return fmt.Errorf("waiting for the guest's agent: %w", err)
+		}
+	}
+	if err := s.greet(ctx, v, conn); err != nil {
+		return err
+	}
+	c := guest.Clone{Instance: v.spec.ID, UnixNano: time.Now().UnixNano(), Entropy: entropy(), Hook: v.spec.Server.CloneHook}
+	if err := v.agent.Clone(ctx, c); err != nil {
+		return fmt.Errorf("telling the guest that it is a clone: %w", cause.Because(ctx, err))
+	}
+	v.phases.Clone = time.Since(began)
+	v.connect(toServer)
+	return nil
+}
+
+// own makes the machine the microVM's.
+func (v *VM) own(m vmm.Machine) {
+	v.machine = m
+	v.onClose(func() {
+		if err := m.Kill(); err != nil {
+			v.log.Error("ending a VMM", "instance", v.spec.ID, "error", err)
+		}
+	})
+}
+
+// greet makes the agent at the other end of conn the microVM's.
+func (s *Starter) greet(ctx context.Context, v *VM, conn net.Conn) error {
+	agent, err := s.Connect(ctx, conn, func(stream string, line []byte) {
+		v.tail.add(line)
+		if v.spec.Logs != nil {
+			v.spec.Logs(stream, line)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("greeting the guest's agent: %w", cause.Because(ctx, err))
+	}
+	v.agent = agent
+	v.onClose(func() { agent.Close() })
+	return nil
+}
+
+// connect makes the microVM's connections; first is one that was dialled already.
+func (v *VM) connect(first *ahead) {
+	v.conns = v.newConnections(first)
+	v.onClose(v.conns.close)
+}
+
+func entropy() []byte {
+	b := make([]byte, 64)
+	_, _ = rand.Read(b) // never fails
+	return b
+}
