@@ -72,11 +72,15 @@ func New(b Backend, o Options) *Gateway {
 // the function's limits say of its streams.
 const stalled = 15 * time.Second
 
+// lastRecords is how long requests may take to end whose connections were closed.
+const lastRecords = 2 * time.Second
+
 // Serve answers on l, HTTP/1.1 and HTTP/2 without TLS, until ctx ends. Requests
 // under way then get the drain timeout.
 func (g *Gateway) Serve(ctx context.Context, l net.Listener) error {
+	requests := &underWay{Handler: g}
 	srv := &http.Server{
-		Handler:           g,
+		Handler:           requests,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
@@ -100,8 +104,16 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener) error {
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.opts.DrainTimeout)
 	defer cancel()
 	err := srv.Shutdown(drain)
+	if err == nil {
+		err = requests.wait(drain)
+	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = srv.Close()
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastRecords)
+		defer cancel()
+		if requests.wait(last) != nil {
+			g.opts.Log.Warn("ending with requests under way: what becomes of them is not recorded")
+		}
 	}
 	<-ended
 	return err

@@ -2,8 +2,12 @@ package gateway
 
 import (
 	"bufio"
+	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -11,6 +15,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"github.com/skep-dev/skep/api"
 )
@@ -188,4 +194,66 @@ func TestInterimAnswersPass(t *testing.T) {
 	if _, err := http.ReadResponse(bufio.NewReader(strings.NewReader(got)), nil); err != nil {
 		t.Error(err)
 	}
+}
+
+// A request over HTTP/2 may outlive its connection, and one that was upgraded is
+// no longer the server's: Serve ends when either has left its record.
+func TestServeEndsAfterItsRequests(t *testing.T) {
+	begun, end := make(chan struct{}, 1), make(chan struct{}, 1)
+	f, _ := serve(t, Options{}, func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: bees\r\n\r\n")
+		begun <- struct{}{}
+		<-end
+	})
+	good := f.lend
+	for i, name := range []string{"upgraded", "connection gone"} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan error)
+		go func() { ended <- New(f, Options{}).Serve(ctx, l) }()
+		base := "http://" + l.Addr().String()
+		var conn net.Conn
+		if name == "upgraded" {
+			f.lend = good
+			conn = dial(t, base, "GET /function/fn/ HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: bees\r\n\r\n")
+			<-begun
+		} else {
+			f.lend = func(int) (string, error) { begun <- struct{}{}; <-end; return "", errors.New("none") }
+			conn = dial(t, base, http2.ClientPreface)
+			h2ask(conn)
+			<-begun
+			conn.Close()
+		}
+		cancel()
+		time.AfterFunc(200*time.Millisecond, func() { conn.Close(); end <- struct{}{} }) // longer than an end that does not wait takes
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		f.mu.Lock()
+		if len(f.recs) != i+1 {
+			t.Errorf("%s: %d records when it has ended, want %d", name, len(f.recs), i+1)
+		}
+		f.mu.Unlock()
+	}
+}
+
+// h2ask asks for the function's root over a connection whose preface was sent.
+func h2ask(conn net.Conn) {
+	fr := http2.NewFramer(conn, conn)
+	fr.WriteSettings()
+	var block bytes.Buffer
+	enc := hpack.NewEncoder(&block)
+	for _, h := range [][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", "x"}, {":path", "/function/fn/"}} {
+		enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
+	}
+	fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: true})
 }
