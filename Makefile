@@ -12,7 +12,7 @@ unexport GOROOT
 # What tests must not skip. As root on an ordinary machine all of it is there
 # after setup; `make test SKEP_REQUIRE=` tests what this machine can.
 ifeq ($(shell id -u),0)
-SKEP_REQUIRE ?= root,uffd,tap,netns,nft,qemu,kernel,mkfs,mmdebstrap,runc
+SKEP_REQUIRE ?= root,uffd,tap,netns,nft,qemu,kernel,mkfs,mmdebstrap,runc,containerd
 endif
 export SKEP_REQUIRE
 
@@ -22,7 +22,7 @@ PKG ?= ./...
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper test test-firecracker build s3 lint setup setup-test clean
+.PHONY: help demo paper test test-firecracker test-containerd build s3 lint setup setup-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,7 +37,7 @@ paper: build s3 ## re-create the paper's figures in OUT; goes on where it was in
 	bin/skep setup
 	bin/skep experiment all $(if $(QUICK),--quick) --out $(OUT)
 
-build: setup ## build bin/skep, bin/skep-agent and bin/skep-hello
+build: setup ## build bin/skep, its agent, its shim for containerd and bin/skep-hello
 	@$(MAKE) --no-print-directory binaries
 
 # In a make of its own, which has read what setup wrote.
@@ -46,6 +46,7 @@ binaries:
 	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/skep ./cmd/skep
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-agent ./cmd/skep-agent
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-hello ./functions/hello
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/containerd-shim-skep-v2 ./cmd/containerd-shim-skep-v2
 
 # Apart: it pulls in much that nothing else needs.
 s3: setup ## build bin/skep-s3, which serves FunctionBench's inputs
@@ -74,6 +75,13 @@ test-firecracker: setup-test ## run the tests of VMMs and the end-to-end tests o
 .PHONY: firecracker-tests
 firecracker-tests:
 	@$(GO) run ./testbed test $(TESTBED)
+
+test-containerd: setup-test ## run the tests of skep under containerd: the host's, and the one in the directory SKEP_CONTAINERD
+	@$(MAKE) --no-print-directory containerd-tests
+
+.PHONY: containerd-tests
+containerd-tests:
+	$(GO) test $(TEST_FLAGS) ./shim/... ./test/containerd
 
 lint: setup ## gofmt, vet, staticcheck
 	@$(MAKE) --no-print-directory linters

@@ -29,6 +29,8 @@ have mke2fs || missing+=(e2fsprogs)
 if [ "${1:-}" = --test ]; then
 	have mmdebstrap || missing+=(mmdebstrap)
 	have runc || missing+=(runc)
+	have containerd || missing+=(containerd)
+	[ -x /usr/lib/cni/bridge ] || [ -x /opt/cni/bin/bridge ] || missing+=(containernetworking-plugins)
 	# The race detector links with the C compiler.
 	have gcc || missing+=(gcc)
 	[ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)

@@ -36,6 +36,19 @@ func probeUserfaultfd() error {
 	return unix.Close(int(fd))
 }
 
+// ContainerdEnv names the environment variable with a directory of programs of a
+// containerd that tests meet beside the host's: containerd and ctr, and for the
+// CRI crictl and critest.
+const ContainerdEnv = "SKEP_CONTAINERD"
+
+func probeContainerd() error {
+	if dir := os.Getenv(ContainerdEnv); dir != "" {
+		_, err := os.Stat(filepath.Join(dir, "containerd"))
+		return err
+	}
+	return probeCommand("containerd")()
+}
+
 func probeCommand(name string) func() error {
 	return func() error {
 		if _, err := exec.LookPath(name); err == nil {

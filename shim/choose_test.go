@@ -1,0 +1,68 @@
+package shim
+
+import (
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// inPod is the spec of a container of a pod.
+func inPod(name string, more ...string) *specs.Spec {
+	s := &specs.Spec{Process: &specs.Process{}, Annotations: map[string]string{
+		annotationType: "container", annotationSandbox: "s1", annotationName: name, annotationNamespace: "ns", annotationPod: "p"}}
+	for _, m := range more {
+		k, v, _ := strings.Cut(m, "=")
+		if strings.HasPrefix(m, knativeRevision) {
+			s.Process.Env = append(s.Process.Env, m)
+		} else {
+			s.Annotations[k] = v
+		}
+	}
+	return s
+}
+
+func TestWhichContainer(t *testing.T) {
+	pause := &specs.Spec{Annotations: map[string]string{annotationType: "sandbox", annotationSandbox: "s1"}}
+	named := annotationContainer + "=app"
+	knative := knativePrefix + "revision=r"
+	for _, tt := range []struct {
+		name  string
+		specs []*specs.Spec
+		want  string // a letter each: v microVM, r runc, x refused
+	}{
+		{"outside Kubernetes", []*specs.Spec{{}, {Annotations: map[string]string{"a": "b"}}}, "vv"},
+		{"pause and one", []*specs.Spec{pause, inPod("app")}, "rv"},
+		{"the only one, again after it has ended", []*specs.Spec{pause, inPod("app"), inPod("app")}, "rvv"},
+		{"two, and nothing says which", []*specs.Spec{pause, inPod("app"), inPod("side")}, "rvx"},
+		{"the refused one changes nothing", []*specs.Spec{pause, inPod("app"), inPod("side"), inPod("app"), inPod("side")}, "rvxvx"},
+		{"named, whenever it comes", []*specs.Spec{pause, inPod("init", named), inPod("app", named), inPod("side", named)}, "rrvr"},
+		{"named, and Knative's", []*specs.Spec{inPod(knativeUser, named), inPod("app", named), inPod(knativeQueue, named)}, "rvr"},
+		{"Knative", []*specs.Spec{pause, inPod(knativeUser, knativeRevision+"r"), inPod(knativeQueue)}, "rvr"},
+		{"Knative, the proxy first", []*specs.Spec{pause, inPod(knativeQueue), inPod(knativeUser)}, "rrv"},
+		{"Knative, with a sidecar", []*specs.Spec{inPod("side", knativeRevision+"r"), inPod("init", knative), inPod(knativeUser, knative)}, "rrv"},
+		{"without a name", []*specs.Spec{inPod("")}, "x"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var c chooser
+			got := ""
+			for _, s := range tt.specs {
+				k, err := c.kindOf(s)
+				switch {
+				case err != nil:
+					got += "x"
+					if !strings.Contains(err.Error(), "pod ns/p") {
+						t.Errorf("the refusal does not name the pod: %v", err)
+					}
+				case k == kindMicroVM:
+					got += "v"
+				default:
+					got += "r"
+				}
+			}
+			if got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+		})
+	}
+}

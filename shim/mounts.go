@@ -1,0 +1,128 @@
+package shim
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Where others keep what they mount into containers.
+const (
+	emptyDirs    = "/volumes/kubernetes.io~empty-dir/" // kubelet
+	imageVolumes = "/io.containerd.grpc.v1.cri/containers/"
+	terminations = "/dev/termination-log" // where the kubelet has a container leave a message
+)
+
+// kernelTypes are file systems that every guest has mounted where containers
+// expect them.
+var kernelTypes = []string{"proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts"}
+
+// names are files by which a container knows itself and others. Runtimes mount
+// them writable; a guest has its own copy.
+var names = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
+
+func (t translation) mounts() error {
+	seen := map[string]bool{}
+	for _, m := range t.spec.Mounts {
+		if m.Destination == "" || m.Destination[0] != '/' || strings.ContainsRune(m.Destination+m.Source, 0) {
+			return fmt.Errorf("mount at %q: want an absolute path", m.Destination)
+		}
+		at := path.Clean(m.Destination)
+		out, err := translateMount(m, at)
+		if err != nil {
+			return fmt.Errorf("mount at %s: %w", at, err)
+		}
+		if out == nil {
+			continue
+		}
+		if seen[at] {
+			return fmt.Errorf("mount at %s: something is mounted there already", at)
+		}
+		seen[at] = true
+		t.c.Mounts = append(t.c.Mounts, *out)
+	}
+	return nil
+}
+
+// translateMount says what becomes of a mount; nil for what every guest has.
+func translateMount(m specs.Mount, at string) (*mount, error) {
+	switch {
+	case slices.Contains(kernelTypes, m.Type):
+		return nil, nil
+	case at == "/" || at == "/proc" || at == "/sys" || at == "/dev" && m.Type != "tmpfs":
+		return nil, fmt.Errorf("nothing can be put there in a microVM")
+	case m.Type == "tmpfs" && at == "/dev":
+		return nil, nil
+	case m.Type == "tmpfs":
+		return inMemory(m, at)
+	case !isBind(m):
+		return nil, fmt.Errorf("a file system of type %q of the host's cannot be mounted in a microVM", m.Type)
+	case !strings.HasPrefix(m.Source, "/"):
+		return nil, fmt.Errorf("its source %q is no absolute path", m.Source)
+	}
+	source := path.Clean(m.Source)
+	readOnly := slices.Contains(m.Options, "ro")
+	switch {
+	case at == "/dev/shm":
+		return inMemory(specs.Mount{Options: []string{"mode=1777", "size=64m"}}, at)
+	case strings.HasPrefix(at, "/dev/") && at != terminations:
+		return nil, fmt.Errorf("%s: a microVM has none of the host's devices", source)
+	case strings.Contains(source+"/", emptyDirs):
+		return &mount{Path: at, Mode: 0o777, ReadOnly: readOnly}, nil
+	case strings.Contains(source, imageVolumes) && strings.Contains(source, "/volumes/"):
+		return nil, nil // the image's own directory, which is writable in a guest anyway
+	case at == terminations:
+		return &mount{Path: at, Source: source, Return: true}, nil
+	case slices.Contains(names, at):
+		return &mount{Path: at, Source: source}, nil
+	case !readOnly:
+		return nil, fmt.Errorf("%s is mounted for writing: a microVM cannot write to the host's files or volumes; mount it read-only, and what is in it is copied in, or use an emptyDir or tmpfs, which is in the guest's memory", source)
+	}
+	return &mount{Path: at, Source: source, ReadOnly: true}, nil
+}
+
+func isBind(m specs.Mount) bool {
+	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+}
+
+// inMemory is a tmpfs, with those of its options that are more than flags.
+func inMemory(m specs.Mount, at string) (*mount, error) {
+	out := &mount{Path: at, ReadOnly: slices.Contains(m.Options, "ro")}
+	for _, o := range m.Options {
+		k, v, _ := strings.Cut(o, "=")
+		switch k {
+		case "size":
+			n, err := bytesOf(v)
+			if err != nil {
+				return nil, fmt.Errorf("option %s: %w", o, err)
+			}
+			out.SizeMiB = int(max(1, (n-1)>>20+1))
+		case "mode":
+			n, err := strconv.ParseInt(v, 8, 64)
+			if err != nil || n < 0 || n > 0o7777 {
+				return nil, fmt.Errorf("option %s: want an octal mode", o)
+			}
+			out.Mode = n
+		}
+	}
+	return out, nil
+}
+
+// bytesOf reads a size as tmpfs takes it.
+func bytesOf(s string) (int64, error) {
+	shift := 0
+	if s != "" {
+		if i := strings.IndexByte("kmg", s[len(s)-1]|0x20); i >= 0 {
+			shift, s = 10*(i+1), s[:len(s)-1]
+		}
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 1 || n > 1<<40>>shift {
+		return 0, fmt.Errorf("want a size such as 64m, at most 1024g")
+	}
+	return n << shift, nil
+}

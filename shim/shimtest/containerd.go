@@ -1,0 +1,488 @@
+// Package shimtest has tests meet real containerds: each in a mount namespace of
+// its own with directories of its own, so that nothing of the host's is touched
+// and whatever it starts can be found.
+package shimtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/skep-dev/skep/internal/testenv"
+)
+
+// daemon is a containerd that there is.
+type daemon struct {
+	version string
+	dir     string // with its programs
+}
+
+// daemons are the host's containerd, and the one in the directory that
+// testenv.ContainerdEnv names.
+var daemons = sync.OnceValues(func() (found []daemon, err error) {
+	var dirs []string
+	if path, err := exec.LookPath("containerd"); err == nil {
+		dirs = append(dirs, filepath.Dir(path))
+	}
+	if dir := os.Getenv(testenv.ContainerdEnv); dir != "" && !slices.Contains(dirs, dir) {
+		dirs = append(dirs, dir)
+	}
+	for _, dir := range dirs {
+		out, err := exec.Command(filepath.Join(dir, "containerd"), "--version").Output()
+		if err != nil {
+			return nil, fmt.Errorf("asking %s for its version: %w", dir, err)
+		}
+		// containerd github.com/containerd/containerd 1.6.20~ds1 REVISION
+		words := strings.Fields(string(out))
+		if len(words) < 3 {
+			return nil, fmt.Errorf("%s/containerd --version says %q", dir, out)
+		}
+		version, _, _ := strings.Cut(strings.TrimPrefix(words[2], "v"), "~")
+		version, _, _ = strings.Cut(version, "+")
+		found = append(found, daemon{version, dir})
+	}
+	return found, nil
+})
+
+// program is the shim, built once per test run.
+var program = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "skep-shim-bin-")
+	if err != nil {
+		return "", err
+	}
+	for _, pkg := range []string{"cmd/containerd-shim-skep-v2", "shim/shimtest/probe"} {
+		if err := testenv.Build(filepath.Join(dir, filepath.Base(pkg)), pkg); err != nil {
+			return dir, err
+		}
+	}
+	return dir, nil
+})
+
+// Main runs a package's tests and removes what they share. A package that uses
+// this one calls it from its TestMain.
+func Main(m *testing.M) {
+	code := m.Run()
+	if builtOnce {
+		dir, _ := program()
+		os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+var builtOnce bool
+
+// Each runs a test with every containerd that there is.
+func Each(t *testing.T, f func(t *testing.T, c *Containerd)) {
+	t.Helper()
+	EachWith(t, Options{}, f)
+}
+
+// EachWith is Each with options.
+func EachWith(t *testing.T, opts Options, f func(t *testing.T, c *Containerd)) {
+	t.Helper()
+	testenv.Need(t, "root", "netns", "runc", "containerd")
+	found, err := daemons()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range found {
+		t.Run(d.version, func(t *testing.T) { f(t, start(t, d, opts)) })
+	}
+}
+
+// Options of a containerd.
+type Options struct {
+	// CRI has it serve the CRI too, with skep as the runtime handler "skep".
+	CRI bool
+	// Env is added to its environment, and so to the shims'.
+	Env []string
+}
+
+// Containerd is one that runs.
+type Containerd struct {
+	t       *testing.T
+	Version string
+	Dir     string // its directories, and where tests may put files for containers
+	Address string // of its socket
+
+	opts   Options
+	bin    string // its programs
+	shim   string // the shim's directory
+	mounts string // the mount namespace's path
+	holder *exec.Cmd
+	cmd    *exec.Cmd
+	log    *os.File
+	before []string // what was mounted
+}
+
+func start(t *testing.T, d daemon, opts Options) *Containerd {
+	t.Helper()
+	shim, err := program()
+	builtOnce = true
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &Containerd{t: t, Version: d.version, Dir: testenv.Dir(t), opts: opts, bin: d.dir, shim: shim}
+	c.Address = filepath.Join(c.Dir, "c.sock")
+	// /run/containerd holds sockets of shims, /run/netns namespaces: both are its own.
+	c.holder = exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c",
+		"mkdir -p /run/containerd /run/netns && mount -t tmpfs tmpfs /run/containerd && mount -t tmpfs tmpfs /run/netns && mount --make-shared /run/netns && echo && exec sleep infinity")
+	ready, err := c.holder.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.holder.Stderr = os.Stderr
+	if err := c.holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.end)
+	if _, err := ready.Read(make([]byte, 1)); err != nil {
+		t.Fatalf("making a mount namespace: %v", err)
+	}
+	c.mounts = fmt.Sprintf("/proc/%d/ns/mnt", c.holder.Process.Pid)
+	c.before = c.mounted()
+	if err := os.WriteFile(filepath.Join(c.Dir, "config.toml"), []byte(c.config()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c.log, err = os.Create(filepath.Join(c.Dir, "log")); err != nil {
+		t.Fatal(err)
+	}
+	c.Up()
+	return c
+}
+
+func (c *Containerd) config() string {
+	disabled := []string{"aufs", "btrfs", "devmapper", "zfs"}
+	var b strings.Builder
+	fmt.Fprintf(&b, "version = 2\nroot = %q\nstate = %q\noom_score = 0\n", filepath.Join(c.Dir, "root"), filepath.Join(c.Dir, "state"))
+	b.WriteString("disabled_plugins = [")
+	for _, d := range disabled {
+		fmt.Fprintf(&b, "%q, ", "io.containerd.snapshotter.v1."+d)
+	}
+	if !c.opts.CRI {
+		b.WriteString(`"io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"`)
+	}
+	fmt.Fprintf(&b, "]\n[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n", c.Address, c.Address+".ttrpc")
+	if c.opts.CRI {
+		b.WriteString(c.cri())
+	}
+	return b.String()
+}
+
+// cri is the configuration of the CRI, in the form that all versions take.
+func (c *Containerd) cri() string {
+	return fmt.Sprintf(`[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = %q
+restrict_oom_score_adj = true
+disable_apparmor = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = %q
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.skep]
+runtime_type = "io.containerd.skep.v2"
+pod_annotations = ["skep.dev/*", "serving.knative.dev/*"]
+`, PauseImage, filepath.Join(c.Dir, "net.d"))
+}
+
+// Up starts the daemon, and returns when it answers.
+func (c *Containerd) Up() {
+	c.t.Helper()
+	cmd := c.Command(filepath.Join(c.bin, "containerd"), "--config", filepath.Join(c.Dir, "config.toml"))
+	cmd.Stdout, cmd.Stderr = c.log, c.log
+	if err := cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.cmd = cmd
+	for end := time.Now().Add(30 * time.Second); ; {
+		ctx, cancel := context.WithTimeout(c.t.Context(), 5*time.Second)
+		_, err := c.ctr(ctx, "version")
+		cancel()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			c.t.Fatalf("containerd %s does not answer: %v\n%s", c.Version, err, c.Log())
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// Down kills the daemon. Its shims go on.
+func (c *Containerd) Down() {
+	if c.cmd != nil {
+		_ = c.cmd.Process.Kill()
+		_ = c.cmd.Wait()
+		c.cmd = nil
+	}
+}
+
+// Command is a program in the daemon's mount namespace, with its environment.
+func (c *Containerd) Command(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command("nsenter", append([]string{"--mount=" + c.mounts, name}, args...)...)
+	cmd.Env = append(os.Environ(), "PATH="+c.shim+":"+c.bin+":"+os.Getenv("PATH"))
+	cmd.Env = append(cmd.Env, c.opts.Env...)
+	return cmd
+}
+
+// Ctr is the client's command line for this daemon.
+func (c *Containerd) Ctr(args ...string) *exec.Cmd {
+	return c.Command(filepath.Join(c.bin, "ctr"), append([]string{"--address", c.Address}, args...)...)
+}
+
+func (c *Containerd) ctr(ctx context.Context, args ...string) (string, error) {
+	r := run(ctx, c.Ctr(args...))
+	if r.Err != nil || r.Code != 0 {
+		return r.Stdout, fmt.Errorf("ctr %s: exit code %d, %v: %s", strings.Join(args, " "), r.Code, r.Err, r.Stderr)
+	}
+	return r.Stdout, nil
+}
+
+// Result of a command that has ended.
+type Result struct {
+	Code           int
+	Stdout, Stderr string
+	Err            error // it did not run, or not to its end
+}
+
+// Run runs the client to its end, within a minute.
+func (c *Containerd) Run(args ...string) Result {
+	c.t.Helper()
+	return c.RunWith(nil, args...)
+}
+
+// RunWith is Run with something to read.
+func (c *Containerd) RunWith(stdin io.Reader, args ...string) Result {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := c.Ctr(args...)
+	cmd.Stdin = stdin
+	r := run(ctx, cmd)
+	if r.Err != nil {
+		c.t.Fatalf("ctr %s: %v\n%s%s\n%s", strings.Join(args, " "), r.Err, r.Stdout, r.Stderr, c.Log())
+	}
+	return r
+}
+
+// Must is Run of what has to succeed.
+func (c *Containerd) Must(args ...string) string {
+	c.t.Helper()
+	r := c.Run(args...)
+	if r.Code != 0 {
+		c.t.Fatalf("ctr %s: exit code %d\n%s%s\n%s", strings.Join(args, " "), r.Code, r.Stdout, r.Stderr, c.Log())
+	}
+	return r.Stdout
+}
+
+// run runs a command in a process group of its own, which ends with ctx.
+func run(ctx context.Context, cmd *exec.Cmd) Result {
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		return Result{Err: err}
+	}
+	stop := context.AfterFunc(ctx, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
+	err := cmd.Wait()
+	r := Result{Code: cmd.ProcessState.ExitCode(), Stdout: out.String(), Stderr: errs.String()}
+	if exit := (*exec.ExitError)(nil); !stop() {
+		r.Err = fmt.Errorf("it has not ended: %w", context.Cause(ctx))
+	} else if err != nil && !errors.As(err, &exit) {
+		r.Err = err
+	}
+	return r
+}
+
+// Import gives an image to the daemon, in a namespace of containerd's.
+func (c *Containerd) Import(namespace, ref string, img v1.Image) {
+	c.t.Helper()
+	path := filepath.Join(c.Dir, "import.tar")
+	if err := writeArchive(path, ref, img); err != nil {
+		c.t.Fatal(err)
+	}
+	defer os.Remove(path)
+	c.Must("-n", namespace, "images", "import", path)
+}
+
+// Log is the end of what the daemon and its shims have said.
+func (c *Containerd) Log() string {
+	b, _ := os.ReadFile(filepath.Join(c.Dir, "log"))
+	var lines []string
+	for line := range strings.Lines(string(b)) {
+		if !strings.Contains(line, "loading plugin") && !strings.Contains(line, "skip loading") {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines[max(0, len(lines)-60):], "")
+}
+
+// Process is one that the daemon's mount namespace has.
+type Process struct {
+	PID     int
+	Name    string // of its program
+	Command string
+}
+
+// Processes are those in the daemon's mount namespace but the daemon's own:
+// shims, VMMs, clients. What runc has put into a container is not among them.
+func (c *Containerd) Processes() []Process {
+	var found []Process
+	want, err := os.Readlink(c.mounts)
+	if err != nil {
+		return nil
+	}
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		ns, err := os.Readlink(filepath.Join(dir, "ns/mnt"))
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		if err != nil || ns != want || pid == c.holder.Process.Pid || c.cmd != nil && pid == c.cmd.Process.Pid {
+			continue
+		}
+		b, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		exe, err := os.Readlink(filepath.Join(dir, "exe"))
+		if err != nil {
+			continue // it has ended
+		}
+		found = append(found, Process{pid, filepath.Base(exe), strings.ReplaceAll(strings.TrimRight(string(b), "\x00"), "\x00", " ")})
+	}
+	return found
+}
+
+// Shims are the shims' processes.
+func (c *Containerd) Shims() []Process {
+	return slices.DeleteFunc(c.Processes(), func(p Process) bool { return p.Name != "containerd-shim-skep-v2" })
+}
+
+// Clean fails the test unless all containers' processes, mounts and cgroups are
+// gone. What takes a moment to end is given some seconds.
+func (c *Containerd) Clean() {
+	c.t.Helper()
+	var left []string
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		left = c.left()
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			break
+		}
+	}
+	c.t.Errorf("left behind by containerd %s:\n  %s\n%s", c.Version, strings.Join(left, "\n  "), c.Log())
+}
+
+func (c *Containerd) left() (left []string) {
+	for _, p := range c.Processes() {
+		left = append(left, fmt.Sprintf("process %d: %s", p.PID, p.Command))
+	}
+	for _, m := range c.mounted() {
+		if !slices.Contains(c.before, m) {
+			left = append(left, "mount "+m)
+		}
+	}
+	for _, dir := range []string{filepath.Join(c.Dir, "state"), fmt.Sprintf("/proc/%d/root/run/containerd/s", c.holder.Process.Pid)} {
+		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && (d.Name() == "config.json" || d.Type() == fs.ModeSocket) {
+				left = append(left, "file "+path)
+			}
+			return nil
+		})
+	}
+	return left
+}
+
+func (c *Containerd) mounted() (paths []string) {
+	mounts, _ := os.ReadFile(fmt.Sprintf("/proc/%d/mounts", c.holder.Process.Pid))
+	for line := range strings.Lines(string(mounts)) {
+		if fields := strings.Fields(line); len(fields) > 1 {
+			paths = append(paths, fields[1])
+		}
+	}
+	return paths
+}
+
+// end ends all that was started, whatever happened before.
+func (c *Containerd) end() {
+	if c.t.Failed() {
+		c.t.Logf("the log of containerd %s:\n%s", c.Version, c.Log())
+	}
+	c.Down()
+	for range 100 {
+		all := c.Processes()
+		if len(all) == 0 {
+			break
+		}
+		for _, p := range all {
+			_ = syscall.Kill(p.PID, syscall.SIGKILL)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	// What is mounted below Dir goes with the namespace.
+	_ = c.holder.Process.Kill()
+	_ = c.holder.Wait()
+	if c.log != nil {
+		c.log.Close()
+	}
+}
+
+// Stopped waits until containerd says of a container's task that it has ended,
+// or is gone.
+func (c *Containerd) Stopped(id string) {
+	c.t.Helper()
+	status := ""
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if status = c.Status(id); status == "" || status == "STOPPED" {
+			return
+		}
+	}
+	c.t.Fatalf("the task of container %s is %q: want it to have stopped\n%s", id, status, c.Log())
+}
+
+// Status is what containerd says of a container's task: RUNNING, STOPPED, …; ""
+// without one.
+func (c *Containerd) Status(id string) string {
+	c.t.Helper()
+	for line := range strings.Lines(c.Must("task", "list")) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == id {
+			return f[2]
+		}
+	}
+	return ""
+}
+
+// Remove removes a container, with its task when it has one that has ended.
+func (c *Containerd) Remove(id string) {
+	c.t.Helper()
+	c.Stopped(id)
+	if c.Status(id) != "" {
+		c.Must("task", "delete", id)
+	}
+	c.Must("container", "delete", id)
+}
+
+// Settled fails the test unless the shims' processes become these.
+func (c *Containerd) Settled(want []Process) {
+	c.t.Helper()
+	var now []Process
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if now = c.Shims(); slices.Equal(now, want) {
+			return
+		}
+	}
+	c.t.Errorf("the shims' processes are %v: want %v", now, want)
+}
