@@ -88,6 +88,9 @@ func Build(ctx context.Context, cacheDir, name string, step func(string)) (ref s
 	if err := os.MkdirAll(cacheDir, 0o755); err != nil {
 		return "", err
 	}
+	if err := atomicfile.Clean(cacheDir); err != nil {
+		return "", err
+	}
 	if ref, err = build(ctx, cacheDir, step); err != nil {
 		return "", fmt.Errorf("building function %s: %w", name, err)
 	}
@@ -117,11 +120,11 @@ func buildHello(ctx context.Context, cacheDir string, step func(string)) (string
 	if _, err := os.Stat(final); err == nil {
 		return "dir:" + final, nil
 	}
-	dir, err := atomicfile.Stage(cacheDir, "hello")
+	staged, err := atomicfile.Stage(cacheDir, "hello")
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(dir)
+	defer staged.Close()
 	for _, f := range []struct {
 		name string
 		mode os.FileMode
@@ -131,7 +134,7 @@ func buildHello(ctx context.Context, cacheDir string, step func(string)) (string
 		{"etc/passwd", 0o644, []byte("root:x:0:0:root:/:/hello\nbee:x:1000:1000:bee:/:/hello\n")},
 		{"skep-image.json", 0o644, []byte(`{"entrypoint": ["/hello"]}` + "\n")},
 	} {
-		path := filepath.Join(dir, f.name)
+		path := filepath.Join(staged.Dir, f.name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return "", err
 		}
@@ -139,13 +142,13 @@ func buildHello(ctx context.Context, cacheDir string, step func(string)) (string
 			return "", err
 		}
 	}
-	if err := os.Chmod(dir, 0o755); err != nil {
+	if err := os.Chmod(staged.Dir, 0o755); err != nil {
 		return "", err
 	}
-	if err := settle(dir); err != nil {
+	if err := settle(staged.Dir); err != nil {
 		return "", err
 	}
-	return "dir:" + final, publish(dir, final)
+	return "dir:" + final, publish(staged, final)
 }
 
 // settle gives all files one time, so that the image's digest is that of what is
@@ -159,9 +162,9 @@ func settle(dir string) error {
 	})
 }
 
-// publish is atomicfile.Publish where another process may have been first.
-func publish(dir, final string) error {
-	err := atomicfile.Publish(dir, final)
+// publish publishes a directory where another process may have been first.
+func publish(staged *atomicfile.Staged, final string) error {
+	err := staged.Publish(final)
 	if _, there := os.Stat(final); there == nil {
 		return nil
 	}

@@ -60,15 +60,15 @@ func buildPython(ctx context.Context, cacheDir string, f pythonFunction, step fu
 		}
 	}
 	step("writing the image")
-	dir, err := atomicfile.Stage(cacheDir, f.name)
+	staged, err := atomicfile.Stage(cacheDir, f.name)
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(dir)
-	if err := writeLayout(dir, base, files); err != nil {
+	defer staged.Close()
+	if err := writeLayout(staged.Dir, base, files); err != nil {
 		return "", err
 	}
-	return "oci:" + final, publish(dir, final)
+	return "oci:" + final, publish(staged, final)
 }
 
 // files are what goes into the function's layer, by path.

@@ -36,7 +36,7 @@ func TestKilled(t *testing.T) {
 			t.Fatalf("%s: %v: %s", stage, err, out)
 		}
 		left, err := os.ReadDir(s.dir)
-		if err != nil || len(left) != 2 {
+		if err != nil || len(left) != 2 { // with the claim that it had
 			t.Errorf("%s: the dead process left %v, %v: want a half-made image", stage, left, err)
 		}
 		if s, err = Open(s.dir, Options{}); err != nil {

@@ -12,11 +12,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
-// Errors that callers branch on. The first two are about the store, the others
+// Errors that callers branch on. The first three are about the store, the others
 // about what a Fetch was asked for: whoever asked can do something about them.
 var (
 	ErrNotFound = errors.New("no such image in the store")
 	ErrDamaged  = errors.New("the root disk is not what it was made as")
+	ErrInUse    = errors.New("another process uses the image")
 
 	ErrReference    = errors.New("it names no image")
 	ErrNoImage      = errors.New("there is no such image")

@@ -14,6 +14,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/skep-dev/skep/internal/atomicfile"
 )
 
 // Fetch makes the image that ref names into a root disk, or finds it there.
@@ -67,16 +69,16 @@ func (s *Store) open(ctx context.Context, r reference) (src source, cleanup func
 		src, err = fromLayout(r.path, r.tag)
 		return src, none, err
 	}
-	dir, err := os.MkdirTemp(s.dir, staging)
+	staged, err := atomicfile.Stage(s.dir, "archive")
 	if err != nil {
 		return src, none, err
 	}
-	if src, err = s.fromArchive(ctx, r, dir); err != nil {
-		return src, none, errors.Join(err, os.RemoveAll(dir))
+	if src, err = s.fromArchive(ctx, r, staged.Dir); err != nil {
+		return src, none, errors.Join(err, staged.Close())
 	}
 	return src, func() {
-		if err := os.RemoveAll(dir); err != nil {
-			s.opts.Logger.Warn("removing an unpacked archive", "path", dir, "error", err)
+		if err := staged.Close(); err != nil {
+			s.opts.Logger.Warn("removing an unpacked archive", "path", staged.Dir, "error", err)
 		}
 	}, nil
 }

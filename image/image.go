@@ -65,7 +65,8 @@ type Progress func(stage string, done, total int64)
 
 // Fetcher is implemented by Store: what package node needs of this package.
 type Fetcher interface {
-	// Fetch makes the image that ref names into a root disk, or finds it there.
+	// Fetch makes the image that ref names into a root disk, or finds it there, and
+	// uses it (see Store.Use).
 	// Forms of ref: registry reference ("localhost:5000/hello:latest"),
 	// "oci:DIR[:TAG]", "oci-archive:FILE[:TAG]", "docker-archive:FILE[:TAG]",
 	// "FILE.tar" (either kind of archive), "dir:DIR" (a root directory with

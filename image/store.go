@@ -13,11 +13,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/atomicfile"
+	"github.com/skep-dev/skep/internal/filelock"
 )
 
 // Options of a store. The zero value is useful.
@@ -28,27 +30,33 @@ type Options struct {
 }
 
 // Store keeps root disks below a directory: <hex of the digest>/rootfs.ext4 and
-// image.json. Its methods may be called from many goroutines, and several
-// processes may have a store open: an image is made once.
+// image.json. Its methods may be called from many goroutines, and any number of
+// processes may have a store open.
+//
+// An image is made once: who makes or removes it has a claim to it, which others
+// wait for, and which passes on when its owner dies. Whoever uses an image holds its
+// directory, and what is held is not removed (package filelock).
 type Store struct {
-	dir   string
-	opts  Options
-	locks *locks
+	dir  string
+	opts Options
+
+	mu   sync.Mutex // guards used
+	used map[string]*filelock.Lock
 }
 
 const (
-	diskFile = "rootfs.ext4"
-	metaFile = "image.json"
-	staging  = ".staging-"
-	maxMeta  = 8 << 20 // bytes of image.json, which holds a Config of maxConfig with white space
+	diskFile    = "rootfs.ext4"
+	metaFile    = "image.json"
+	claimPrefix = ".lock-"
+	maxMeta     = 8 << 20 // bytes of image.json, which holds a Config of maxConfig with white space
 
 	removeWait = 10 * time.Second // for a Fetch of the same image
 )
 
 var _ Fetcher = (*Store)(nil)
 
-// Open opens the store in dir, makes it if it is not there, and removes what a
-// crash left half made, unless another process has the store open.
+// Open opens the store in dir, makes it if it is not there, and removes what dead
+// processes left half made.
 func Open(dir string, opts Options) (*Store, error) {
 	if opts.MaxBytes == 0 {
 		opts.MaxBytes = 16 << 30
@@ -59,41 +67,39 @@ func Open(dir string, opts Options) (*Store, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return nil, fmt.Errorf("opening the image store: %w", err)
-	}
-	s := &Store{dir: dir, opts: opts}
-	var err error
-	if s.locks, err = openLocks(dir, s.clean); err != nil {
+	s := &Store{dir: dir, opts: opts, used: map[string]*filelock.Lock{}}
+	if err := errors.Join(os.MkdirAll(dir, 0o711), s.clean()); err != nil {
 		return nil, fmt.Errorf("opening the image store: %w", err)
 	}
 	return s, nil
 }
 
-// Close lets go of the store. Nothing may be under way.
+// Close lets go of the store and of the images that are in use. Nothing may be
+// under way. It is idempotent.
 func (s *Store) Close() error {
-	if err := s.locks.file.Close(); !errors.Is(err, os.ErrClosed) {
-		return err
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, l := range s.used {
+		errs = append(errs, l.Release())
 	}
-	return nil
+	clear(s.used)
+	return errors.Join(errs...)
 }
 
-// clean removes what a crash left half made.
+// clean removes what dead processes left half made.
 func (s *Store) clean() error {
-	entries, err := os.ReadDir(s.dir)
+	digests, err := s.List()
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), staging) {
-			continue
-		}
-		s.opts.Logger.Info("removing a half-made image", "path", filepath.Join(s.dir, e.Name()))
-		if err := os.RemoveAll(filepath.Join(s.dir, e.Name())); err != nil {
-			return fmt.Errorf("removing a half-made image: %w", err)
+	errs := []error{atomicfile.Clean(s.dir), filelock.Sweep(s.dir, claimPrefix)}
+	for _, digest := range digests {
+		if dir, err := s.path(digest); err == nil {
+			errs = append(errs, atomicfile.Clean(dir))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // meta is image.json.
@@ -171,7 +177,8 @@ func (s *Store) List() ([]string, error) {
 	return out, nil
 }
 
-// Remove deletes an image. A machine that has its disk open keeps it.
+// Remove deletes an image, whether or not this store uses it: a machine that has
+// its disk open keeps it. ErrInUse when another process uses it.
 func (s *Store) Remove(digest string) error {
 	dir, err := s.path(digest)
 	if err != nil {
@@ -179,26 +186,40 @@ func (s *Store) Remove(digest string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), removeWait)
 	defer cancel()
-	release, err := s.locks.claim(ctx, digest)
+	claim, err := s.claim(ctx, dir)
 	if err != nil {
 		return fmt.Errorf("removing image %s: somebody works on it: %w", digest, err)
 	}
-	defer release()
-	if err := s.discard(dir); errors.Is(err, os.ErrNotExist) {
+	defer claim.Release()
+	s.unuse(digest)
+	own, err := filelock.Own(dir)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("%w: %s", ErrNotFound, digest)
-	} else if err != nil {
+	case errors.Is(err, filelock.ErrHeld):
+		return fmt.Errorf("removing image %s: %w", digest, ErrInUse)
+	case err != nil:
+		return fmt.Errorf("removing image %s: %w", digest, err)
+	}
+	defer own.Release()
+	if err := s.discard(dir); err != nil {
 		return fmt.Errorf("removing image %s: %w", digest, err)
 	}
 	return nil
 }
 
+// claim waits for the right to make or remove the image in dir.
+func (s *Store) claim(ctx context.Context, dir string) (*filelock.Lock, error) {
+	return filelock.Claim(ctx, filepath.Join(s.dir, claimPrefix+filepath.Base(dir)))
+}
+
 // discard removes an image's directory, at once as others see it.
 func (s *Store) discard(dir string) error {
-	trash, err := os.MkdirTemp(s.dir, staging)
+	trash, err := atomicfile.Stage(s.dir, "trash")
 	if err != nil {
 		return err
 	}
-	return errors.Join(os.Rename(dir, filepath.Join(trash, "image")), os.RemoveAll(trash))
+	return errors.Join(os.Rename(dir, filepath.Join(trash.Dir, "image")), trash.Close())
 }
 
 // path is the directory of an image; the digest is checked, as it may come from
@@ -211,14 +232,18 @@ func (s *Store) path(digest string) (string, error) {
 	return filepath.Join(s.dir, hexPart), nil
 }
 
-// once returns the image with this digest, made by make unless it is there.
-// Two callers do the work once.
+// once returns the image with this digest, made by make unless it is there, and
+// uses it. Of callers in whatever processes one does the work.
 func (s *Store) once(ctx context.Context, digest, ref string, make func(dir string) (Config, error)) (Image, error) {
-	release, err := s.locks.claim(ctx, digest)
+	final, err := s.path(digest)
 	if err != nil {
 		return Image{}, err
 	}
-	defer release()
+	claim, err := s.claim(ctx, final)
+	if err != nil {
+		return Image{}, err
+	}
+	defer claim.Release()
 	img, err := s.Get(digest)
 	switch {
 	case err == nil:
@@ -226,52 +251,49 @@ func (s *Store) once(ctx context.Context, digest, ref string, make func(dir stri
 	case !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrDamaged):
 		return img, err
 	case errors.Is(err, ErrDamaged):
+		// Even if somebody uses it: what they get in its place is what it was.
 		s.opts.Logger.Warn("making a damaged root disk again", "image", digest, "error", err)
-		final, _ := s.path(digest)
 		if err := s.discard(final); err != nil {
 			return Image{}, fmt.Errorf("removing a damaged image: %w", err)
 		}
 	}
-	dir, err := os.MkdirTemp(s.dir, staging)
+	staged, err := atomicfile.Stage(s.dir, "image")
 	if err != nil {
 		return Image{}, err
 	}
-	defer os.RemoveAll(dir)
-	conf, err := make(dir)
+	defer staged.Close()
+	conf, err := make(staged.Dir)
 	if err != nil {
 		return Image{}, err
 	}
-	if err := s.publish(ctx, dir, digest, ref, conf); err != nil {
+	if err := publish(ctx, staged, final, meta{Image: Image{Digest: digest, Config: conf}, Ref: ref}); err != nil {
 		return Image{}, fmt.Errorf("publishing image %s: %w", digest, err)
+	}
+	if err := s.Use(digest); err != nil {
+		return Image{}, err
 	}
 	return s.Get(digest)
 }
 
-func (s *Store) publish(ctx context.Context, dir, digest, ref string, conf Config) error {
-	disk := filepath.Join(dir, diskFile)
-	if err := os.Chmod(dir, 0o711); err != nil {
+func publish(ctx context.Context, staged *atomicfile.Staged, final string, m meta) (err error) {
+	disk := filepath.Join(staged.Dir, diskFile)
+	if err := os.Chmod(staged.Dir, 0o711); err != nil {
 		return err
 	}
 	if err := os.Chmod(disk, 0o444); err != nil {
 		return err
 	}
-	sum, err := fileDigest(ctx, disk)
-	if err != nil {
+	if m.DiskDigest, err = fileDigest(ctx, disk); err != nil {
 		return err
 	}
-	st, err := stampOf(disk)
-	if err != nil {
+	if m.Stamp, err = stampOf(disk); err != nil {
 		return err
 	}
-	m := meta{Image: Image{Digest: digest, DiskBytes: st.Size, DiskDigest: sum, Config: conf}, Ref: ref, Stamp: st}
-	if err := writeMeta(dir, m); err != nil {
+	m.DiskBytes = m.Stamp.Size
+	if err := writeMeta(staged.Dir, m); err != nil {
 		return err
 	}
-	final, err := s.path(digest)
-	if err != nil {
-		return err
-	}
-	return atomicfile.Publish(dir, final)
+	return staged.Publish(final)
 }
 
 func readMeta(path string) (m meta, err error) {

@@ -24,21 +24,12 @@ import (
 func TestTwoProcesses(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "images")
 	var stores [2]*Store
-	half := filepath.Join(dir, staging+"of-the-first")
 	for i := range stores {
 		var err error
 		if stores[i], err = Open(dir, Options{}); err != nil {
 			t.Fatal(err)
 		}
 		defer stores[i].Close()
-		if i == 0 {
-			if err := os.Mkdir(half, 0o700); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if _, err := os.Stat(half); err != nil {
-		t.Errorf("the second process removed what the first is making: %v", err)
 	}
 	ref, _ := writeLayout(t, imageOf(t, layerOf(t, file("serve", strings.Repeat("x", 1<<20)))))
 	var builds atomic.Int64
@@ -56,22 +47,52 @@ func TestTwoProcesses(t *testing.T) {
 	if builds.Load() != 1 {
 		t.Errorf("%d fetches did the work: want 1", builds.Load())
 	}
+	digests, err := stores[0].List()
+	if err != nil || len(digests) != 1 {
+		t.Fatalf("there are %v, %v", digests, err)
+	}
+	if err := stores[0].Remove(digests[0]); !errors.Is(err, ErrInUse) {
+		t.Errorf("removed although the other process uses it: %v", err)
+	}
 	for _, s := range stores {
 		if err := errors.Join(s.Close(), s.Close()); err != nil {
 			t.Error(err)
 		}
 	}
-	s, err := Open(dir, Options{})
+	if err := stores[0].Remove(digests[0]); err != nil {
+		t.Errorf("nobody uses it: %v", err)
+	}
+	if err := stores[1].Use(digests[0]); !errors.Is(err, ErrNotFound) {
+		t.Errorf("it was removed, and can be used: %v", err)
+	}
+	nothingLeft(t, stores[0])
+}
+
+// TestOpenLeavesWhatOthersMake opens a store while another process makes an image.
+func TestOpenLeavesWhatOthersMake(t *testing.T) {
+	s := open(t, Options{})
+	ref, _ := writeLayout(t, imageOf(t, layerOf(t, file("serve", strings.Repeat("x", 1<<20)))))
+	var once sync.Once
+	img, err := s.Fetch(t.Context(), ref, func(stage string, _, _ int64) {
+		if stage != "build" {
+			return
+		}
+		once.Do(func() {
+			other, err := Open(s.dir, Options{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer other.Close()
+			if left, err := os.ReadDir(s.dir); err != nil || len(left) != 2 {
+				t.Errorf("there are %v, %v: want what is being made, and the claim to it", left, err)
+			}
+		})
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
-	if _, err := os.Stat(half); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("what a crash left is still there: %v", err)
-	}
-	if l, err := s.List(); err != nil || len(l) != 1 {
-		t.Errorf("there are %v, %v", l, err)
-	}
+	checkDisk(t, img.Disk)
 }
 
 // TestWaitingIsCancelled waits for another process, and for another goroutine.
@@ -82,25 +103,24 @@ func TestWaitingIsCancelled(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	digest := "sha256:" + strings.Repeat("ab", 32)
-	release, err := a.locks.claim(t.Context(), digest)
+	ref, _ := writeLayout(t, imageOf(t, layerOf(t, file("serve", "x"))))
+	var once sync.Once
+	_, err = a.Fetch(t.Context(), ref, func(string, int64, int64) {
+		once.Do(func() {
+			for _, s := range []*Store{a, b} {
+				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+				defer cancel()
+				if _, err := s.Fetch(ctx, ref, nil); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("error %v", err)
+				}
+			}
+		})
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range []*Store{a, b} {
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		defer cancel()
-		if _, err := s.locks.claim(ctx, digest); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("error %v", err)
-		}
-	}
-	release()
-	for _, s := range []*Store{a, b} {
-		release, err := s.locks.claim(t.Context(), digest)
-		if err != nil {
-			t.Fatal(err)
-		}
-		release()
+	if _, err := b.Fetch(t.Context(), ref, nil); err != nil {
+		t.Error(err)
 	}
 }
 

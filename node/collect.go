@@ -3,7 +3,9 @@ package node
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -16,7 +18,7 @@ const imageSweep = 10 * time.Minute
 // imageCollector is an image store that knows when its images were last used.
 type imageCollector interface {
 	imageStore
-	// Use notes that an image is used now.
+	// Use notes that an image is used now, by this process until it removes it.
 	Use(digest string) error
 	// Usage says when it was last used, and what it occupies on disk.
 	Usage(digest string) (last time.Time, bytes int64, err error)
@@ -77,11 +79,34 @@ func (n *Node) sweepImages(ctx context.Context, store imageCollector) error {
 		default:
 			continue
 		}
-		if err := store.Remove(i.digest); err != nil {
+		err := store.Remove(i.digest)
+		if isOthersDoing(err) {
+			continue
+		}
+		if err != nil {
 			return err
 		}
 		total -= i.bytes
 		n.log.Info("removed an image", "image", i.digest, "bytes", i.bytes, "reason", why)
+	}
+	return nil
+}
+
+// useImages keeps other processes from removing what functions and snapshots need.
+func (n *Node) useImages(ctx context.Context) error {
+	store, ok := n.images.(imageCollector)
+	if !ok {
+		return nil
+	}
+	functions, snapshots, err := n.imageUsers(ctx)
+	if err != nil {
+		return err
+	}
+	maps.Copy(functions, snapshots)
+	for digest := range functions {
+		if err := store.Use(digest); err != nil && !errors.Is(err, image.ErrNotFound) { // which a start will tell of
+			return err
+		}
 	}
 	return nil
 }
@@ -100,11 +125,14 @@ func (n *Node) idleImages(ctx context.Context, store imageCollector) (idle []idl
 	for _, digest := range digests {
 		used := len(functions[digest])+len(snapshots[digest]) > 0
 		if used {
-			if err := store.Use(digest); err != nil {
+			if err := store.Use(digest); err != nil && !isOthersDoing(err) {
 				return nil, 0, err
 			}
 		}
 		last, bytes, err := store.Usage(digest)
+		if isOthersDoing(err) {
+			continue
+		}
 		if err != nil {
 			return nil, 0, err
 		}

@@ -45,6 +45,9 @@ func (n *Node) Images(ctx context.Context) ([]api.Image, error) {
 		}
 		i := api.Image{Digest: digest, Functions: functions[digest], Snapshots: snapshots[digest]}
 		img, err := store.Get(digest)
+		if errors.Is(err, image.ErrNotFound) {
+			continue // another process has removed it just now
+		}
 		if err != nil {
 			i.Problem = err.Error()
 		}
@@ -92,7 +95,7 @@ func (n *Node) imageUsers(ctx context.Context) (functions, snapshots map[string]
 }
 
 // PruneImages removes the images that neither a function nor a snapshot needs,
-// and returns them.
+// nor another process uses, and returns them.
 func (n *Node) PruneImages(ctx context.Context) ([]api.Image, error) {
 	if !n.deploying.TryLock() {
 		return nil, fmt.Errorf("removing images: %w", ErrDeploying)
@@ -107,10 +110,18 @@ func (n *Node) PruneImages(ctx context.Context) ([]api.Image, error) {
 		if i.InUse() {
 			continue
 		}
-		if err := n.images.(imageStore).Remove(i.Digest); err != nil {
+		switch err := n.images.(imageStore).Remove(i.Digest); {
+		case err == nil:
+			removed = append(removed, i)
+		case !isOthersDoing(err):
 			return removed, err
 		}
-		removed = append(removed, i)
 	}
 	return removed, nil
+}
+
+// isOthersDoing says that an image cannot be removed since another process uses it,
+// or has removed it.
+func isOthersDoing(err error) bool {
+	return errors.Is(err, image.ErrInUse) || errors.Is(err, image.ErrNotFound)
 }

@@ -20,6 +20,7 @@ type storedImages struct {
 	fakeImages
 	mu      sync.Mutex // guards digests: the node removes images by itself
 	digests []string
+	inUse   string // the one that another process uses
 }
 
 func (s *storedImages) List() ([]string, error) {
@@ -35,6 +36,9 @@ func (s *storedImages) Remove(digest string) error {
 	if i < 0 {
 		return image.ErrNotFound
 	}
+	if digest == s.inUse {
+		return image.ErrInUse
+	}
 	s.digests = slices.Delete(s.digests, i, i+1)
 	return nil
 }
@@ -42,7 +46,7 @@ func (s *storedImages) Remove(digest string) error {
 func TestPruneImages(t *testing.T) {
 	w := newWorld(t)
 	synctest.Test(t, func(t *testing.T) {
-		store := &storedImages{digests: []string{"sha256:one", "sha256:two", "sha256:three"}}
+		store := &storedImages{digests: []string{"sha256:one", "sha256:two", "sha256:three", "sha256:used"}, inUse: "sha256:used"}
 		deps := w.deps()
 		deps.OpenImages = func(context.Context, string) (image.Fetcher, error) { return store, nil }
 		n, err := Open(context.Background(), Config{DataDir: w.dir, UIDBase: -1, StopGrace: -1}, deps)
@@ -63,7 +67,7 @@ func TestPruneImages(t *testing.T) {
 		n.deploying.RUnlock()
 
 		all, err := n.Images(t.Context())
-		if err != nil || len(all) != 3 || !slices.Equal(all[1].Functions, []string{"hello"}) || len(all[1].Snapshots) != 1 || all[2].InUse() {
+		if err != nil || len(all) != 4 || !slices.Equal(all[1].Functions, []string{"hello"}) || len(all[1].Snapshots) != 1 || all[2].InUse() {
 			t.Errorf("%+v, %v", all, err)
 		}
 		prune(t, n, "sha256:three")
@@ -104,6 +108,7 @@ func TestImagesThatNothingNeedsGo(t *testing.T) {
 		{"never", func(c *Config) { c.ImageGrace = -1 }, map[time.Duration]string{1000 * time.Hour: "one two three"}},
 		{"room", func(c *Config) { c.ImageBytes = 299 }, map[time.Duration]string{time.Minute: "one two three", 11 * time.Minute: "one two"}},
 		{"room enough", func(c *Config) { c.ImageGrace, c.ImageBytes = -1, 300 }, map[time.Duration]string{time.Hour: "one two three"}},
+		{"another process uses it", func(c *Config) { c.ImageGrace = time.Hour }, map[time.Duration]string{48 * time.Hour: "one two three"}},
 		{"no room for what is needed", func(c *Config) { c.ImageBytes = 1 }, map[time.Duration]string{time.Hour: "one two"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -114,6 +119,9 @@ func TestImagesThatNothingNeedsGo(t *testing.T) {
 				for _, d := range []string{"one", "two", "three"} {
 					store.digests = append(store.digests, "sha256:"+d)
 					store.last["sha256:"+d] = began
+				}
+				if c.name == "another process uses it" {
+					store.inUse = "sha256:three"
 				}
 				deps := w.deps()
 				deps.OpenImages = func(context.Context, string) (image.Fetcher, error) { return store, nil }
@@ -168,6 +176,27 @@ func TestNoImageGoesDuringADeploy(t *testing.T) {
 			t.Error("it was not removed afterwards")
 		}
 	})
+}
+
+// TestImagesAreUsedFromTheStart: what a function of an earlier daemon needs, no
+// other process may remove.
+func TestImagesAreUsedFromTheStart(t *testing.T) {
+	w := newWorld(t)
+	deps := w.deps()
+	store := &usedImages{storedImages: storedImages{digests: []string{"sha256:one", "sha256:two"}}, last: map[string]time.Time{}}
+	deps.OpenImages = func(context.Context, string) (image.Fetcher, error) { return store, nil }
+	cfg := Config{DataDir: w.dir, UIDBase: -1, StopGrace: -1}
+	n, err := Open(t.Context(), cfg, deps)
+	must(t, err)
+	deploy(t, n, hello(func(f *api.Function) { f.Image = "one" }))
+	must(t, n.Close(t.Context()))
+	clear(store.last)
+	n, err = Open(t.Context(), cfg, deps)
+	must(t, err)
+	defer n.Close(context.Background())
+	if used := slices.Collect(maps.Keys(store.last)); !slices.Equal(used, []string{"sha256:one"}) {
+		t.Errorf("in use are %q", used)
+	}
 }
 
 // prune removes images, and compares them with those that are wanted.

@@ -121,6 +121,9 @@ func (n *Node) load(ctx context.Context) error {
 		p.current.Store(d)
 		n.pools[d.fn.Name] = p
 	}
+	if err := n.useImages(ctx); err != nil {
+		return err
+	}
 	return n.logs.removeOthers(n.pools)
 }
 

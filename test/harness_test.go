@@ -307,8 +307,8 @@ func leftovers(data string) map[string]bool {
 		}
 	}
 	add("namespace", "/run/netns/*"+own+"*")
-	add("half-made snapshot", data+"/snapshots/.staging*")
-	add("half-made image", data+"/images/.staging*")
+	add("half-made snapshot", data+"/snapshots/.*")
+	add("half-made image", data+"/images/.*")
 	add("run directory", filepath.Dir(data)+"/run/*/*")
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		add("cgroup", root+"/*"+own+"*")

@@ -40,23 +40,17 @@ func cachedDisk(kind, key string, archive func(io.Writer) error) (*os.File, erro
 	if err := atomicfile.Clean(cacheDir); err != nil { // of drivers that were killed
 		return nil, err
 	}
-	tmp, err := os.CreateTemp(cacheDir, atomicfile.TempPrefix)
+	old, err := filepath.Glob(filepath.Join(cacheDir, kind+"-*.ext4"))
 	if err != nil {
 		return nil, err
 	}
-	defer os.Remove(tmp.Name())
-	err = fillDisk(tmp, archive)
-	if err == nil {
-		err = tmp.Sync()
+	if err := atomicfile.WriteAt(path, 0o600, func(f *os.File) error { return fillDisk(f, archive) }); err != nil {
+		return nil, fmt.Errorf("making the host's disk: %w", err)
 	}
-	if err := errors.Join(err, tmp.Close()); err != nil {
-		return nil, fmt.Errorf("making the host's disk %s: %w", path, err)
-	}
-	old, err := filepath.Glob(filepath.Join(cacheDir, kind+"-*.ext4"))
 	for _, o := range old {
 		err = errors.Join(err, os.Remove(o))
 	}
-	if err := errors.Join(err, os.Rename(tmp.Name(), path)); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	return os.Open(path)

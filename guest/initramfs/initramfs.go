@@ -40,7 +40,8 @@ type Initramfs struct {
 }
 
 // Build packs agent (see FindAgent) and the modules that k needs, and publishes
-// the archive in dir under its digest. One that is there is used.
+// the archive in dir under its digest. One that is there is used; several processes
+// may do so at once.
 func Build(dir, agentBinary string, k kernel.Kernel) (Initramfs, error) {
 	generation, err := Has(k, Generation)
 	if err != nil {
@@ -56,11 +57,14 @@ func Build(dir, agentBinary string, k kernel.Kernel) (Initramfs, error) {
 	}
 	sum := sha256.Sum256(b)
 	i := Initramfs{Path: filepath.Join(dir, "initramfs-"+hex.EncodeToString(sum[:8])+".cpio"), Digest: "sha256:" + hex.EncodeToString(sum[:]), Agent: agent.Version, Generation: generation}
-	if old, err := os.ReadFile(i.Path); err == nil && bytes.Equal(old, b) {
-		return i, nil
-	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Initramfs{}, err
+	}
+	if err := atomicfile.Clean(dir); err != nil {
+		return Initramfs{}, err
+	}
+	if old, err := os.ReadFile(i.Path); err == nil && bytes.Equal(old, b) {
+		return i, nil
 	}
 	return i, atomicfile.WriteFile(i.Path, b, 0o644)
 }

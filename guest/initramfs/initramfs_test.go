@@ -2,6 +2,8 @@ package initramfs
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"io"
 	"os"
@@ -9,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cavaliergopher/cpio"
 	"github.com/klauspost/compress/zstd"
@@ -205,5 +208,44 @@ func TestFindAgent(t *testing.T) {
 	t.Setenv(AgentEnv, "")
 	if _, err := FindAgent(); err == nil || !strings.Contains(err.Error(), "make build") {
 		t.Errorf("error without a cure: %v", err)
+	}
+}
+
+// TestCrowdBuilds has processes make the initramfs at the same time, some of which
+// are killed at it: in the end it is there, whole, and nothing else.
+func TestCrowdBuilds(t *testing.T) {
+	const dirEnv, agentEnv = "SKEP_TEST_INITRAMFS_DIR", "SKEP_TEST_INITRAMFS_AGENT"
+	build := func(dir, agent string) []byte {
+		i, err := Build(dir, agent, kernel.Kernel{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(i.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sum := sha256.Sum256(b); i.Digest != "sha256:"+hex.EncodeToString(sum[:]) {
+			t.Errorf("%s has not the digest %s", i.Path, i.Digest)
+		}
+		return b
+	}
+	if m, ok := testenv.CrowdMember(); ok {
+		for range 20 {
+			// One of two agents, so that there is something to make for more than the first.
+			build(os.Getenv(dirEnv), os.Getenv(agentEnv)+strings.Repeat("2", m.IntN(2)))
+		}
+		return
+	}
+	dir, agent := t.TempDir(), fakeAgent(t)
+	for i, path := range []string{agent, agent + "2"} {
+		if err := os.WriteFile(path, bytes.Repeat([]byte{byte(i)}, 4<<20), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testenv.Crowd{Size: 6, Kills: 18, Within: 30 * time.Millisecond, Env: []string{dirEnv + "=" + dir, agentEnv + "=" + agent}}.Run(t)
+	build(dir, agent)
+	build(dir, agent+"2")
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 2 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }

@@ -42,11 +42,15 @@ func importInto(ctx context.Context, dir string, opts ImportOptions) (k Kernel, 
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Kernel{}, err
 	}
-	tmp, err := atomicfile.Stage(dir, "kernel")
+	if err := atomicfile.Clean(dir); err != nil {
+		return Kernel{}, err
+	}
+	staged, err := atomicfile.Stage(dir, "kernel")
 	if err != nil {
 		return Kernel{}, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	defer func() { err = errors.Join(err, staged.Close()) }()
+	tmp := staged.Dir
 	m := manifest{Format: 1, Imported: time.Now().UTC()}
 	image, err := gather(ctx, tmp, opts, &m)
 	if err != nil {
@@ -69,7 +73,7 @@ func importInto(ctx context.Context, dir string, opts ImportOptions) (k Kernel, 
 		return Kernel{}, err
 	}
 	final := filepath.Join(dir, strings.TrimPrefix(m.Release+"-"+hex.EncodeToString(sum[:6]), "-"))
-	if err := atomicfile.Publish(tmp, final); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := staged.Publish(final); err != nil && !errors.Is(err, fs.ErrExist) {
 		return Kernel{}, err
 	}
 	return Open(final)

@@ -12,10 +12,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/filelock"
 )
 
 // TempPrefix begins the names of files and directories that are being written.
-// One that is there when nobody writes was left by a crash: Clean removes it.
+// Who writes one holds it (package filelock); one that nobody holds was left by a
+// crash, and Clean removes it.
 const TempPrefix = ".tmp-"
 
 // WriteFile puts data at path with that mode, replacing what was there.
@@ -50,7 +55,7 @@ func WriteUnsynced(path string, data []byte, mode fs.FileMode) error {
 }
 
 func replace(path string, mode fs.FileMode, sync bool, fill func(f *os.File) error) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), TempPrefix+filepath.Base(path)+"-")
+	f, lock, err := create(path)
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
@@ -58,11 +63,42 @@ func replace(path string, mode fs.FileMode, sync bool, fill func(f *os.File) err
 		if err != nil {
 			err = errors.Join(fmt.Errorf("writing %s: %w", path, err), ignoreMissing(os.Remove(f.Name())))
 		}
+		err = errors.Join(err, lock.Release())
 	}()
 	if err := finish(f, mode, sync, fill); err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), path)
+}
+
+// create makes a file beside path, and holds it.
+func create(path string) (*os.File, *filelock.Lock, error) {
+	for {
+		f, err := os.CreateTemp(filepath.Dir(path), TempPrefix+filepath.Base(path)+"-")
+		if err != nil {
+			return nil, nil, err
+		}
+		lock, there, err := hold(f.Name())
+		if there {
+			return f, lock, nil
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// hold holds what was just made, unless a Clean was faster: then it is not there
+// any more. On a file system without locks nobody can own it, and Clean leaves it.
+func hold(path string) (_ *filelock.Lock, there bool, err error) {
+	lock, err := filelock.Hold(path)
+	switch {
+	case errors.Is(err, filelock.ErrHeld), errors.Is(err, fs.ErrNotExist):
+		return nil, false, nil
+	case errors.Is(err, errors.ErrUnsupported), errors.Is(err, unix.ENOLCK):
+		return nil, true, nil
+	}
+	return lock, err == nil, err
 }
 
 // finish fills, syncs and closes f.
@@ -77,30 +113,56 @@ func finish(f *os.File, mode fs.FileMode, sync bool, fill func(f *os.File) error
 	return f.Sync()
 }
 
-// Stage makes a directory in parent to be filled and given to Publish. The
-// caller removes it when it comes to nothing.
-func Stage(parent, name string) (string, error) {
-	dir, err := os.MkdirTemp(parent, TempPrefix+name+"-")
-	if err != nil {
-		return "", fmt.Errorf("making a directory for %s: %w", name, err)
-	}
-	return dir, nil
+// Staged is a directory that is being filled, to be published.
+type Staged struct {
+	Dir string // where it is before that
+
+	lock      *filelock.Lock
+	published bool
 }
 
-// Publish syncs everything in the directory staged and renames it to final,
-// which must not exist (fs.ErrExist otherwise: somebody else was first) and be
-// on the same file system. When it fails, staged is still the caller's.
-func Publish(staged, final string) error {
-	if err := SyncTree(staged); err != nil {
+// Stage makes a directory in parent to be filled and published. Close it in any
+// case.
+func Stage(parent, name string) (*Staged, error) {
+	for {
+		dir, err := os.MkdirTemp(parent, TempPrefix+name+"-")
+		if err != nil {
+			return nil, fmt.Errorf("making a directory for %s: %w", name, err)
+		}
+		lock, there, err := hold(dir)
+		if err != nil {
+			return nil, fmt.Errorf("making a directory for %s: %w", name, errors.Join(err, os.Remove(dir)))
+		}
+		if there {
+			return &Staged{Dir: dir, lock: lock}, nil
+		}
+	}
+}
+
+// Publish syncs everything in the directory and renames it to final, which must
+// not exist (fs.ErrExist otherwise: somebody else was first) and be on the same
+// file system. It is held until Close.
+func (s *Staged) Publish(final string) error {
+	if err := SyncTree(s.Dir); err != nil {
 		return fmt.Errorf("publishing %s: %w", final, err)
 	}
-	if err := renameNoReplace(staged, final); err != nil {
+	if err := renameNoReplace(s.Dir, final); err != nil {
 		return fmt.Errorf("publishing %s: %w", final, err)
 	}
+	s.published = true
 	if err := SyncDir(filepath.Dir(final)); err != nil {
 		return fmt.Errorf("publishing %s: %w", final, err)
 	}
 	return nil
+}
+
+// Close removes the directory, unless it was published. It is idempotent.
+func (s *Staged) Close() error {
+	var err error
+	if !s.published {
+		err = os.RemoveAll(s.Dir)
+	}
+	return errors.Join(err, s.lock.Release())
 }
 
 // SyncTree syncs the regular files and the directories at and below dir.
@@ -127,16 +189,21 @@ func syncPath(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// Clean removes what a crash left of writes into dir. Nobody may be writing
-// into it.
+// Clean removes what writers that died have left in dir. What others are writing
+// it leaves alone.
 func Clean(dir string) error {
 	left, err := filepath.Glob(filepath.Join(globQuote(dir), TempPrefix+"*"))
 	if err != nil {
 		return fmt.Errorf("looking for half-written files in %s: %w", dir, err)
 	}
 	var errs []error
-	for _, p := range left {
-		errs = append(errs, os.RemoveAll(p))
+	for _, path := range left {
+		switch lock, err := filelock.Own(path); {
+		case err == nil:
+			errs = append(errs, os.RemoveAll(path), lock.Release())
+		case !errors.Is(err, filelock.ErrHeld) && !errors.Is(err, fs.ErrNotExist):
+			errs = append(errs, fmt.Errorf("removing what a crash left: %w", err))
+		}
 	}
 	return errors.Join(errs...)
 }

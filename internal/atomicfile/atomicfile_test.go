@@ -104,10 +104,11 @@ func TestPublishOnlyOnce(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			if err := os.WriteFile(filepath.Join(dir, "part"), []byte("whole"), 0o600); err != nil {
+			defer dir.Close()
+			if err := os.WriteFile(filepath.Join(dir.Dir, "part"), []byte("whole"), 0o600); err != nil {
 				t.Error(err)
 			}
-			err = Publish(dir, final)
+			err = dir.Publish(final)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -115,7 +116,6 @@ func TestPublishOnlyOnce(t *testing.T) {
 				won++
 			case errors.Is(err, fs.ErrExist):
 				lost++
-				os.RemoveAll(dir)
 			default:
 				t.Error(err)
 			}
@@ -143,17 +143,27 @@ func TestPublishRefusesEmptyDirectory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Publish(dir, final); !errors.Is(err, fs.ErrExist) {
+	defer dir.Close()
+	if err := dir.Publish(final); !errors.Is(err, fs.ErrExist) {
 		t.Fatalf("error %v, want ErrExist", err)
 	}
 }
 
+// What nobody is writing any more is removed, what somebody is writing stays.
 func TestClean(t *testing.T) {
 	parent := filepath.Join(t.TempDir(), "odd[dir*")
 	if err := os.Mkdir(parent, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Stage(parent, "x"); err != nil {
+	dead, err := Stage(parent, "dead")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dead.lock.Release(); err != nil { // as the kernel does
+		t.Fatal(err)
+	}
+	alive, err := Stage(parent, "alive")
+	if err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range []string{TempPrefix + "f-1", "kept"} {
@@ -161,10 +171,68 @@ func TestClean(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := Clean(parent); err != nil {
-		t.Fatal(err)
+	err = Write(filepath.Join(parent, "written"), 0o600, func(io.Writer) error {
+		err := Clean(parent)
+		if got := names(t, parent); len(got) != 3 || got[0] != filepath.Base(alive.Dir) {
+			t.Errorf("left: %q", got)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
 	}
-	if got := names(t, parent); len(got) != 1 || got[0] != "kept" {
+	if err := errors.Join(alive.Close(), alive.Close()); err != nil {
+		t.Error(err)
+	}
+	if got := names(t, parent); len(got) != 2 || got[0] != "kept" {
 		t.Fatalf("left: %q", got)
+	}
+}
+
+// TestCleanWhileOthersWrite has writers and cleaners race.
+func TestCleanWhileOthersWrite(t *testing.T) {
+	parent := t.TempDir()
+	written := make(chan struct{})
+	var cleaners, writers sync.WaitGroup
+	for range 2 {
+		cleaners.Go(func() {
+			for {
+				select {
+				case <-written:
+					return
+				default:
+				}
+				if err := Clean(parent); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for i := range 4 {
+		writers.Go(func() {
+			for k := range 100 {
+				if err := WriteUnsynced(filepath.Join(parent, "f"), []byte("x"), 0o600); err != nil {
+					t.Error(err)
+				}
+				s, err := Stage(parent, "d")
+				if err != nil {
+					t.Error(err)
+					continue
+				}
+				err = os.WriteFile(filepath.Join(s.Dir, "f"), nil, 0o600)
+				if k == 0 {
+					err = errors.Join(err, s.Publish(filepath.Join(parent, string(rune('a'+i)))))
+				}
+				if err := errors.Join(err, s.Close()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	writers.Wait()
+	close(written)
+	cleaners.Wait()
+	if got := names(t, parent); len(got) != 5 {
+		t.Errorf("there is %q", got)
 	}
 }
