@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/testenv"
 )
 
 // Settings of TestSoak, from the environment.
@@ -149,12 +150,15 @@ var soakFunctions = map[string][]string{
 	"narrow": {"--queue-limit", "2", "--max-instances", "1", "--keep-alive", "2s"},
 }
 
-// soakGuest makes guests small, so that many fit.
-var soakGuest = []string{"--memory-mib", "128"}
+// soakEach is what all of them have: small guests, so that many fit, and more time
+// than a busy host without KVM takes for what is here.
+var soakEach = []string{"--memory-mib", "128", "--timeout", "10m", "--ready-timeout", "10m"}
+
+func soakFlags(name string) []string { return slices.Concat(soakEach, soakFunctions[name]) }
 
 func (s *soak) deploy() {
 	for _, name := range slices.Sorted(maps.Keys(soakFunctions)) {
-		s.d.hello(name, append(slices.Clone(soakFunctions[name]), soakGuest...)...)
+		s.d.hello(name, soakFlags(name)...)
 	}
 	if err := s.seeInForce(); err != nil {
 		s.t.Fatal(err)
@@ -192,7 +196,7 @@ func (s *soak) call(worker int, k *kind, function string, r *rand.Rand) *call {
 }
 
 // soakCallLimit is beyond every limit that a function has.
-const soakCallLimit = 3 * time.Minute
+const soakCallLimit = 15 * time.Minute
 
 // stop lets the calls under way end and begins no more.
 func (s *soak) stop() {
@@ -207,7 +211,7 @@ func (s *soak) settle() time.Time {
 	if len(pending) == 0 {
 		return now
 	}
-	deadline := now.Add(30 * time.Second)
+	deadline := now.Add(testenv.Limit(s.t, 30*time.Second))
 	for {
 		recs, err := s.d.client.Invocations(s.d.ctx(30*time.Second), api.InvocationQuery{Since: s.ledger.oldest(pending), Limit: 10000})
 		if err != nil {

@@ -98,8 +98,8 @@ func (s *soak) redeploy() { s.must("redeploy", s.tryRedeploy) }
 
 func (s *soak) tryRedeploy() error {
 	n := s.history.next()
-	args := append([]string{"deploy", "functions/hello", "--name", changing}, soakFunctions[changing]...)
-	return s.changeTo(n, append(append(args, soakGuest...), "--env", fmt.Sprintf("%s=%d", changingVar, n))...)
+	args := append([]string{"deploy", "functions/hello", "--name", changing}, soakFlags(changing)...)
+	return s.changeTo(n, append(args, "--env", fmt.Sprintf("%s=%d", changingVar, n))...)
 }
 
 // set changes what is in the guests of a function, or what is looked up at each
@@ -126,7 +126,7 @@ func (s *soak) setAtOnce() error {
 	}
 	changes := []string{
 		fmt.Sprintf("keep_alive=%dms", 300+s.rand.IntN(3000)),
-		fmt.Sprintf("timeout=%ds", 40+s.rand.IntN(20)),
+		fmt.Sprintf("timeout=%dm", 10+s.rand.IntN(5)),
 		fmt.Sprintf("max_instances=%d", 2+s.rand.IntN(2)),
 		"memory_policy=" + v.Policies[s.rand.IntN(len(v.Policies))],
 	}

@@ -127,7 +127,7 @@ func (s *soak) removeAndDeploy() {
 	b := s.ledger.disturb(disturbance{Event: "rm and deploy", Function: "brief", Excuses: true})
 	_, err := s.d.cli("rm", "brief")
 	if err == nil {
-		_, err = s.d.cli(append([]string{"deploy", "functions/hello", "--name", "brief"}, append(slices.Clone(soakFunctions["brief"]), soakGuest...)...)...)
+		_, err = s.d.cli(append([]string{"deploy", "functions/hello", "--name", "brief"}, soakFlags("brief")...)...)
 	}
 	if err != nil {
 		s.ledger.fault("rm and deploy: %v", err)

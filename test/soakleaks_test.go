@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/skep-dev/skep/internal/testenv"
 )
 
 // look is what was left of a daemon's work at a moment when nothing was asked.
@@ -52,7 +54,7 @@ func (s *soak) look(when string) {
 	s.prune()
 	var l look
 	var err error
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(testenv.Limit(s.t, 30*time.Second)); ; time.Sleep(200 * time.Millisecond) {
 		if l, err = s.measure(when); err == nil {
 			err = s.judge(l)
 		}
@@ -61,7 +63,7 @@ func (s *soak) look(when string) {
 		}
 	}
 	if err != nil {
-		s.ledger.fault("%s, with no request for half a minute: %v", when, err)
+		s.ledger.fault("%s, with no request since: %v", when, err)
 	}
 	s.ledger.note(l)
 	s.looks = append(s.looks, l)
