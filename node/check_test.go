@@ -50,3 +50,19 @@ func TestDeployedMeansThatItAnswers(t *testing.T) {
 		})
 	}
 }
+
+// A start that is called off while its memory is opened lets go of that.
+func TestCalledOffWhileMemoryOpens(t *testing.T) {
+	w := newWorld(t)
+	synctest.Test(t, func(t *testing.T) {
+		n := w.open(t, nil)
+		defer n.Close(context.Background())
+		deploy(t, n, hello(nil))
+		ctx, cancel := context.WithCancel(t.Context())
+		w.set(func() { w.onOpen = func() { cancel(); synctest.Wait() } })
+		p := n.pool("hello")
+		if _, err := n.tryRestored(ctx, p, p.current.Load()); !errors.Is(err, context.Canceled) {
+			t.Errorf("%v, want that it was called off", err)
+		}
+	}) // the world is checked for what is left
+}

@@ -42,6 +42,7 @@ type world struct {
 	restores  int
 	responded int
 	abandoned int
+	onOpen    func()   // called when memory is opened
 	calls     []string // in which order, of the last start
 
 	bootTime, restoreTime time.Duration
@@ -414,7 +415,11 @@ func (p fakePolicy) Name() string { return p.name }
 func (p fakePolicy) Open(_ context.Context, src memory.Source) (memory.Session, error) {
 	p.w.set(func() { p.w.sessions++; p.w.calls = []string{"open"} })
 	s := &fakeSession{w: p.w, policy: p.name, failed: make(chan struct{})}
-	p.w.set(func() { s.err = p.w.memoryErr })
+	var onOpen func()
+	p.w.set(func() { s.err, onOpen = p.w.memoryErr, p.w.onOpen })
+	if onOpen != nil {
+		onOpen()
+	}
 	if s.err != nil {
 		close(s.failed)
 	}
