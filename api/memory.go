@@ -33,6 +33,7 @@ type SnapshotMemory struct {
 	Problem     string        `json:"problem,omitempty"` // why the memory file cannot be used
 	Trace       PageFile      `json:"trace"`
 	WorkingSet  PageFile      `json:"working_set"`
+	Trial       PageFile      `json:"trial,omitzero"` // what stream prefetches until there is a working set
 	Learned     LearnedMemory `json:"learned"`
 	Map         *PageMap      `json:"map,omitempty"` // only when it was asked for
 }

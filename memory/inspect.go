@@ -26,6 +26,7 @@ func Inspect(src Source, pages bool) api.SnapshotMemory {
 	in.readSet()
 	in.readTrace()
 	in.readLearned()
+	in.readTrial()
 	if pages {
 		in.out.Map = in.pageMap()
 	}
@@ -75,6 +76,19 @@ func (in *inspection) readSet() {
 		if r.Zero {
 			in.zero.setRange(r.First, r.End())
 		}
+	}
+}
+
+func (in *inspection) readTrial() {
+	trial := inspection{src: in.src.trial()}
+	set, err := verifiedSet(trial.src)
+	if err == nil {
+		_, err = workingset.LoadTrace(trial.src.Dir, trial.src.of())
+	}
+	in.out.Trial = trial.file(workingset.SetFile, err)
+	if err == nil {
+		sum := set.Summary()
+		in.out.Trial.Summary = &sum
 	}
 }
 

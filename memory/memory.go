@@ -53,9 +53,13 @@ type Session interface {
 	// Responded tells that the first invocation's response is complete: a
 	// recording is frozen here, before the VMM's own shutdown can add to it.
 	// Abandoned tells that there was none, or not all of it: what was recorded is
-	// not what an invocation needs, and is dropped. The first of the two counts.
+	// not what an invocation needs, and is dropped. The first of the three counts.
 	Responded()
 	Abandoned()
+	// Tried tells instead that the request of a trial was answered, by which a
+	// deployment sees that its snapshot works: what was recorded may be prefetched
+	// until the first invocation has recorded what it needs.
+	Tried() error
 	// Failed is closed when memory can no longer be served: the owner must kill
 	// the instance at once; Err says why. It is never closed for a Mapped session.
 	Failed() <-chan struct{}

@@ -43,6 +43,7 @@ func (mapped) Prefetch()                     {}
 func (mapped) Install(context.Context) error { return nil }
 func (mapped) Responded()                    {}
 func (mapped) Abandoned()                    {}
+func (mapped) Tried() error                  { return nil }
 func (mapped) Failed() <-chan struct{}       { return nil }
 func (mapped) Err() error                    { return nil }
 func (m mapped) Stats() api.MemoryStats      { return m.stats }

@@ -106,8 +106,13 @@ func (s *session) notUsed(err error) {
 		return
 	}
 	s.say("working set not used: %v", err)
-	if errors.Is(err, workingset.ErrFormat) && s.owner.claim(s.src.Dir) {
-		// Else it is being written anew already.
+	switch {
+	case !errors.Is(err, workingset.ErrFormat):
+	case s.trial != nil:
+		if err := s.removeTrial(); err != nil {
+			s.say("%v", err)
+		}
+	case s.owner.claim(s.src.Dir): // else it is being written anew already
 		if gone, err := s.removeSet(); err != nil {
 			s.say("%v", err)
 		} else if gone {

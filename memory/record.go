@@ -89,17 +89,23 @@ func (s *session) Abandoned() {
 	s.owner.release(s.src.Dir)
 }
 
-// save writes trace and working set. The working set comes last: a trace alone
-// does no harm.
+// save writes what was recorded, and what was prefetched meanwhile of a trial set,
+// whose place it takes.
 func (s *session) save(touches []workingset.Touch) error {
-	t := &workingset.Trace{Of: s.src.of(), Touches: touches}
-	if err := workingset.SaveTrace(s.src.Dir, t); err != nil {
+	if err := saveBoth(s.src, s.back, merge(s.trial, touches, nil)); err != nil {
 		return err
 	}
-	if err := saveSet(s.src, s.back, t); err != nil {
+	return errors.Join(s.removeTrial(), s.owner.history(s.src).recorded())
+}
+
+// saveBoth writes trace and working set. The working set comes last: a trace alone
+// does no harm.
+func saveBoth(src Source, back *backing, touches []workingset.Touch) error {
+	t := &workingset.Trace{Of: src.of(), Touches: touches}
+	if err := workingset.SaveTrace(src.Dir, t); err != nil {
 		return err
 	}
-	return s.owner.history(s.src).recorded()
+	return saveSet(src, back, t)
 }
 
 // saveSet makes the working set of a trace's pages.

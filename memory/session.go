@@ -9,6 +9,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/memory/userfaultfd"
+	"github.com/skep-dev/skep/memory/workingset"
 )
 
 // session is what the policies that serve faults have in common: the memory
@@ -25,9 +26,11 @@ type session struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup // fetchers and watchers
 
-	files []*setFile // closed by Close
-	set   fileID     // of the working set that it installs
-	share share      // of the buffers
+	files []*setFile         // closed by Close
+	set   fileID             // of the working set that it installs
+	tries bool               // a recording may become a trial set
+	trial []workingset.Touch // of the trial set that it installs for want of a working set
+	share share              // of the buffers
 
 	read    *sharedRead // nil: this session reads by itself
 	learner *learner    // nil: this session does not learn

@@ -30,13 +30,21 @@ func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 		return openMapped("mmap", src, fmt.Sprintf("prefetching does not pay for this snapshot: mapped, for %d more starts", now.left))
 	}
 	s, f, err := p.openSet(ctx, p.Name(), src)
-	if err != nil || f == nil {
-		return s, err
+	if err != nil {
+		return nil, err
 	}
-	if !p.frozen {
-		s.learn(now)
+	if f == nil {
+		// It records, and so page by page what is not in the trial set either.
+		s.tries = true
+		if f = s.openTrial(); f == nil {
+			return s, nil
+		}
+	} else {
+		if !p.frozen {
+			s.learn(now)
+		}
+		s.server.beside = newBeside(s.back.pages)
 	}
-	s.server.beside = newBeside(s.back.pages)
 	s.server.mayLeave = s.server.plan.mayLeave()
 	p.readFor(s, f)
 	return s, nil

@@ -188,6 +188,7 @@ func (s stageSession) Prefetch()                                       { _ = s.s
 func (s stageSession) Install(context.Context) error                   { return s.step("install") }
 func (s stageSession) Responded()                                      {}
 func (s stageSession) Abandoned()                                      {}
+func (stageSession) Tried() error                                      { return nil }
 func (s stageSession) Failed() <-chan struct{}                         { return s.bad }
 func (s stageSession) Err() error                                      { return memory.ErrRead }
 func (s stageSession) Stats() api.MemoryStats                          { return api.MemoryStats{} }

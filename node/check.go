@@ -9,6 +9,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/internal/cause"
+	"github.com/skep-dev/skep/memory"
 )
 
 const (
@@ -71,6 +72,11 @@ func (n *Node) tryRestored(ctx context.Context, p *pool, d *deployment) (time.Du
 	if err := n.check(t.ctx, t.instance, false); err != nil {
 		return 0, notRestored(err)
 	}
+	t.vm.WithSession(func(s memory.Session) {
+		if err := s.Tried(); err != nil { // the first start is slower
+			n.log.Warn("keeping what a trial touched", "function", d.fn.Name, "instance", t.id, "snapshot", t.snapshot, "error", err)
+		}
+	})
 	return took, nil
 }
 

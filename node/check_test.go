@@ -51,6 +51,24 @@ func TestDeployedMeansThatItAnswers(t *testing.T) {
 	}
 }
 
+// What the restored instance of a deployment touched is kept when it has answered,
+// and only then.
+func TestTrialIsKept(t *testing.T) {
+	w := newWorld(t)
+	synctest.Test(t, func(t *testing.T) {
+		n := w.open(t, nil)
+		defer n.Close(context.Background())
+		deploy(t, n, hello(nil))
+		if w.tried != 1 || w.responded != 0 {
+			t.Errorf("after a deployment: %d trials are kept, %d responses", w.tried, w.responded)
+		}
+		w.set(func() { w.refuse = func(m *fakeMachine) bool { return m.memory == "" } })
+		if _, err := n.Deploy(t.Context(), hello(func(f *api.Function) { f.Env = map[string]string{"NEW": "1"} }), nil); err == nil || w.tried != 1 {
+			t.Errorf("a deployment that does not answer when restored: %v, %d trials are kept", err, w.tried)
+		}
+	})
+}
+
 // A start that is called off while its memory is opened lets go of that.
 func TestCalledOffWhileMemoryOpens(t *testing.T) {
 	w := newWorld(t)

@@ -42,6 +42,7 @@ type world struct {
 	restores  int
 	responded int
 	abandoned int
+	tried     int
 	onOpen    func()   // called when memory is opened
 	calls     []string // in which order, of the last start
 
@@ -442,6 +443,7 @@ func (s *fakeSession) Prefetch()                     { s.w.called("prefetch") }
 func (s *fakeSession) Install(context.Context) error { s.w.called("install"); return nil }
 func (s *fakeSession) Responded()                    { s.w.set(func() { s.w.responded++ }) }
 func (s *fakeSession) Abandoned()                    { s.w.set(func() { s.w.abandoned++ }) }
+func (s *fakeSession) Tried() error                  { s.w.set(func() { s.w.tried++ }); return nil }
 func (s *fakeSession) Failed() <-chan struct{}       { return s.failed }
 func (s *fakeSession) Err() error {
 	if s.err != nil {

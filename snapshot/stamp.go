@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -88,20 +89,12 @@ func writeStamps(dir string, s stamps) error {
 // diskBytes is what the files of a snapshot occupy.
 func diskBytes(dir string) int64 {
 	var total int64
-	add := func(path string) {
+	_ = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		var st unix.Stat_t
-		if unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
+		if err == nil && unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
 			total += st.Blocks * 512
 		}
-	}
-	for _, sub := range []string{"", traceName} {
-		entries, err := os.ReadDir(filepath.Join(dir, sub))
-		if err != nil {
-			continue // gone, or no trace yet
-		}
-		for _, e := range entries {
-			add(filepath.Join(dir, sub, e.Name()))
-		}
-	}
+		return nil // what is gone occupies nothing
+	})
 	return total
 }

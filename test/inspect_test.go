@@ -24,7 +24,7 @@ func TestInspectMemory(t *testing.T) {
 		}
 		return m
 	}
-	if m := inspect(); m.Trace.Summary != nil || m.WorkingSet.Summary != nil {
+	if m := inspect(); m.Trace.Summary != nil || m.WorkingSet.Summary != nil || m.Trial.Summary == nil {
 		t.Errorf("before a restore: %+v", m)
 	}
 	for range 2 {
@@ -39,8 +39,12 @@ func TestInspectMemory(t *testing.T) {
 			}
 		}
 	}
-	rec := d.records("hello", 2)[0]
-	m := inspect()
+	recs := d.records("hello", 2)
+	// What the first start needs is nearly what its deployment has seen.
+	if first := recs[1].Memory; !first.Recorded || first.Prefetched < 500 || first.Faults > first.Prefetched/4 {
+		t.Errorf("the first restore: %+v", *first)
+	}
+	rec, m := recs[0], inspect()
 	trace, set := m.Trace.Summary, m.WorkingSet.Summary
 	if trace == nil || set == nil {
 		t.Fatalf("after a restore: %+v", m)

@@ -151,8 +151,8 @@ func (c *cli) benchStart(ctx context.Context, o benchFlags) (err error) {
 
 func (c *cli) benchRuns(ctx context.Context, m *measurement, runs int, variants []variant, raw *json.Encoder) ([]sample, error) {
 	// One restore that does not count, so that all policies find a recorded
-	// working set.
-	if _, err := m.one(ctx, -1, variant{start: api.StartRestore}); err != nil {
+	// working set; under reap it is of nothing but what the invocation touched.
+	if _, err := m.one(ctx, -1, variant{start: api.StartRestore, policy: "reap"}); err != nil {
 		return nil, err
 	}
 	var samples []sample

@@ -199,6 +199,11 @@ func (c *cli) printRemarks(mem api.SnapshotMemory) error {
 			lines = append(lines, "no "+f.name+" yet: a restore under stream, reap, wsfile or parallel records it")
 		}
 	}
+	if t := mem.Trial; t.Problem != "" {
+		lines = append(lines, "what a trial touched is refused: "+t.Problem)
+	} else if t.Summary != nil && mem.WorkingSet.Summary == nil {
+		lines = append(lines, fmt.Sprintf("until then stream prefetches the %d pages that a trial touched when it was deployed", t.Summary.Pages))
+	}
 	l := mem.Learned
 	if l.Problem != "" {
 		lines = append(lines, "what restores have shown is refused: "+l.Problem+"; it will be learned anew")

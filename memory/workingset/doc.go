@@ -2,7 +2,8 @@
 // memory: the trace, which pages were touched first and in which order, and the
 // working set, those pages' contents laid out for reading. Package memory
 // records them on a first restore, prefetches from them on later ones, and
-// learns from each how good they still are. All are files that belong to a
+// learns from each how good they still are; before the first there may be those
+// of a trial. All are files that belong to a
 // snapshot: they lie in its directory, name it, and die with it.
 //
 // All numbers are little-endian; CRC-32 is the one of IEEE 802.3 (zlib). A page is 4096 bytes and is numbered by its
