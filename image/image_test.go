@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -386,4 +387,22 @@ func TestCancel(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	nothingLeft(t, s)
+}
+
+// A layer of many entries is left off at the next.
+func TestCancelBetweenEntries(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "layer.tar")
+	if err := os.WriteFile(path, layerOf(t, file("a", ""), file("b", ""), file("c", "")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	seen := 0
+	err := eachEntry(ctx, path, func(int, *tar.Header, io.Reader) error {
+		seen++
+		cancel()
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) || seen != 1 {
+		t.Errorf("%d entries, %v; want one and that it is cancelled", seen, err)
+	}
 }

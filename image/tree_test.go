@@ -203,6 +203,7 @@ func TestHostileTrees(t *testing.T) {
 		{"a chain of links", [][]string{chain}, nil, "loop"},
 		{"a link that walks about", [][]string{dots}, nil, "steps through symbolic links"},
 		{"a name too long by a link", [][]string{{"l -> " + strings.Repeat("n", 300), "l/x"}}, nil, "name of 300 bytes"},
+		{"a path too long by a link", [][]string{{"l -> " + strings.Repeat(strings.Repeat("n", 200)+"/", 20), "l/" + strings.Repeat("x", 200)}}, nil, "path is longer than 4095"},
 		{"long names", [][]string{slices.Repeat([]string{strings.Repeat(strings.Repeat("n", 200)+"/", 20)}, 500)}, ErrTooLarge, "names, links and attributes"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestTakeSnapshot(t *testing.T) {
@@ -13,8 +15,8 @@ func TestTakeSnapshot(t *testing.T) {
 	state := func(f *os.File) error { return os.WriteFile(f.Name(), []byte("state"), 0) }
 	for name, test := range map[string]struct {
 		life  Life
-		write func(t *Taking, f *os.File) error
-		want  string // "" for success
+		write func(t *Taking, f *os.File) error // nil: is not come to
+		want  string                            // "" for success
 	}{
 		"whole":         {ready, func(_ *Taking, f *os.File) error { return state(f) }, ""},
 		"restored":      {Life{Paused: true}, nil, ErrNotBooted.Error()},
@@ -54,6 +56,39 @@ func TestTakeSnapshot(t *testing.T) {
 			}
 			if _, err := os.Lstat(k.MemoryFile); err != nil {
 				t.Errorf("the machine's own memory: %v", err)
+			}
+		})
+	}
+}
+
+// What has the state's name already is neither written to nor waited for.
+func TestTakeSnapshotReplacesNothing(t *testing.T) {
+	for name, make := range map[string]func(path string) error{
+		"a file": func(p string) error { return os.WriteFile(p, []byte("old"), 0o600) },
+		"a FIFO": func(p string) error { return unix.Mkfifo(p, 0o600) },
+		"a link": func(p string) error { return os.Symlink(p+"2", p) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			k := Taking{Life: Life{Booted: true, Paused: true}, State: filepath.Join(dir, "state"), Write: func(*os.File) error {
+				t.Error("it is written to")
+				return nil
+			}}
+			if err := make(k.State); err != nil {
+				t.Fatal(err)
+			}
+			reader, err := os.OpenFile(k.State, os.O_RDONLY|unix.O_NONBLOCK, 0) // or who opens a FIFO would wait for ever
+			if err == nil {
+				defer reader.Close()
+			}
+			if err := TakeSnapshot(k); !errors.Is(err, os.ErrExist) {
+				t.Errorf("%v, want that it is there", err)
+			}
+			if _, err := os.Lstat(k.State); err != nil {
+				t.Errorf("it was removed: %v", err)
+			}
+			if _, err := os.Lstat(k.State + "2"); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("where the link leads: %v", err)
 			}
 		})
 	}
