@@ -242,6 +242,17 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// The clock goes forward to what it is told, and never back.
+func TestAdvance(t *testing.T) {
+	for _, c := range []struct{ at, to, want int64 }{{100, 150, 150}, {100, 50, 100}, {100, 100, 100}} {
+		clock := c.at
+		got, err := advance(c.to, func() int64 { return clock }, func(n int64) error { clock = n; return nil })
+		if got != c.want || clock != c.want || err != nil {
+			t.Errorf("at %d, told %d: it is %d and said to be %d, %v; want %d", c.at, c.to, clock, got, err, c.want)
+		}
+	}
+}
+
 func TestStopSignal(t *testing.T) {
 	for name, want := range map[string]unix.Signal{"": unix.SIGTERM, "SIGINT": unix.SIGINT, "quit": unix.SIGQUIT, "9": unix.SIGKILL, "nonsense": unix.SIGTERM, "0": unix.SIGTERM} {
 		if got := stopSignal(name); got != want {

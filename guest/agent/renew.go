@@ -36,10 +36,15 @@ func setClock(unixNano int64) error {
 // advanceClock sets the clock to a time that has been, if it is behind that. It
 // never sets it back. It returns what the clock is then.
 func advanceClock(unixNano int64) (now int64, err error) {
-	if time.Now().UnixNano() < unixNano {
-		err = setClock(unixNano)
+	return advance(unixNano, func() int64 { return time.Now().UnixNano() }, setClock)
+}
+
+func advance(to int64, now func() int64, set func(int64) error) (int64, error) {
+	var err error
+	if now() < to {
+		err = set(to)
 	}
-	return time.Now().UnixNano(), err
+	return now(), err
 }
 
 // entropyLimit bounds the entropy in a message, in bytes.
