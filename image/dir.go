@@ -35,6 +35,10 @@ func (s *Store) fetchDir(ctx context.Context, ref, dir string, p Progress) (Imag
 	if err != nil {
 		return Image{}, ofPath(err)
 	}
+	return s.fetchTree(ctx, ref, dir, conf, p)
+}
+
+func (s *Store) fetchTree(ctx context.Context, ref, dir string, conf Config, p Progress) (Image, error) {
 	h, err := newDirHash(conf)
 	if err != nil {
 		return Image{}, err

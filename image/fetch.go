@@ -30,6 +30,32 @@ func (s *Store) Fetch(ctx context.Context, ref string, p Progress) (Image, error
 	return img, nil
 }
 
+// FetchImage is Fetch of an image that the caller has: somebody else's store of
+// content is behind it. It is checked like any other; ref says where it is from.
+func (s *Store) FetchImage(ctx context.Context, ref string, img v1.Image) (Image, error) {
+	src, err := check(img)
+	if err == nil {
+		var out Image
+		out, err = s.once(ctx, src.digest, ref, func(dir string) (Config, error) {
+			return configOf(src.conf), s.flatten(ctx, src, dir, func(string, int64, int64) {})
+		})
+		if err == nil {
+			return out, nil
+		}
+	}
+	return Image{}, fmt.Errorf("image %s: %w", ref, err)
+}
+
+// FetchTree makes a root directory of this host's into a root disk, or finds it
+// there: it is known by its content. It is "dir:" without a Config.
+func (s *Store) FetchTree(ctx context.Context, ref, dir string) (Image, error) {
+	img, err := s.fetchTree(ctx, ref, dir, Config{}, func(string, int64, int64) {})
+	if err != nil {
+		return Image{}, fmt.Errorf("image %s: %w", ref, malformed(err))
+	}
+	return img, nil
+}
+
 func (s *Store) fetch(ctx context.Context, ref string, p Progress) (Image, error) {
 	r, err := parseRef(ref)
 	if err != nil {
