@@ -50,7 +50,7 @@ func Run(ctx context.Context, opts Options) []Check {
 	}
 	quick := []func(context.Context, Options) Check{
 		checkRoot, checkKVM, checkUserfaultfd, checkTap, checkNAT,
-		checkQEMU, checkFirecracker, checkKernel, checkCgroup, checkMemory, checkSpace,
+		checkQEMU, checkFirecracker, checkKernel, checkCgroup, checkMemory, checkSpace, checkContainerd,
 	}
 	checks := make([]Check, len(quick), len(quick)+1)
 	var wg sync.WaitGroup
