@@ -202,7 +202,7 @@ func (s *Store) Remove(digest string) error {
 		return fmt.Errorf("removing image %s: %w", digest, err)
 	}
 	defer own.Release()
-	if err := s.discard(dir); err != nil {
+	if err := atomicfile.Remove(dir); err != nil {
 		return fmt.Errorf("removing image %s: %w", digest, err)
 	}
 	return nil
@@ -211,15 +211,6 @@ func (s *Store) Remove(digest string) error {
 // claim waits for the right to make or remove the image in dir.
 func (s *Store) claim(ctx context.Context, dir string) (*filelock.Lock, error) {
 	return filelock.Claim(ctx, filepath.Join(s.dir, claimPrefix+filepath.Base(dir)))
-}
-
-// discard removes an image's directory, at once as others see it.
-func (s *Store) discard(dir string) error {
-	trash, err := atomicfile.Stage(s.dir, "trash")
-	if err != nil {
-		return err
-	}
-	return errors.Join(os.Rename(dir, filepath.Join(trash.Dir, "image")), trash.Close())
 }
 
 // path is the directory of an image; the digest is checked, as it may come from
@@ -253,7 +244,7 @@ func (s *Store) once(ctx context.Context, digest, ref string, make func(dir stri
 	case errors.Is(err, ErrDamaged):
 		// Even if somebody uses it: what they get in its place is what it was.
 		s.opts.Logger.Warn("making a damaged root disk again", "image", digest, "error", err)
-		if err := s.discard(final); err != nil {
+		if err := atomicfile.Remove(final); err != nil {
 			return Image{}, fmt.Errorf("removing a damaged image: %w", err)
 		}
 	}

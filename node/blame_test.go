@@ -41,7 +41,7 @@ func TestSnapshotIsBlamedOnlyForWhatIsIts(t *testing.T) {
 				n := w.open(t, func(c *Config) { c.DefaultPolicy = "reap" })
 				defer n.Close(context.Background())
 				deploy(t, n, hello(nil))
-				stamp := filepath.Join(w.dir, "snapshots", n.snaps.IDs("hello")[0], "verified.json")
+				stamp := filepath.Join(w.dir, "snapshots", snapshotIDs(t, n)[0], "verified.json")
 				w.set(func() { tc.fail(w, n) })
 				for range 3 {
 					if _, err := n.Acquire(t.Context(), "hello", AcquireOptions{Start: api.StartRestore}); err == nil {

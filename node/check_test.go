@@ -30,7 +30,7 @@ func TestDeployedMeansThatItAnswers(t *testing.T) {
 				n := w.open(t, nil)
 				defer n.Close(context.Background())
 				deploy(t, n, hello(nil))
-				before := n.snaps.IDs("hello")
+				before := snapshotIDs(t, n)
 				w.set(func() { tc.fault(w); w.say = []string{"its last words"} })
 				_, err := n.Deploy(t.Context(), hello(func(f *api.Function) { f.Env = map[string]string{"NEW": "1"} }), nil)
 				var start *StartError
@@ -41,7 +41,7 @@ func TestDeployedMeansThatItAnswers(t *testing.T) {
 				if f, _ := n.Function("hello"); f.Env["NEW"] != "" {
 					t.Error("the new version is in force")
 				}
-				if after := n.snaps.IDs("hello"); len(after) != 1 || after[0] != before[0] {
+				if after := snapshotIDs(t, n); len(after) != 1 || after[0] != before[0] {
 					t.Errorf("snapshots %v, want %v", after, before)
 				}
 				l := acquire(t, n, AcquireOptions{Start: api.StartRestore})

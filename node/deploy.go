@@ -192,7 +192,8 @@ func (n *Node) tryOut(ctx context.Context, p *pool, d *deployment, change string
 		return snap, nil
 	}
 	// It works, so it may as well serve.
-	t.noSnapshot = len(n.fitting(d)) == 0
+	fit, err := n.fitting(d)
+	t.noSnapshot = err == nil && len(fit) == 0
 	t.adopt()
 	return snap, nil
 }
@@ -241,7 +242,10 @@ func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap, change 
 	if err != nil {
 		return err
 	}
-	old := n.superseded(d, prev, snap)
+	old, err := n.superseded(d, prev, snap)
+	if err != nil {
+		return err
+	}
 	if err := n.db.putFunction(ctx, d, putOptions{change: change, snapshot: snap, doomed: old, revisions: n.cfg.KeepRevisions}); err != nil {
 		return err
 	}
@@ -280,9 +284,13 @@ func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap, change 
 // superseded lists the function's snapshots that are of no use once d is in
 // force: those that fit neither it nor prev, to which it may be rolled back, and,
 // if d comes with a new snapshot, those of d that were made by themselves before.
-func (n *Node) superseded(d, prev *deployment, snap string) []string {
+func (n *Node) superseded(d, prev *deployment, snap string) ([]string, error) {
+	ids, err := n.snaps.IDs(d.fn.Name)
+	if err != nil {
+		return nil, err
+	}
 	var old []string
-	for _, id := range n.snaps.IDs(d.fn.Name) {
+	for _, id := range ids {
 		m, err := n.snaps.Manifest(id)
 		keep := id == snap
 		if err == nil && d.fits(m) {
@@ -294,7 +302,7 @@ func (n *Node) superseded(d, prev *deployment, snap string) []string {
 			old = append(old, id)
 		}
 	}
-	return old
+	return old, nil
 }
 
 // removeSnapshots removes snapshots that are marked as doomed. What cannot be
@@ -328,7 +336,10 @@ func (n *Node) Remove(ctx context.Context, function string) error {
 	if p == nil {
 		return fmt.Errorf("%q: %w", function, ErrNoFunction)
 	}
-	ids := n.snaps.IDs(function)
+	ids, err := n.snaps.IDs(function)
+	if err != nil {
+		return err
+	}
 	if err := n.db.deleteFunction(ctx, function, ids); err != nil {
 		return err
 	}

@@ -121,6 +121,16 @@ func (w *world) open(t testing.TB, change func(*Config)) *Node {
 	return n
 }
 
+// snapshotIDs lists the snapshots of the function hello.
+func snapshotIDs(t testing.TB, n *Node) []string {
+	t.Helper()
+	ids, err := n.snaps.IDs("hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ids
+}
+
 // check that nothing is held any more.
 func (w *world) check(t testing.TB) {
 	t.Helper()

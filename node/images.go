@@ -88,7 +88,11 @@ func (n *Node) imageUsers(ctx context.Context) (functions, snapshots map[string]
 	for _, names := range functions {
 		slices.Sort(names)
 	}
-	for _, s := range n.snaps.List("", nil) {
+	all, err := n.snaps.List("", nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, s := range all {
 		snapshots[s.ImageDigest] = append(snapshots[s.ImageDigest], s.ID)
 	}
 	return functions, snapshots, nil

@@ -87,7 +87,7 @@ func TestRestoreFailureBoots(t *testing.T) {
 				case "clone":
 					w.set(func() { w.cloneErr = errors.New("no answer") })
 				case "corrupt":
-					path := filepath.Join(w.dir, "snapshots", n.snaps.IDs("hello")[0], "memory")
+					path := filepath.Join(w.dir, "snapshots", snapshotIDs(t, n)[0], "memory")
 					if err := os.Truncate(path, 4096); err != nil {
 						t.Fatal(err)
 					}

@@ -330,7 +330,7 @@ func TestReopenKeepsFunctionsAndSnapshots(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What a crash may leave.
-	for _, dir := range []string{"run/i-0123456789abcdef", "mem/i-0123456789abcdef", "snapshots/.staging-x", "logs/gone"} {
+	for _, dir := range []string{"run/i-0123456789abcdef", "mem/i-0123456789abcdef", "snapshots/.tmp-x", "logs/gone"} {
 		if err := os.MkdirAll(filepath.Join(w.dir, dir), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -354,7 +354,7 @@ func TestHalfMadeDeployIsGoneAtOpen(t *testing.T) {
 	w.bootTime = 0
 	n := w.open(t, nil)
 	deploy(t, n, hello(nil))
-	ids := n.snaps.IDs("hello")
+	ids := snapshotIDs(t, n)
 	// As if the daemon had died between the publishing and the commit.
 	if err := n.db.doom(t.Context(), ids[0]); err != nil {
 		t.Fatal(err)
@@ -363,7 +363,7 @@ func TestHalfMadeDeployIsGoneAtOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	n = w.open(t, nil)
-	if ids := n.snaps.IDs("hello"); len(ids) != 0 {
+	if ids := snapshotIDs(t, n); len(ids) != 0 {
 		t.Errorf("snapshots %v, want none", ids)
 	}
 }

@@ -187,9 +187,13 @@ func (n *Node) Revisions(ctx context.Context, name string) ([]api.Revision, erro
 	var out []api.Revision
 	for _, r := range kept {
 		fn := r.dep.fn
+		fit, err := n.fitting(r.dep)
+		if err != nil {
+			return nil, err
+		}
 		out = append(out, api.Revision{
 			Number: fn.Revision, Created: fn.Created, Change: r.change, Image: fn.Image, Digest: fn.ImageDigest,
-			Current: fn.Revision == cur.Revision, Snapshots: len(n.fitting(r.dep)), Function: fn,
+			Current: fn.Revision == cur.Revision, Snapshots: len(fit), Function: fn,
 		})
 	}
 	return out, nil
@@ -197,14 +201,12 @@ func (n *Node) Revisions(ctx context.Context, name string) ([]api.Revision, erro
 
 // fitting lists the function's snapshots that the deployment could start from,
 // newest first.
-func (n *Node) fitting(d *deployment) []string {
-	var ids []string
-	for _, id := range n.snaps.IDs(d.fn.Name) {
-		if m, err := n.snaps.Manifest(id); err == nil && d.fits(m) {
-			ids = append(ids, id)
-		}
-	}
-	return ids
+func (n *Node) fitting(d *deployment) ([]string, error) {
+	ids, err := n.snaps.IDs(d.fn.Name)
+	return slices.DeleteFunc(ids, func(id string) bool {
+		m, err := n.snaps.Manifest(id)
+		return err != nil || !d.fits(m)
+	}), err
 }
 
 // guestKind is what a deployment says of its guests that must be the same for the

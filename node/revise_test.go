@@ -32,7 +32,7 @@ func TestSetAppliesAtOnce(t *testing.T) {
 		deploy(t, n, hello(func(f *api.Function) { f.Env = map[string]string{"DB": "secret"} }))
 		l := acquire(t, n, AcquireOptions{})
 		l.Release(okRecord())
-		boots, snaps := w.boots, n.snaps.IDs("hello")
+		boots, snaps := w.boots, snapshotIDs(t, n)
 		f := change(t, n, `{"timeout":"5s","idle_timeout":"3s","max_instances":3,"keep_alive":"10s"}`)
 		if f.Timeout.D() != 5*time.Second || f.Env["DB"] != "secret" || f.Revision != 2 {
 			t.Errorf("changed to %+v", f)
@@ -40,8 +40,8 @@ func TestSetAppliesAtOnce(t *testing.T) {
 		if got, _ := n.Function("hello"); got.MaxInstances != 3 || got.Timeout != f.Timeout {
 			t.Errorf("in force: %+v", got)
 		}
-		if w.boots != boots || !slices.Equal(n.snaps.IDs("hello"), snaps) {
-			t.Errorf("%d boots, snapshots %q, was %q", w.boots-boots, n.snaps.IDs("hello"), snaps)
+		if w.boots != boots || !slices.Equal(snapshotIDs(t, n), snaps) {
+			t.Errorf("%d boots, snapshots %q, was %q", w.boots-boots, snapshotIDs(t, n), snaps)
 		}
 		again := acquire(t, n, AcquireOptions{})
 		if again.Instance() != l.Instance() || again.Start() != api.StartWarm {
@@ -67,14 +67,14 @@ func TestSetOfInstanceSettings(t *testing.T) {
 		deploy(t, n, hello(nil))
 		l := acquire(t, n, AcquireOptions{})
 		first := l.Instance()
-		boots, snaps := w.boots, n.snaps.IDs("hello")
+		boots, snaps := w.boots, snapshotIDs(t, n)
 		change(t, n, `{"concurrency":4}`)
 		next := acquire(t, n, AcquireOptions{})
 		if next.Instance() == first || next.Start() != api.StartRestore {
 			t.Errorf("served by %s, a %s", next.Instance(), next.Start())
 		}
-		if w.boots != boots || !slices.Equal(n.snaps.IDs("hello"), snaps) {
-			t.Errorf("%d boots, snapshots %q, was %q", w.boots-boots, n.snaps.IDs("hello"), snaps)
+		if w.boots != boots || !slices.Equal(snapshotIDs(t, n), snaps) {
+			t.Errorf("%d boots, snapshots %q, was %q", w.boots-boots, snapshotIDs(t, n), snaps)
 		}
 		next.Release(okRecord())
 		l.Release(okRecord())
@@ -126,7 +126,7 @@ func TestRollback(t *testing.T) {
 		if _, err := n.Rollback(t.Context(), "hello", 0, nil); !errors.Is(err, ErrNoRevision) {
 			t.Errorf("nothing before: %v", err)
 		}
-		first := n.snaps.IDs("hello")[0]
+		first := snapshotIDs(t, n)[0]
 		change(t, n, `{"env":{"V":"2"}}`)
 		change(t, n, `{"timeout":"7s"}`) // does not cost the first its snapshot
 		n.Close(context.Background())
@@ -180,8 +180,8 @@ func TestRevisionsAreBounded(t *testing.T) {
 		if err != nil || len(revs) != 3 || revs[2].Number != 3 {
 			t.Fatalf("%+v, %v", revs, err)
 		}
-		if len(n.snaps.IDs("hello")) != 2 || revs[0].Snapshots != 1 || revs[1].Snapshots != 1 || revs[2].Snapshots != 0 {
-			t.Errorf("snapshots %q: %+v", n.snaps.IDs("hello"), revs)
+		if len(snapshotIDs(t, n)) != 2 || revs[0].Snapshots != 1 || revs[1].Snapshots != 1 || revs[2].Snapshots != 0 {
+			t.Errorf("snapshots %q: %+v", snapshotIDs(t, n), revs)
 		}
 		boots := w.boots
 		if f, err := n.Rollback(t.Context(), "hello", 3, nil); err != nil || f.Env["V"] != "2" || w.boots != boots+1 {

@@ -275,7 +275,7 @@ func (n *Node) Snapshots(ctx context.Context, function string) ([]api.Snapshot, 
 	if err != nil {
 		return nil, err
 	}
-	list := n.snaps.List(function, func(name string) (snapshot.Want, bool) {
+	list, err := n.snaps.List(function, func(name string) (snapshot.Want, bool) {
 		p := n.pool(name)
 		if p == nil {
 			return snapshot.Want{}, false
@@ -286,6 +286,9 @@ func (n *Node) Snapshots(ctx context.Context, function string) ([]api.Snapshot, 
 		}
 		return n.want(d, info), true
 	})
+	if err != nil {
+		return nil, err
+	}
 	n.markKept(ctx, list, info)
 	return list, nil
 }

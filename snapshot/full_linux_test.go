@@ -48,7 +48,7 @@ func TestRemoveOnFullDisk(t *testing.T) {
 		t.Fatalf("the disk is not full: %v", err)
 	}
 	must(t, s.Remove(id))
-	if ids := open(t, dir).IDs("hello"); len(ids) != 0 {
+	if ids := idsOf(t, open(t, dir)); len(ids) != 0 {
 		t.Errorf("after a crash it is back: %v", ids)
 	}
 	used.Release()

@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/filelock"
 )
 
 // Verify reads every part of a snapshot and compares its digest. What it finds
@@ -26,6 +26,11 @@ func (s *Store) Verify(ctx context.Context, id string) error {
 		defer s.mu.Unlock()
 		return e.problem
 	}
+	hold, err := s.hold(e)
+	if err != nil {
+		return err
+	}
+	defer s.release(e.dir, hold)
 	if err := s.check(ctx, e, true); err != nil {
 		return err
 	}
@@ -34,7 +39,8 @@ func (s *Store) Verify(ctx context.Context, id string) error {
 }
 
 // check verifies e's parts, unless their stamps tell that nothing has changed
-// since the last time and full is not asked for.
+// since the last time, in whatever process, and full is not asked for. The caller
+// holds the snapshot.
 func (s *Store) check(ctx context.Context, e *entry, full bool) error {
 	seen, err := statParts(e.dir)
 	if err != nil {
@@ -43,10 +49,12 @@ func (s *Store) check(ctx context.Context, e *entry, full bool) error {
 	if !full && s.trusted(e, seen) {
 		return nil
 	}
-	if err := e.checking.Acquire(ctx, 1); err != nil {
-		return fmt.Errorf("snapshot %s: waiting for a check of it: %w", e.id, context.Cause(ctx))
+	checking, err := filelock.Claim(ctx, s.checking(e.id))
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("snapshot %s: waiting for a check of it: %w", e.id, err)
 	}
-	defer e.checking.Release(1)
+	// A claim that cannot be made, on a full disk, would have saved work, no more.
+	defer checking.Release()
 	if !full && s.trusted(e, seen) {
 		return nil // checked by another while we waited
 	}
@@ -69,10 +77,25 @@ func (s *Store) check(ctx context.Context, e *entry, full bool) error {
 	return s.found(e, seen, nil)
 }
 
+// checking is the claim of who reads a whole snapshot: others wait for the result.
+func (s *Store) checking(id string) string { return filepath.Join(s.dir, claimPrefix+id) }
+
+// trusted says whether the parts are as they were when somebody, perhaps in another
+// process, found their digests right.
 func (s *Store) trusted(e *entry, seen stamps) bool {
 	s.mu.Lock()
+	problem, noted := e.problem, e.stamps
+	s.mu.Unlock()
+	if problem != nil || noted.equal(seen) {
+		return problem == nil
+	}
+	if noted = readStamps(e.dir); !noted.equal(seen) {
+		return false
+	}
+	s.mu.Lock()
 	defer s.mu.Unlock()
-	return e.problem == nil && e.stamps.equal(seen)
+	e.stamps = noted
+	return e.problem == nil
 }
 
 // found notes the result of a check and returns its error.
@@ -108,17 +131,19 @@ func checkPart(ctx context.Context, path string, want Part) error {
 
 // Restored tells how a restore of a snapshot went. After a failure the next use
 // checks every digest first; one that is intact but fails three times in a row
-// is not used again until Verify is asked to look at it.
+// is not used again, by this process, until Verify is asked to look at it.
 func (s *Store) Restored(id string, failed error) {
-	s.mu.Lock()
-	e := s.snaps[id]
-	if e == nil {
-		s.mu.Unlock()
-		return
+	e, err := s.get(id)
+	if err != nil {
+		return // removed
 	}
+	if failed != nil { // before the next use reads it back
+		os.Remove(filepath.Join(e.dir, stampName))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if failed == nil {
 		e.failures = 0
-		s.mu.Unlock()
 		return
 	}
 	e.failures++
@@ -126,8 +151,6 @@ func (s *Store) Restored(id string, failed error) {
 	if e.failures >= maxFailures {
 		e.problem = fmt.Errorf("snapshot %s: %d restores in a row failed, the last with: %w", id, e.failures, failed)
 	}
-	s.mu.Unlock()
-	os.Remove(filepath.Join(e.dir, stampName))
 }
 
 const maxFailures = 3
@@ -159,16 +182,11 @@ func (s *Store) Dir(id string) (string, error) {
 // with those whose manifest cannot be read, when function is "". Those that
 // differ from what want returns for their function are not usable, and say why;
 // want may be nil.
-func (s *Store) List(function string, want func(function string) (Want, bool)) []api.Snapshot {
-	s.mu.Lock()
-	var list []*entry
-	for _, e := range s.snaps {
-		if function == "" || e.manifest.Function == function {
-			list = append(list, e)
-		}
+func (s *Store) List(function string, want func(function string) (Want, bool)) ([]api.Snapshot, error) {
+	list, err := s.of(function)
+	if err != nil {
+		return nil, err
 	}
-	s.mu.Unlock()
-	slices.SortFunc(list, newestFirst)
 	out := make([]api.Snapshot, 0, len(list))
 	for _, e := range list {
 		s.mu.Lock()
@@ -183,16 +201,17 @@ func (s *Store) List(function string, want func(function string) (Want, bool)) [
 		}
 		out = append(out, e.describe(problem))
 	}
-	return out
+	return out, nil
 }
 
-// IDs lists the snapshots of a function, newest first, without touching the disk.
-func (s *Store) IDs(function string) []string {
+// IDs lists the snapshots of a function, newest first.
+func (s *Store) IDs(function string) ([]string, error) {
+	list, err := s.of(function)
 	var ids []string
-	for _, e := range s.of(function) {
+	for _, e := range list {
 		ids = append(ids, e.id)
 	}
-	return ids
+	return ids, err
 }
 
 func (e *entry) describe(problem error) api.Snapshot {

@@ -16,6 +16,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/atomicfile"
+	"github.com/skep-dev/skep/internal/filelock"
 	"github.com/skep-dev/skep/vmm"
 )
 
@@ -226,6 +229,20 @@ func open(t *testing.T, dir string) *Store {
 	return s
 }
 
+func idsOf(t *testing.T, s *Store) []string {
+	t.Helper()
+	ids, err := s.IDs("hello")
+	must(t, err)
+	return ids
+}
+
+func listOf(t *testing.T, s *Store, function string) []api.Snapshot {
+	t.Helper()
+	list, err := s.List(function, nil)
+	must(t, err)
+	return list
+}
+
 func TestPublishAndUse(t *testing.T) {
 	s := open(t, t.TempDir())
 	id, memory := publish(t, s, nil)
@@ -254,7 +271,7 @@ func TestPublishAndUse(t *testing.T) {
 	if p := snap.Manifest.Parts[PartMemory]; p.Digest != hex.EncodeToString(sum[:]) || p.Size != int64(len(memory)) {
 		t.Errorf("part %+v", p)
 	}
-	if list := s.List("hello", nil); len(list) != 1 || list[0].ID != id || list[0].DiskBytes <= 0 || list[0].VMM != "qemu 7.2.22 tcg" {
+	if list := listOf(t, s, "hello"); len(list) != 1 || list[0].ID != id || list[0].DiskBytes <= 0 || list[0].VMM != "qemu 7.2.22 tcg" {
 		t.Errorf("list %+v", list)
 	}
 }
@@ -279,9 +296,16 @@ func TestSurvivesReopenAndStagingDoesNot(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = open(t, dir)
-	if _, err := os.Stat(g.Dir); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(g.Dir); err != nil {
+		t.Errorf("what another process stages was removed: %v", err)
+	}
+	dead := filepath.Join(dir, atomicfile.TempPrefix+"dead")
+	must(t, os.Mkdir(dead, 0o700))
+	s = open(t, dir)
+	if _, err := os.Stat(dead); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("staged snapshot after a crash: %v", err)
 	}
+	listOf(t, s, "")
 	if _, err := os.Stat(half); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a recording that a crash cut off: %v", err)
 	}
@@ -356,7 +380,7 @@ func TestCorruptionIsFound(t *testing.T) {
 				if _, err := s.Manifest(id); err == nil || !strings.Contains(err.Error(), tc.want) {
 					t.Errorf("manifest: %v", err)
 				}
-				if list := s.List("", nil); len(list) != 1 || list[0].Usable {
+				if list := listOf(t, s, ""); len(list) != 1 || list[0].Usable {
 					t.Errorf("list %+v", list)
 				}
 				must(t, s.Remove(id))
@@ -371,7 +395,7 @@ func TestCorruptionIsFound(t *testing.T) {
 			if err := s.Verify(t.Context(), id); err == nil {
 				t.Error("verify finds nothing")
 			}
-			if list := s.List("hello", nil); list[0].Usable || list[0].Problem == "" {
+			if list := listOf(t, s, "hello"); list[0].Usable || list[0].Problem == "" {
 				t.Errorf("list %+v", list)
 			}
 		})
@@ -468,8 +492,8 @@ func TestRemoveWaitsForUsers(t *testing.T) {
 	}
 }
 
-// A crash while an instance still runs from a snapshot that was removed: it does
-// not come back, and its files go.
+// A snapshot that was removed while an instance runs from it does not come back
+// after a crash, and its files go; not those of one that another process uses.
 func TestRemovedInUseStaysRemovedOverACrash(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
@@ -478,20 +502,67 @@ func TestRemovedInUseStaysRemovedOverACrash(t *testing.T) {
 	used, err := s.Acquire(t.Context(), id, wanted(example()))
 	must(t, err)
 	must(t, s.Remove(id))
-	if _, err := os.Stat(used.MemoryPath()); err != nil {
-		t.Errorf("gone while in use: %v", err)
+	for range 2 {
+		if _, err := os.Stat(used.MemoryPath()); err != nil {
+			t.Errorf("gone while in use: %v", err)
+		}
+		s = open(t, dir) // as another process
+		if _, err := s.Acquire(t.Context(), id, wanted(example())); !errors.Is(err, ErrNotFound) {
+			t.Errorf("a removed snapshot is given out: %v", err)
+		}
+		if err := s.Remove(id); !errors.Is(err, ErrNotFound) {
+			t.Errorf("a removed snapshot is removed again: %v", err)
+		}
+		if ids := idsOf(t, s); len(ids) != 1 || ids[0] != kept {
+			t.Errorf("there are %v, want only %s", ids, kept)
+		}
 	}
-	s = open(t, dir) // as after kill -9: nobody has released anything
-	if _, err := s.Acquire(t.Context(), id, wanted(example())); !errors.Is(err, ErrNotFound) {
-		t.Errorf("a removed snapshot is given out after a crash: %v", err)
-	}
-	if ids := s.IDs("hello"); len(ids) != 1 || ids[0] != kept {
-		t.Errorf("there are %v, want only %s", ids, kept)
-	}
+	must(t, used.hold.Release()) // kill -9: the kernel lets go, and nobody looks after the files
+	open(t, dir)
 	if left, _ := os.ReadDir(dir); len(left) != 1 || left[0].Name() != kept {
 		t.Errorf("left: %v", left)
 	}
-	used.Release() // an instance of the first store, which does not live on in truth
+}
+
+// What one process publishes, removes or finds right, the others know at once.
+func TestTwoProcesses(t *testing.T) {
+	dir := t.TempDir()
+	a, b := open(t, dir), open(t, dir)
+	id, _ := publish(t, a, nil)
+	snap, reasons := b.Newest(t.Context(), wanted(example()))
+	if snap == nil || snap.Manifest.ID != id {
+		t.Fatalf("what another process published is not found: %v", reasons)
+	}
+	seen, err := b.get(id)
+	must(t, err)
+	must(t, a.Remove(id))
+	w := wanted(example())
+	if _, err := b.use(t.Context(), seen, &w); !errors.Is(err, ErrNotFound) {
+		t.Errorf("found before it was removed, used after: %v", err)
+	}
+	if list := listOf(t, b, ""); len(list) != 0 {
+		t.Errorf("removed by another process, and there is %v", list)
+	}
+	if _, err := os.Stat(snap.MemoryPath()); err != nil {
+		t.Errorf("removed by another process, and gone while in use: %v", err)
+	}
+	snap.Release()
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("left by its last user: %v", left)
+	}
+	id, _ = publish(t, b, nil)
+	must(t, os.Chtimes(filepath.Join(dir, id, PartMemory), time.Now(), time.Now()))
+	must(t, a.Verify(t.Context(), id)) // and notes what it looks like now
+	claim, err := filelock.Claim(t.Context(), b.checking(id))
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // so that a check would fail
+	if snap, err = b.Acquire(ctx, id, wanted(example())); err != nil {
+		t.Errorf("what another process has found right is checked again: %v", err)
+	} else {
+		snap.Release()
+	}
+	must(t, claim.Release())
 }
 
 // What cannot be noted on disk is not removed, and can be removed again.
@@ -516,14 +587,16 @@ func TestRemoveThatFailsChangesNothing(t *testing.T) {
 	}
 }
 
-// A directory that somebody else has deleted can be removed.
+// A directory that somebody else has deleted is no snapshot any more.
 func TestRemoveOfWhatIsGone(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	id, _ := publish(t, s, nil)
 	must(t, os.RemoveAll(filepath.Join(dir, id)))
-	must(t, s.Remove(id))
-	if ids := s.IDs("hello"); len(ids) != 0 {
+	if err := s.Remove(id); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+	if ids := idsOf(t, s); len(ids) != 0 {
 		t.Errorf("still listed: %v", ids)
 	}
 }
@@ -532,16 +605,15 @@ func TestRemoveOfWhatIsGone(t *testing.T) {
 func TestWaitingForACheckEnds(t *testing.T) {
 	s := open(t, t.TempDir())
 	id, _ := publish(t, s, nil)
-	s.Restored(id, errors.New("x")) // so that digests are checked
-	e, err := s.get(id)
+	s.Restored(id, errors.New("x"))                           // so that digests are checked
+	check, err := filelock.Claim(t.Context(), s.checking(id)) // under way, in whatever process
 	must(t, err)
-	must(t, e.checking.Acquire(t.Context(), 1)) // a check under way
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := s.Acquire(ctx, id, wanted(example())); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v, want that it was cancelled", err)
 	}
-	e.checking.Release(1)
+	must(t, check.Release())
 	snap, err := s.Acquire(t.Context(), id, wanted(example()))
 	if err != nil {
 		t.Fatal(err)

@@ -14,17 +14,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/atomicfile"
 )
 
 // Staging is a snapshot in the making: a directory that a crash leaves to the
-// next Open to remove.
+// next Open to remove, in whatever process.
 type Staging struct {
 	ID       string // that the snapshot will have
 	Function string
 	Dir      string
 
-	store *Store
-	once  sync.Once // Publish or Abort, whichever comes first
+	store  *Store
+	staged *atomicfile.Staged
+	once   sync.Once // Publish or Abort, whichever comes first
 }
 
 // Stage makes a place for a new snapshot of the function. The caller puts the
@@ -38,11 +40,11 @@ func (s *Store) Stage(function string) (*Staging, error) {
 	if !ValidID(id) {
 		return nil, fmt.Errorf("staging a snapshot: function name %q cannot be part of a snapshot's id", function)
 	}
-	dir := filepath.Join(s.dir, stagingPrefix+id)
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	staged, err := atomicfile.Stage(s.dir, id)
+	if err != nil {
 		return nil, fmt.Errorf("staging a snapshot of %s: %w", function, err)
 	}
-	return &Staging{ID: id, Function: function, Dir: dir, store: s}, nil
+	return &Staging{ID: id, Function: function, Dir: staged.Dir, store: s, staged: staged}, nil
 }
 
 // State and Memory are the paths of the two parts.
@@ -51,7 +53,7 @@ func (g *Staging) Memory() string { return filepath.Join(g.Dir, PartMemory) }
 
 // Abort removes what was staged. After Publish it does nothing.
 func (g *Staging) Abort() {
-	g.once.Do(func() { os.RemoveAll(g.Dir) })
+	g.once.Do(func() { _ = g.staged.Close() })
 }
 
 // Publish makes the staged parts a snapshot: zero pages of memory become holes,
@@ -63,8 +65,8 @@ func (g *Staging) Publish(ctx context.Context, m Manifest) (api.Snapshot, error)
 	err := fmt.Errorf("publishing snapshot %s: it is published or aborted already", g.ID)
 	g.once.Do(func() {
 		out, err = g.publish(ctx, m)
+		_ = g.staged.Close()
 		if err != nil {
-			os.RemoveAll(g.Dir)
 			err = fmt.Errorf("publishing snapshot %s: %w", g.ID, explainFull(err))
 		}
 	})
@@ -89,7 +91,7 @@ func (g *Staging) publish(ctx context.Context, m Manifest) (api.Snapshot, error)
 	if err != nil {
 		return api.Snapshot{}, err
 	}
-	if err := writeSynced(filepath.Join(g.Dir, manifestName), b); err != nil {
+	if err := os.WriteFile(filepath.Join(g.Dir, manifestName), b, 0o600); err != nil {
 		return api.Snapshot{}, err
 	}
 	if err := os.Mkdir(filepath.Join(g.Dir, traceName), 0o700); err != nil {
@@ -102,13 +104,17 @@ func (g *Staging) publish(ctx context.Context, m Manifest) (api.Snapshot, error)
 	if err := writeStamps(g.Dir, seen); err != nil {
 		return api.Snapshot{}, err
 	}
-	if err := syncDir(g.Dir); err != nil {
-		return api.Snapshot{}, err
-	}
 	if err := ctx.Err(); err != nil {
 		return api.Snapshot{}, err
 	}
-	return g.store.publish(g.Dir, m, seen)
+	e := &entry{id: m.ID, dir: filepath.Join(g.store.dir, m.ID), manifest: m, stamps: seen}
+	if err := g.staged.Publish(e.dir); err != nil {
+		if isDir(e.dir) {
+			err = errors.Join(err, g.store.Remove(m.ID)) // it may be gone after a crash
+		}
+		return api.Snapshot{}, err
+	}
+	return e.describe(nil), nil
 }
 
 // seal makes a part the daemon's own and read-only, makes its zeros holes,
@@ -136,33 +142,6 @@ func (g *Staging) seal(ctx context.Context, name string) (Part, error) {
 		return Part{}, fmt.Errorf("syncing %s: %w", path, err)
 	}
 	return Part{Size: size, Digest: digest}, nil
-}
-
-func writeSynced(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return err
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("syncing %s: %w", dir, err)
-	}
-	return nil
 }
 
 // explainFull says what to do about a full disk.

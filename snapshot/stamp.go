@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/atomicfile"
 )
 
 // stamp identifies a file's content without reading it: any write to the file
@@ -79,11 +81,7 @@ func writeStamps(dir string, s stamps) error {
 	if err != nil {
 		return err
 	}
-	tmp := filepath.Join(dir, "."+stampName)
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, filepath.Join(dir, stampName))
+	return atomicfile.WriteUnsynced(filepath.Join(dir, stampName), b, 0o600)
 }
 
 // diskBytes is what the files of a snapshot occupy.

@@ -3,26 +3,23 @@ package snapshot
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 
-	"golang.org/x/sync/semaphore"
-
-	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/internal/atomicfile"
+	"github.com/skep-dev/skep/internal/filelock"
 )
 
 const (
-	stagingPrefix = ".staging-"
-	trashPrefix   = ".trash-"
+	claimPrefix = ".lock-"
 	// removedName is in the directory of a snapshot that was removed while it was
-	// in use: whoever opens the store next deletes it.
+	// in use: its last user deletes it, or else whoever opens the store next.
 	removedName = "removed"
 )
 
@@ -30,37 +27,35 @@ const (
 var ErrNotFound = errors.New("no such snapshot")
 
 // Store is a directory of published snapshots. Its methods may be called from
-// many goroutines; one process at a time may have it open.
+// many goroutines, and any number of processes may have it open: which snapshots
+// there are is looked up in the directory each time. Whoever fills, uses or deletes
+// one of its directories does it by the rules of package filelock.
 type Store struct {
 	dir string
 
-	mu    sync.Mutex // guards snaps and the entries' state
-	snaps map[string]*entry
+	mu    sync.Mutex // guards known and the entries' state
+	known map[string]*entry
 }
 
-// entry is one snapshot directory. Its manifest does not change.
+// entry is what this process knows of one snapshot. Its manifest does not change.
 type entry struct {
 	id       string
 	dir      string
 	manifest Manifest // zero when it cannot be read: problem says why
 
-	checking *semaphore.Weighted // of one: held over a full check, so that it is done once
-
-	refs     int
-	removed  bool   // delete when the last user has let go
 	problem  error  // why it is not usable, found by a check
 	stamps   stamps // of the parts when their digests were last right
 	failures int    // restores that failed since one last went well
 }
 
 // Snapshot is a published, verified snapshot in use: it stays on disk until
-// Release, whatever Remove does.
+// Release, or the process ends, whatever Remove does in whatever process.
 type Snapshot struct {
 	Manifest Manifest
 	Dir      string
 
 	store *Store
-	entry *entry
+	hold  *filelock.Lock
 	once  sync.Once
 }
 
@@ -75,45 +70,37 @@ func (s *Snapshot) MemorySize() int64 { return s.Manifest.Parts[PartMemory].Size
 
 // Release lets go of the snapshot. It is idempotent.
 func (s *Snapshot) Release() {
-	s.once.Do(func() { s.store.release(s.entry) })
+	s.once.Do(func() { s.store.release(s.Dir, s.hold) })
 }
 
 // Open opens the store in dir, making it if it is not there. Of what it finds
-// it deletes only what a crash left half-made or half-removed.
+// it deletes only what dead processes left half made or half removed.
 func Open(dir string) (*Store, error) {
-	s := &Store{dir: dir, snaps: map[string]*entry{}}
+	s := &Store{dir: dir, known: map[string]*entry{}}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("opening the snapshot store: %w", err)
 	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
+	if err := s.clean(); err != nil {
 		return nil, fmt.Errorf("opening the snapshot store: %w", err)
-	}
-	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
-		switch {
-		case strings.HasPrefix(e.Name(), stagingPrefix), strings.HasPrefix(e.Name(), trashPrefix):
-			if err := os.RemoveAll(path); err != nil {
-				return nil, fmt.Errorf("opening the snapshot store: removing what a crash left: %w", err)
-			}
-		case !e.IsDir() || !ValidID(e.Name()):
-		case wasRemoved(path):
-			if err := s.delete(path); err != nil {
-				return nil, fmt.Errorf("opening the snapshot store: %w", err)
-			}
-		default:
-			s.snaps[e.Name()] = load(e.Name(), path)
-		}
 	}
 	return s, nil
 }
 
-func newEntry(id, dir string) *entry {
-	return &entry{id: id, dir: dir, checking: semaphore.NewWeighted(1)}
+func (s *Store) clean() error {
+	if err := errors.Join(atomicfile.Clean(s.dir), filelock.Sweep(s.dir, claimPrefix)); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(s.dir)
+	for _, e := range entries {
+		if dir := filepath.Join(s.dir, e.Name()); ValidID(e.Name()) && wasRemoved(dir) {
+			err = errors.Join(err, s.deleteUnused(dir))
+		}
+	}
+	return err
 }
 
 func load(id, dir string) *entry {
-	e := newEntry(id, dir)
+	e := &entry{id: id, dir: dir}
 	m, err := readManifest(filepath.Join(dir, manifestName))
 	switch {
 	case err != nil:
@@ -124,28 +111,57 @@ func load(id, dir string) *entry {
 		e.manifest = m
 	}
 	e.stamps = readStamps(dir)
-	// A recording that a crash cut off; what cannot be removed does no harm.
-	_ = atomicfile.Clean(filepath.Join(dir, traceName))
+	// What crashes cut off; what cannot be removed does no harm.
+	_ = errors.Join(atomicfile.Clean(dir), atomicfile.Clean(filepath.Join(dir, traceName)))
 	return e
 }
 
-// publish is the last step of a staged snapshot. Nobody knows of it before it is
-// on disk, and nobody waits for the disk meanwhile.
-func (s *Store) publish(staged string, m Manifest, seen stamps) (api.Snapshot, error) {
-	e := newEntry(m.ID, filepath.Join(s.dir, m.ID))
-	e.manifest, e.stamps = m, seen
-	if err := os.Rename(staged, e.dir); err != nil {
-		return api.Snapshot{}, err
+// list returns what is known of the snapshots that there are, in no order, but
+// only of those whose ids begin with prefix.
+func (s *Store) list(prefix string) ([]*entry, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("looking for snapshots: %w", err)
 	}
-	if err := syncDir(s.dir); err != nil {
-		os.RemoveAll(e.dir)
-		return api.Snapshot{}, err
+	there := map[string]bool{}
+	var list []*entry
+	for _, d := range entries {
+		if strings.HasPrefix(d.Name(), prefix) && d.IsDir() && ValidID(d.Name()) && !wasRemoved(filepath.Join(s.dir, d.Name())) {
+			if e := s.entry(d.Name()); e.manifest.Format != 0 || isDir(e.dir) { // else deleted just now
+				there[e.id] = true
+				list = append(list, e)
+			}
+		}
 	}
-	out := e.describe(nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.snaps[m.ID] = e
-	return out, nil
+	for id := range s.known {
+		if strings.HasPrefix(id, prefix) && !there[id] {
+			delete(s.known, id)
+		}
+	}
+	return list, nil
+}
+
+// entry returns what is known of a snapshot. Its manifest is read only once.
+func (s *Store) entry(id string) *entry {
+	s.mu.Lock()
+	e := s.known[id]
+	s.mu.Unlock()
+	if e != nil {
+		return e
+	}
+	e = load(id, filepath.Join(s.dir, id))
+	if e.manifest.Format == 0 && !errors.Is(e.problem, ErrManifest) {
+		return e // it may be readable the next time
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if other := s.known[id]; other != nil {
+		return other
+	}
+	s.known[id] = e
+	return e
 }
 
 // Newest returns the function's newest snapshot that matches and is intact, in
@@ -153,13 +169,19 @@ func (s *Store) publish(staged string, m Manifest, seen stamps) (api.Snapshot, e
 // passed over; with no snapshot usable it returns nil. A check of every digest
 // is made only when the files are not as they were at the last one.
 func (s *Store) Newest(ctx context.Context, w Want) (*Snapshot, []error) {
+	list, err := s.of(w.Function)
+	if err != nil {
+		return nil, []error{err}
+	}
 	var reasons []error
-	for _, e := range s.of(w.Function) {
+	for _, e := range list {
 		snap, err := s.use(ctx, e, &w)
 		if err == nil {
 			return snap, reasons
 		}
-		reasons = append(reasons, err)
+		if !errors.Is(err, ErrNotFound) { // removed just now
+			reasons = append(reasons, err)
+		}
 	}
 	return nil, reasons
 }
@@ -175,50 +197,78 @@ func (s *Store) Acquire(ctx context.Context, id string, w Want) (*Snapshot, erro
 
 func (s *Store) use(ctx context.Context, e *entry, w *Want) (*Snapshot, error) {
 	s.mu.Lock()
-	if e.removed {
-		s.mu.Unlock()
-		return nil, fmt.Errorf("snapshot %s: %w", e.id, ErrNotFound)
-	}
-	e.refs++
-	problem := e.problem
+	err := e.problem
 	s.mu.Unlock()
-	snap := &Snapshot{Manifest: e.manifest, Dir: e.dir, store: s, entry: e}
-	err := problem
 	if err == nil {
 		err = e.manifest.Match(*w)
 	}
-	if err == nil {
-		err = s.check(ctx, e, false)
-	}
 	if err != nil {
-		snap.Release()
 		return nil, err
 	}
-	return snap, nil
+	hold, err := s.hold(e)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.check(ctx, e, false); err != nil {
+		s.release(e.dir, hold)
+		return nil, err
+	}
+	return &Snapshot{Manifest: e.manifest, Dir: e.dir, store: s, hold: hold}, nil
+}
+
+// hold keeps a snapshot from being deleted, unless it was removed.
+func (s *Store) hold(e *entry) (*filelock.Lock, error) {
+	hold, err := filelock.Hold(e.dir)
+	if err == nil && wasRemoved(e.dir) {
+		s.release(e.dir, hold)
+		err = fs.ErrNotExist
+	}
+	// Only what was removed is ever owned.
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, filelock.ErrHeld) {
+		return nil, fmt.Errorf("snapshot %s: %w", e.id, ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("using snapshot %s: %w", e.id, err)
+	}
+	return hold, nil
+}
+
+// release lets go of a snapshot, and deletes it if it was removed meanwhile. It is
+// looked up after letting go: who removes it marks it before seeing whether it is
+// in use.
+func (s *Store) release(dir string, hold *filelock.Lock) {
+	_ = hold.Release()
+	if wasRemoved(dir) {
+		// Nobody is left to tell; what cannot be deleted now, the next Open deletes.
+		_ = s.deleteUnused(dir)
+	}
 }
 
 func (s *Store) get(id string) (*entry, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := s.snaps[id]
-	if e == nil {
-		return nil, fmt.Errorf("snapshot %q: %w", id, ErrNotFound)
+	if dir := filepath.Join(s.dir, id); ValidID(id) && isDir(dir) && !wasRemoved(dir) {
+		return s.entry(id), nil
 	}
-	return e, nil
+	return nil, fmt.Errorf("snapshot %q: %w", id, ErrNotFound)
 }
 
-// of returns the entries of a function, newest first.
-func (s *Store) of(function string) []*entry {
-	s.mu.Lock()
-	var list []*entry
-	for _, e := range s.snaps {
-		if e.manifest.Function == function {
-			list = append(list, e)
-		}
+func isDir(path string) bool {
+	st, err := os.Lstat(path)
+	return err == nil && st.IsDir()
+}
+
+// of returns the entries of a function, newest first; of all for "". Ids begin with
+// the name of the function, so that no more manifests are read than need be.
+func (s *Store) of(function string) ([]*entry, error) {
+	prefix := ""
+	if function != "" {
+		prefix = function + "-"
 	}
-	s.mu.Unlock()
+	list, err := s.list(prefix)
+	if function != "" {
+		list = slices.DeleteFunc(list, func(e *entry) bool { return e.manifest.Function != function })
+	}
 	slices.SortFunc(list, newestFirst)
-	return list
+	return list, err
 }
 
 func newestFirst(a, b *entry) int {
@@ -229,83 +279,66 @@ func newestFirst(a, b *entry) int {
 }
 
 // Remove takes a snapshot out of the store, for good when it returns, also over
-// a crash; its files go when the last instance that runs from it has ended.
+// a crash; its files go when the last instance that runs from it has ended, in
+// whatever process.
 func (s *Store) Remove(id string) error {
-	e, err := s.get(id)
-	if err != nil {
+	if _, err := s.get(id); err != nil {
 		return fmt.Errorf("removing snapshot %q: %w", id, ErrNotFound)
 	}
 	// Open files and mappings would live on, but a start in progress still needs
 	// the paths: the files wait for the last user, and the disk remembers.
-	if err := markRemoved(e.dir); err != nil {
+	dir := filepath.Join(s.dir, id)
+	if err := markRemoved(dir); err != nil {
 		return fmt.Errorf("removing snapshot %s: %w", id, err)
 	}
-	s.mu.Lock()
-	if e.removed {
-		s.mu.Unlock()
-		return nil // by another, at the same time
-	}
-	delete(s.snaps, id)
-	e.removed = true
-	last := e.refs == 0
-	s.mu.Unlock()
-	if last {
-		return s.delete(e.dir)
-	}
-	return nil
+	return s.deleteUnused(dir)
 }
 
-// markRemoved makes known to every later Open that a snapshot is not to be used.
-// It takes no block of the disk, which may be full. A directory that is gone, by
+// markRemoved makes known to whoever looks that a snapshot is not to be used. It
+// takes no block of the disk, which may be full. A directory that is gone, by
 // somebody else's hand, needs no mark.
 func markRemoved(dir string) error {
 	path := filepath.Join(dir, removedName)
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
-	if errors.Is(err, os.ErrNotExist) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	mine := err == nil
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil
+	case errors.Is(err, fs.ErrExist) && wasRemoved(dir):
+		err = nil // by another, at the same time
+	case err == nil:
+		err = errors.Join(f.Sync(), f.Close())
 	}
-	if err != nil {
-		return err
-	}
-	err = errors.Join(f.Sync(), f.Close())
 	if err == nil {
-		err = syncDir(dir)
+		err = atomicfile.SyncDir(dir)
 	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		os.Remove(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if mine {
+			os.Remove(path)
+		}
 		return err
 	}
 	return nil
 }
 
 func wasRemoved(dir string) bool {
-	_, err := os.Lstat(filepath.Join(dir, removedName))
-	return err == nil
+	st, err := os.Lstat(filepath.Join(dir, removedName))
+	return err == nil && st.Mode().IsRegular()
 }
 
-func (s *Store) release(e *entry) {
-	s.mu.Lock()
-	e.refs--
-	last := e.removed && e.refs == 0
-	s.mu.Unlock()
-	if last {
-		// Nobody is left to tell; what cannot be deleted now, the next Open deletes.
-		_ = s.delete(e.dir)
-	}
-}
-
-// delete deletes the directory of a snapshot, whole as soon as it is begun.
-func (s *Store) delete(dir string) error {
-	trash := filepath.Join(s.dir, trashPrefix+filepath.Base(dir)+"-"+rand.Text()[:8])
-	err := os.Rename(dir, trash)
-	if errors.Is(err, os.ErrNotExist) {
+// deleteUnused deletes the directory of a snapshot that was removed, unless
+// somebody uses it: they will. It is gone as a whole as soon as that is begun.
+func (s *Store) deleteUnused(dir string) error {
+	own, err := filelock.Own(dir)
+	switch {
+	case errors.Is(err, filelock.ErrHeld), errors.Is(err, fs.ErrNotExist):
 		return nil
+	case err == nil:
+		err = atomicfile.Remove(dir)
+		_ = own.Release()
 	}
 	if err != nil {
-		return fmt.Errorf("removing snapshot %s: %w", filepath.Base(dir), err)
-	}
-	if err := errors.Join(syncDir(s.dir), os.RemoveAll(trash)); err != nil {
-		return fmt.Errorf("removing snapshot %s: %w", filepath.Base(dir), err)
+		return fmt.Errorf("deleting snapshot %s: %w", filepath.Base(dir), err)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@
 package atomicfile
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -187,6 +188,16 @@ func syncPath(path string) error {
 		return err
 	}
 	return errors.Join(f.Sync(), f.Close())
+}
+
+// Remove removes a directory, of which others see all or nothing. When it fails
+// half way, or with a crash, Clean does the rest.
+func Remove(dir string) error {
+	trash := filepath.Join(filepath.Dir(dir), TempPrefix+filepath.Base(dir)+"-"+rand.Text()[:8])
+	if err := os.Rename(dir, trash); err != nil {
+		return err
+	}
+	return errors.Join(SyncDir(filepath.Dir(dir)), os.RemoveAll(trash))
 }
 
 // Clean removes what writers that died have left in dir. What others are writing
