@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"errors"
 	"net"
 	"slices"
 	"sync"
@@ -138,5 +139,45 @@ func TestClockOfASlowGuest(t *testing.T) {
 		}
 		s.Close()
 		<-g.done
+	})
+}
+
+// TestClockIsLeftForASnapshot: a guest that is being readied for one is told no
+// time, also when its last answer was slow and it would be told again.
+func TestClockIsLeftForASnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, end := net.Pipe()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			WriteFrame(end, KindHello, Hello{Version: "7"}.Encode())
+			for preparing := false; ; {
+				k, p, err := ReadFrame(end, FromHost, nil)
+				switch {
+				case err != nil:
+					end.Close()
+					return
+				case k == KindTime && preparing:
+					t.Error("it is told the time while it is readied for a snapshot")
+				case k == KindTime:
+					told := slices.Clone(p)
+					time.AfterFunc(50*time.Millisecond, func() { WriteFrame(end, KindClock, told) })
+				case k == KindPrepare:
+					preparing = true
+					time.AfterFunc(time.Second, func() { WriteFrame(end, KindDone, nil) })
+				default:
+					WriteFrame(end, KindDone, nil)
+				}
+			}
+		}()
+		s, err := Connect(t.Context(), host, func(string, []byte) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(s.Clone(t.Context(), Clone{}), s.Prepare(t.Context())); err != nil {
+			t.Error(err)
+		}
+		s.Close()
+		<-done
 	})
 }
