@@ -3,9 +3,7 @@ package node
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -88,25 +86,6 @@ func (n *Node) sweepImages(ctx context.Context, store imageCollector) error {
 		}
 		total -= i.bytes
 		n.log.Info("removed an image", "image", i.digest, "bytes", i.bytes, "reason", why)
-	}
-	return nil
-}
-
-// useImages keeps other processes from removing what functions and snapshots need.
-func (n *Node) useImages(ctx context.Context) error {
-	store, ok := n.images.(imageCollector)
-	if !ok {
-		return nil
-	}
-	functions, snapshots, err := n.imageUsers(ctx)
-	if err != nil {
-		return err
-	}
-	maps.Copy(functions, snapshots)
-	for digest := range functions {
-		if err := store.Use(digest); err != nil && !errors.Is(err, image.ErrNotFound) { // which a start will tell of
-			return err
-		}
 	}
 	return nil
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -88,7 +90,13 @@ type usedImages struct {
 	last map[string]time.Time
 }
 
-func (s *usedImages) Use(digest string) error { s.last[digest] = time.Now(); return nil }
+func (s *usedImages) Use(digest string) error {
+	if !slices.Contains(s.digests, digest) {
+		return errors.New("no digest")
+	}
+	s.last[digest] = time.Now()
+	return nil
+}
 
 func (s *usedImages) Usage(digest string) (time.Time, int64, error) {
 	return s.last[digest], 100, nil
@@ -189,7 +197,9 @@ func TestImagesAreUsedFromTheStart(t *testing.T) {
 	n, err := Open(t.Context(), cfg, deps)
 	must(t, err)
 	deploy(t, n, hello(func(f *api.Function) { f.Image = "one" }))
+	damaged := filepath.Join(w.dir, "snapshots", snapshotIDs(t, n)[0], "manifest.json")
 	must(t, n.Close(t.Context()))
+	must(t, os.WriteFile(damaged, nil, 0o600)) // it says of no image
 	clear(store.last)
 	n, err = Open(t.Context(), cfg, deps)
 	must(t, err)

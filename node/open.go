@@ -121,8 +121,10 @@ func (n *Node) load(ctx context.Context) error {
 		p.current.Store(d)
 		n.pools[d.fn.Name] = p
 	}
-	if err := n.useImages(ctx); err != nil {
-		return err
+	if store, ok := n.images.(imageCollector); ok { // those that are not idle are in use from now on
+		if _, _, err := n.idleImages(ctx, store); err != nil {
+			return err
+		}
 	}
 	return n.logs.removeOthers(n.pools)
 }
