@@ -16,8 +16,10 @@ var devices = []struct {
 	{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0},
 }
 
+type deviceLink struct{ name, target string }
+
 // deviceLinks are the links beside them.
-var deviceLinks = []struct{ name, target string }{
+var deviceLinks = []deviceLink{
 	{"fd", "/proc/self/fd"}, {"stdin", "/proc/self/fd/0"}, {"stdout", "/proc/self/fd/1"}, {"stderr", "/proc/self/fd/2"},
 	{"ptmx", "pts/ptmx"},
 }
@@ -38,7 +40,11 @@ func makeDevices() error {
 			return err
 		}
 	}
-	for _, l := range deviceLinks {
+	links := deviceLinks
+	if _, err := os.Stat("/proc/kcore"); err == nil { // some kernels have none
+		links = append(links[:len(links):len(links)], deviceLink{"core", "/proc/kcore"})
+	}
+	for _, l := range links {
 		if err := unix.Symlinkat(l.target, fd, l.name); err != nil {
 			return fmt.Errorf("making %s: %w", l.name, err)
 		}
