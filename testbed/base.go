@@ -15,7 +15,7 @@ import (
 // basePackages are in the host besides Debian's essential ones: what skep and
 // its tests call, QEMU as the second VMM, and what helps to look into a failure.
 var basePackages = []string{
-	"ca-certificates", "e2fsprogs", "iproute2", "kmod", "mount", "nftables", "procps", "qemu-system-x86", "strace",
+	"ca-certificates", "e2fsprogs", "iproute2", "kmod", "mount", "nftables", "procps", "qemu-system-x86", "runc", "strace",
 }
 
 // baseVersion is part of the base's key: raise it when the way of making it changes.

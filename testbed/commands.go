@@ -126,7 +126,7 @@ const noFirecracker = "no firecracker on the PATH or in SKEP_FIRECRACKER; an off
 
 // environment is what tests and programs find in the host.
 func environment(firecracker bool) []string {
-	require := "root,uffd,tap,netns,nft,qemu,kernel,mkfs,kvm,cgroup"
+	require := "root,uffd,tap,netns,nft,qemu,kernel,mkfs,kvm,cgroup,runc"
 	// Generous also where the host is not emulated: limits only end what hangs.
 	env := []string{"SKEP_TEST_KERNELS=" + kernelsIn, "SKEP_TEST_BINARIES=" + programsIn, "SKEP_TEST_SCALE=4"}
 	if firecracker {

@@ -24,12 +24,14 @@ import (
 	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/vmm"
-	"github.com/skep-dev/skep/vmm/qemu"
 )
 
 // limit is for how long one test may wait for a guest that software emulates on
 // a busy machine.
 const limit = 90 * time.Second
+
+// uid is an unprivileged user that nothing else runs as.
+const uid = 61938
 
 // port of the probe.
 const port = 8080
@@ -54,9 +56,9 @@ type place struct {
 	Children                    []string
 }
 
-func newLab(t testing.TB) *lab {
+func newLab(t testing.TB, v vmm.VMM) *lab {
 	t.Helper()
-	testenv.Need(t, "root", "tap", "qemu", "kernel")
+	testenv.Need(t, "root", "tap", "kernel")
 	k := testenv.Kernel(t)
 	dir := t.TempDir()
 	init, err := initramfs.Build(dir, testenv.Program(t, "cmd/skep-agent"), k)
@@ -75,7 +77,7 @@ func newLab(t testing.TB) *lab {
 			t.Errorf("closing the slots: %v", err)
 		}
 	})
-	return &lab{vmm: qemu.New(qemu.Options{}), slots: slots, shape: vmm.Config{
+	return &lab{vmm: v, slots: slots, shape: vmm.Config{
 		VCPUs: 1, MemoryMiB: 160, Kernel: k.Path, Initramfs: init.Path, Cmdline: kernel.Cmdline(), RootDisk: disk(t, dir),
 	}}
 }
@@ -150,7 +152,7 @@ func (l *lab) host(t testing.TB) (*machine, vmm.Host) {
 	l.ids++
 	m := &machine{t: t, slot: slot, pool: l.slots, dir: t.TempDir()}
 	t.Cleanup(m.end)
-	return m, vmm.Host{ID: fmt.Sprintf("agent-test-%d", l.ids), Dir: m.dir, NetNS: slot.NetNS, Tap: slot.Tap, MAC: guest.MAC}
+	return m, vmm.Host{ID: fmt.Sprintf("agent-test-%d", l.ids), Dir: m.dir, NetNS: slot.NetNS, Tap: slot.Tap, MAC: guest.MAC, UID: uid, GID: uid}
 }
 
 // end ends the machine. It is idempotent.
@@ -181,7 +183,7 @@ func (m *machine) console() string {
 // boot boots a machine and greets its agent.
 func (l *lab) boot(t testing.TB) *machine {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	ctx, cancel := context.WithTimeout(t.Context(), testenv.Limit(t, limit))
 	defer cancel()
 	m, h := l.host(t)
 	m.memory = filepath.Join(m.dir, "memory")
@@ -244,7 +246,7 @@ func entropy() []byte {
 // start starts the probe and waits until it is ready.
 func (m *machine) start(s guest.Start) {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(m.t.Context(), limit)
+	ctx, cancel := context.WithTimeout(m.t.Context(), testenv.Limit(m.t, limit))
 	defer cancel()
 	if err := m.session.Start(ctx, s); err != nil {
 		m.t.Fatal(err)
@@ -257,7 +259,7 @@ func (m *machine) start(s guest.Start) {
 // snapshot ends the machine and returns its snapshot.
 func (m *machine) snapshot() (state, memory string) {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(m.t.Context(), limit)
+	ctx, cancel := context.WithTimeout(m.t.Context(), testenv.Limit(m.t, limit))
 	defer cancel()
 	if err := m.session.Prepare(ctx); err != nil {
 		m.t.Fatal(err)
@@ -278,7 +280,7 @@ func (m *machine) snapshot() (state, memory string) {
 // restore starts a clone, which has not been told so yet.
 func (l *lab) restore(t testing.TB, state string, mem vmm.Memory) *machine {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	ctx, cancel := context.WithTimeout(t.Context(), testenv.Limit(t, limit))
 	defer cancel()
 	m, h := l.host(t)
 	var err error
@@ -293,7 +295,7 @@ func (l *lab) restore(t testing.TB, state string, mem vmm.Memory) *machine {
 }
 
 func (m *machine) clone(c guest.Clone) error {
-	ctx, cancel := context.WithTimeout(m.t.Context(), limit)
+	ctx, cancel := context.WithTimeout(m.t.Context(), testenv.Limit(m.t, limit))
 	defer cancel()
 	c.UnixNano, c.Entropy = time.Now().UnixNano(), entropy()
 	return m.session.Clone(ctx, c)
@@ -302,7 +304,7 @@ func (m *machine) clone(c guest.Clone) error {
 // get asks the probe.
 func (m *machine) get(path string) (int, string) {
 	m.t.Helper()
-	client := http.Client{Timeout: limit, Transport: &http.Transport{
+	client := http.Client{Timeout: testenv.Limit(m.t, limit), Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return m.slot.Dial(ctx, port) },
 	}}
@@ -333,7 +335,7 @@ func (m *machine) place() (p place) {
 // until waits for something that takes a moment.
 func (m *machine) until(what string, ok func() bool) {
 	m.t.Helper()
-	for end := time.Now().Add(limit); !ok(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(testenv.Limit(m.t, limit)); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			m.t.Fatalf("waited in vain until %s", what)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -12,13 +13,28 @@ import (
 
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/guest/agent"
+	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/vmm"
+	"github.com/skep-dev/skep/vmm/firecracker"
+	"github.com/skep-dev/skep/vmm/qemu"
 )
 
 // These tests boot real machines. They are one test, so that they share what
 // takes long to make.
 func TestMachines(t *testing.T) {
-	l := newLab(t)
+	testenv.Need(t, "qemu")
+	testMachines(t, qemu.New(qemu.Options{}))
+}
+
+// TestMachinesOnFirecracker is the same on the other VMM, whose guests have other
+// devices, another clock and a generation id.
+func TestMachinesOnFirecracker(t *testing.T) {
+	testenv.Need(t, "firecracker", "kvm")
+	testMachines(t, firecracker.New(firecracker.Options{Binary: os.Getenv("SKEP_FIRECRACKER")}))
+}
+
+func testMachines(t *testing.T, v vmm.VMM) {
+	l := newLab(t, v)
 	t.Run("Place", func(t *testing.T) { testPlace(t, l) })
 	t.Run("Surroundings", func(t *testing.T) { testSurroundings(t, l) })
 	t.Run("Frozen", func(t *testing.T) { testFrozen(t, l) })
@@ -62,7 +78,7 @@ func testPlace(t *testing.T, l *lab) {
 	if strings.TrimSpace(p.Cgroup) != "0::/" || strings.TrimSpace(p.OOMScore) != "500" {
 		t.Errorf("cgroup %q, oom_score_adj %q", p.Cgroup, p.OOMScore)
 	}
-	if off := time.Since(p.Time); off < -time.Second || off > limit {
+	if off := time.Since(p.Time); off < -time.Second || off > testenv.Limit(t, limit) {
 		t.Errorf("its clock is off by %v", off)
 	}
 	m.get("/orphans")
@@ -92,7 +108,7 @@ func testClones(t *testing.T, l *lab) {
 			t.Fatal(err)
 		}
 		p := c.place()
-		if off := time.Since(p.Time); off < -100*time.Millisecond || off > limit {
+		if off := time.Since(p.Time); off < -100*time.Millisecond || off > testenv.Limit(t, limit) {
 			t.Errorf("the clone's clock is off by %v", off)
 		}
 		want := map[string]string{"/etc/hosts": "127.0.0.1\tlocalhost\n172.31.254.2\t" + id + "\n", "/etc/hostname": id + "\n",
@@ -123,7 +139,7 @@ func testClones(t *testing.T, l *lab) {
 }
 
 func testExit(t *testing.T, l *lab) {
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	ctx, cancel := context.WithTimeout(t.Context(), testenv.Limit(t, limit))
 	defer cancel()
 	m := l.boot(t)
 	for _, s := range []guest.Start{order("x", "/nothing"), order("x")} {
@@ -159,12 +175,12 @@ func testStop(t *testing.T, l *lab) {
 		grace time.Duration
 		want  string
 	}{
-		{[]string{"/probe"}, limit, "exit status 3"},
+		{[]string{"/probe"}, testenv.Limit(t, limit), "exit status 3"},
 		{[]string{"/probe", "stubborn"}, 100 * time.Millisecond, "killed by SIGKILL"},
 	} {
 		m := l.boot(t)
 		m.start(order("x", c.argv...))
-		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		ctx, cancel := context.WithTimeout(t.Context(), testenv.Limit(t, limit))
 		err := m.session.Stop(ctx, c.grace)
 		cancel()
 		var exit *guest.ExitError
@@ -188,7 +204,7 @@ func testHostile(t *testing.T, l *lab) {
 	m.get("/hog")
 	select {
 	case <-m.session.Exited():
-	case <-time.After(limit):
+	case <-time.After(testenv.Limit(t, limit)):
 		t.Fatal("a function that takes all memory goes on")
 	}
 	var exit *guest.ExitError

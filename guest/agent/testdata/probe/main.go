@@ -72,6 +72,7 @@ func main() {
 	}
 	go func() { <-terminated; fmt.Println("probe: terminated"); os.Exit(3) }()
 	http.HandleFunc("/place", place)
+	http.HandleFunc("/time", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(time.Now()) })
 	http.HandleFunc("/surroundings", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(surroundings()) })
 	http.HandleFunc("/draws", func(w http.ResponseWriter, _ *http.Request) {
 		once.Do(func() { go draw() }) // not before: others are to have the memory and the processor to themselves
