@@ -52,7 +52,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 func TestKilledDuringRedeploy(t *testing.T) {
 	d := start(t)
 	image := d.imageDir("kept")
-	deploy := api.Function{Name: "kept", Image: image, Env: map[string]string{"GENERATION": "0"}}
+	deploy := api.Function{Name: "kept", Image: image, ReadyTimeout: d.ready(), Env: map[string]string{"GENERATION": "0"}}
 	if _, err := d.client.Deploy(d.ctx(2*time.Minute), deploy, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestKilledDuringRedeploy(t *testing.T) {
 	for i, stage := range []string{"boot", "snapshot", "done"} {
 		t.Run("during-"+stage, func(t *testing.T) {
 			next := i + 1
-			f := api.Function{Name: "kept", Image: image, Env: map[string]string{"GENERATION": fmt.Sprint(next)}}
+			f := api.Function{Name: "kept", Image: image, ReadyTimeout: d.ready(), Env: map[string]string{"GENERATION": fmt.Sprint(next)}}
 			told, err := d.killDuring(f, stage, 0)
 			if !told {
 				t.Errorf("the deploy ended before it came to this: %v", err)
@@ -114,7 +114,7 @@ func TestKilledAfterSnapshotRemoval(t *testing.T) {
 // killDuringDeploy deploys and kills the daemon some time after the deploy has
 // told of a stage. A deploy that ended before is as good: it must then be there.
 func (d *daemon) killDuringDeploy(name, stage string, delay time.Duration) {
-	if _, err := d.killDuring(api.Function{Name: name, Image: d.imageDir(name)}, stage, delay); err == nil {
+	if _, err := d.killDuring(api.Function{Name: name, Image: d.imageDir(name), ReadyTimeout: d.ready()}, stage, delay); err == nil {
 		d.acknowledged = append(d.acknowledged, name)
 	}
 }

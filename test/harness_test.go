@@ -201,11 +201,14 @@ func (d *daemon) mustCLI(args ...string) string {
 	return out
 }
 
-// hello deploys the built-in hello function under a name.
+// hello deploys the built-in hello function under a name. It has the time to get
+// ready that a slow machine needs.
 func (d *daemon) hello(name string, flags ...string) {
 	d.t.Helper()
-	d.mustCLI(append([]string{"deploy", "functions/hello", "--name", name}, flags...)...)
+	d.mustCLI(append([]string{"deploy", "functions/hello", "--name", name, "--ready-timeout", d.ready().String()}, flags...)...)
 }
+
+func (d *daemon) ready() api.Duration { return api.Duration(testenv.Limit(d.t, time.Minute)) }
 
 // answer is a response whose body was read to its end.
 type answer struct {

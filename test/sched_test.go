@@ -106,7 +106,7 @@ func TestDeployedMeansThatItAnswers(t *testing.T) {
 		{"ends", "HELLO_EXIT_AFTER_MS=300", "exit"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := d.cli("deploy", "functions/hello", "--name", c.name, "--env", c.env)
+			_, err := d.cli("deploy", "functions/hello", "--name", c.name, "--env", c.env, "--ready-timeout", d.ready().String())
 			if err == nil {
 				d.mustGet(c.name, "/")
 				return
