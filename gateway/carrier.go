@@ -6,7 +6,9 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/http/httpguts"
@@ -41,10 +43,14 @@ func (carrier) RoundTrip(req *http.Request) (*http.Response, error) {
 		if err == nil {
 			return resp, nil
 		}
+		again := errors.Is(err, node.ErrConnect) && try < maxTries && req.Context().Err() == nil
+		if !again {
+			x.awaitReason(err)
+		}
 		if gone := lease.Err(); gone != nil {
 			err = fmt.Errorf("%w (%w)", gone, err)
 		}
-		if !errors.Is(err, node.ErrConnect) || try == maxTries || req.Context().Err() != nil {
+		if !again {
 			return nil, err
 		}
 		x.limits.again()
@@ -57,6 +63,27 @@ func (carrier) RoundTrip(req *http.Request) (*http.Response, error) {
 		x.lease = nil
 	}
 }
+
+// reasonTime is for how long an answer that broke off waits for its reason.
+const reasonTime = 2 * time.Second
+
+// awaitReason waits, after a connection of the instance's has ended with err, for
+// a moment until the instance is known to be gone and why: that its server or its
+// machine has ended comes another way, often later.
+func (x *exchange) awaitReason(err error) {
+	if !slices.ContainsFunc(connectionEnds, func(end error) bool { return errors.Is(err, end) }) {
+		return
+	}
+	select {
+	case <-x.lease.Gone():
+	case <-x.gone.Done(): // nobody wants to know
+	case <-time.After(reasonTime):
+	}
+}
+
+// connectionEnds are the errors of a connection whose other end closed it, or is
+// not there.
+var connectionEnds = []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, node.ErrConnect}
 
 // carry sends a request over the lease's transport and measures.
 func (x *exchange) carry(req *http.Request) (*http.Response, error) {

@@ -111,7 +111,7 @@ func (x *exchange) judge(err error) (int, api.Failure, error) {
 		return statusClientGone, api.FailureClient, errors.New("the client went away, or closed its side of the connection, before the answer")
 	case x.lease == nil:
 		return http.StatusBadGateway, api.FailurePlatform, err
-	case errors.Is(err, io.EOF):
+	case errors.Is(err, io.EOF) && x.lease.Err() == nil:
 		err = errNoAnswer
 	}
 	return http.StatusBadGateway, x.instanceFailure(), err

@@ -172,7 +172,9 @@ func (x *exchange) brokenOff() (api.Failure, string) {
 		return "", "" // one of the two closed it
 	case x.lease == nil || x.answerErr == nil && x.tunnel == nil:
 		return api.FailurePlatform, "the gateway did not bring the answer to its end"
-	case x.lease.Err() != nil:
+	}
+	x.awaitReason(x.answerErr)
+	if x.lease.Err() != nil {
 		return x.instanceFailure(), "the answer broke off: " + x.lease.Err().Error()
 	}
 	return x.instanceFailure(), "the answer broke off: " + x.answerErr.Error()

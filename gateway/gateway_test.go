@@ -29,6 +29,8 @@ type fakeNode struct {
 	lend    func(try int) (string, error) // address of the server
 	options node.AcquireOptions
 	ending  chan struct{} // of the instances
+	gone    chan struct{} // the same; as long as it is open their end may be on its way
+	goneErr error
 	unready error
 
 	mu   sync.Mutex // guards below
@@ -38,7 +40,8 @@ type fakeNode struct {
 }
 
 func newFake(t *testing.T, addr string) *fakeNode {
-	f := &fakeNode{fn: api.Function{Name: "fn", Image: "x"}.WithDefaults(), lend: func(int) (string, error) { return addr, nil }, open: map[*fakeLease]bool{}}
+	f := &fakeNode{fn: api.Function{Name: "fn", Image: "x"}.WithDefaults(), lend: func(int) (string, error) { return addr, nil }, open: map[*fakeLease]bool{}, gone: make(chan struct{})}
+	close(f.gone) // all is known at once, which is nothing
 	t.Cleanup(func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -111,11 +114,19 @@ type fakeLease struct {
 	ending chan struct{}
 }
 
-func (*fakeLease) Instance() string      { return "i-1" }
-func (*fakeLease) Start() api.StartKind  { return api.StartRestore }
-func (*fakeLease) Phases() api.Phases    { return api.Phases{Spawn: time.Millisecond} }
-func (*fakeLease) Gone() <-chan struct{} { return nil }
-func (*fakeLease) Err() error            { return nil }
+func (*fakeLease) Instance() string     { return "i-1" }
+func (*fakeLease) Start() api.StartKind { return api.StartRestore }
+func (*fakeLease) Phases() api.Phases   { return api.Phases{Spawn: time.Millisecond} }
+
+func (l *fakeLease) Gone() <-chan struct{} { return l.f.gone }
+func (l *fakeLease) Err() error {
+	select {
+	case <-l.f.gone:
+		return l.f.goneErr
+	default:
+		return nil
+	}
+}
 
 func (l *fakeLease) Ending() <-chan struct{} { return l.ending }
 func (l *fakeLease) Transport(h2 bool) http.RoundTripper {

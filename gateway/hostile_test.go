@@ -124,7 +124,7 @@ func TestJudgedAlikeWhenTheClientHasGone(t *testing.T) {
 		for ctx, want := range map[context.Context]int{context.Background(): c.here, gone: c.gone} {
 			x := &exchange{gone: ctx, asked: c.asked, connected: c.connected}
 			if c.lent {
-				x.lease = &fakeLease{}
+				x.lease = &fakeLease{f: &fakeNode{}}
 			}
 			if got, _, _ := x.judge(c.err); got != want {
 				t.Errorf("%s, client gone: %v: status %d, want %d", name, ctx.Err() != nil, got, want)
@@ -391,6 +391,48 @@ func TestFunctionBreaksOff(t *testing.T) {
 			if r := f.records(t, 1)[0]; r.Failure != api.FailureFunction || !strings.Contains(r.Error, "broke off") {
 				t.Errorf("record %+v", r)
 			}
+		}
+	}
+}
+
+// Why a connection ended may be known a moment after it has: client and record are
+// told, and the one is blamed whose doing it was.
+func TestReasonThatComesLater(t *testing.T) {
+	for _, c := range []struct {
+		answer string // before the connection ends
+		reason error
+		want   api.Failure
+	}{
+		{"", fmt.Errorf("%w: exit status 7", node.ErrExited), api.FailureFunction},
+		{"", errors.New("its VMM ended: signal: killed"), api.FailurePlatform},
+		{"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc", errors.New("its VMM ended: signal: killed"), api.FailurePlatform},
+	} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		f := newFake(t, l.Addr().String())
+		f.gone, f.goneErr = make(chan struct{}), c.reason
+		go func() {
+			if conn, err := l.Accept(); err == nil {
+				http.ReadRequest(bufio.NewReader(conn))
+				io.WriteString(conn, c.answer)
+				conn.Close()
+				time.AfterFunc(20*time.Millisecond, func() { close(f.gone) })
+			}
+		}()
+		resp, err := http.Get(before(t, f, Options{}) + "/function/fn/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if c.answer == "" && (resp.StatusCode != http.StatusBadGateway || !strings.Contains(string(b), c.reason.Error())) {
+			t.Errorf("%d %s, want 502 and %q", resp.StatusCode, b, c.reason)
+		}
+		if r := f.records(t, 1)[0]; r.Failure != c.want || !strings.Contains(r.Error, c.reason.Error()) {
+			t.Errorf("record %+v, want %q and the failure %q", r, c.reason, c.want)
 		}
 	}
 }

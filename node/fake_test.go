@@ -270,6 +270,15 @@ func (m *fakeMachine) Kill() error {
 	return nil
 }
 func (m *fakeMachine) PID() int { return 4242 }
+
+// endLater has the function's server end when the world says.
+func (m *fakeMachine) endLater() {
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
+	if m.w.endsAfter > 0 {
+		time.AfterFunc(m.w.endsAfter, func() { close(m.exited) })
+	}
+}
 func (m *fakeMachine) Timings() vmm.Timings {
 	return vmm.Timings{Spawn: 50 * time.Millisecond, Load: 15 * time.Millisecond}
 }
@@ -318,7 +327,13 @@ func (w *world) dial(ctx context.Context, s *network.Slot, port int) (net.Conn, 
 	w.mu.Lock()
 	refuse := w.refuse
 	w.mu.Unlock()
-	if refuse != nil && refuse(m) {
+	ended := false
+	select {
+	case <-m.exited:
+		ended = true
+	default:
+	}
+	if ended || refuse != nil && refuse(m) {
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 	}
 	go serveOn(b, m)
@@ -336,7 +351,13 @@ func (c *agentConn) Close() error { return errors.Join(c.Conn.Close(), c.other.C
 // serveOn takes one request at a time, as its machine's only thread.
 func serveOn(c net.Conn, m *fakeMachine) {
 	defer c.Close()
-	go func() { <-m.done; c.Close() }()
+	go func() {
+		select {
+		case <-m.done:
+		case <-m.exited:
+		}
+		c.Close()
+	}()
 	r := bufio.NewReader(c)
 	for {
 		req, err := http.ReadRequest(r)
@@ -391,16 +412,15 @@ func (a *fakeAgent) Ready(ctx context.Context) error {
 	if err := pass(ctx, a.w.bootTime); err != nil {
 		return err
 	}
+	a.m.endLater()
 	a.w.mu.Lock()
 	defer a.w.mu.Unlock()
-	if a.w.endsAfter > 0 {
-		time.AfterFunc(a.w.endsAfter, func() { close(a.m.exited) })
-	}
 	return a.w.readyErr
 }
 
 func (a *fakeAgent) Clone(context.Context, guest.Clone) error {
 	a.w.called("clone")
+	a.m.endLater()
 	return a.w.cloneErr
 }
 func (a *fakeAgent) Prepare(context.Context) error { return nil }

@@ -178,6 +178,13 @@ func (w *logWriter) write(stream, invocation string, line []byte) {
 	w.log.write(b)
 }
 
+// tell adds a line of skep's own, in brackets as those of the guest's session.
+func (s *logStore) tell(function, instance, invocation, text string) {
+	w := s.writer(function, instance)
+	defer w.close()
+	w.write("stderr", invocation, fmt.Appendf(nil, "[%s]", text))
+}
+
 func (w *logWriter) close() { w.once.Do(func() { w.log.store.put(w.log) }) }
 
 // Logs writes what is kept of a function's log, as far as the query selects it,

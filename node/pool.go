@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -315,6 +316,9 @@ func (p *pool) failWaiters(err error) {
 // live watches an instance that is ready until it ends.
 func (p *pool) live(inst *instance) {
 	cause := inst.vm.Wait(inst.ctx)
+	if errors.Is(cause, errNoAnswer) {
+		cause = inst.awaitReason(cause)
+	}
 	p.mu.Lock()
 	p.dropFree(inst)
 	if inst.state != api.InstanceDraining {
@@ -336,9 +340,23 @@ func (p *pool) live(inst *instance) {
 			p.n.snaps.Restored(inst.snapshot, cause)
 		}
 		p.n.log.Warn("instance died", "function", p.name, "instance", inst.id, "error", cause)
+		// A server that just ends has said nothing of it.
+		p.n.logs.tell(p.name, inst.id, inst.serving(), fmt.Sprintf("the instance ended: %v", cause))
 	}
 	inst.release()
 	p.stopped(inst)
+}
+
+// reasonTime is for how long an instance whose server gave no answer is kept for
+// the reason.
+const reasonTime = 2 * time.Second
+
+// awaitReason returns why the instance's server gave no answer, if that becomes
+// known in a moment; else the symptom.
+func (i *instance) awaitReason(symptom error) error {
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(i.ctx), reasonTime, symptom)
+	defer cancel()
+	return i.vm.Wait(ctx)
 }
 
 func (p *pool) isOwnReason(err error) bool {

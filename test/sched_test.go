@@ -2,6 +2,7 @@ package test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/gateway"
 	"github.com/skep-dev/skep/internal/testenv"
 )
 
@@ -118,5 +120,44 @@ func TestDeployedMeansThatItAnswers(t *testing.T) {
 				t.Errorf("afterwards: %+v, want 404", a)
 			}
 		})
+	}
+}
+
+// TestServerThatEndsLater has a server end after it was deployed: the client whose
+// request it takes along is told, and so is the function's log; each request
+// starts an instance and no more, and the snapshot stays.
+func TestServerThatEndsLater(t *testing.T) {
+	d := start(t)
+	d.hello("ends", "--max-instances", "1")
+	snaps, err := d.client.Snapshots(d.ctx(5*time.Second), "ends")
+	if err != nil || len(snaps) != 1 {
+		t.Fatalf("%v, %+v", err, snaps)
+	}
+	const requests = 2
+	// Of its connection or of its process, whichever is known first on this machine.
+	const how = "the function's server ended"
+	for range requests {
+		a := d.get("ends", "/exit?code=7")
+		var p gateway.Problem
+		if err := json.Unmarshal([]byte(a.body), &p); a.status != 502 || err != nil || !strings.Contains(p.Error, how) {
+			t.Errorf("a request to a server that ends: %+v, %v; want 502 and %q", a, err, how)
+		}
+	}
+	d.gone("ends")
+	started := map[string]bool{}
+	for _, r := range d.records("ends", requests) {
+		if r.Start != api.StartRestore || r.Failure != api.FailureFunction {
+			t.Errorf("record %+v, want a restore and that the function failed", r)
+		}
+		started[r.Instance] = true
+	}
+	if len(started) != requests {
+		t.Errorf("%d instances for %d requests", len(started), requests)
+	}
+	if log := d.mustCLI("logs", "ends"); strings.Count(log, "[the instance ended: ") != requests {
+		t.Errorf("its log, which lacks how its instances ended:\n%s", log)
+	}
+	if after, err := d.client.Snapshots(d.ctx(5*time.Second), "ends"); err != nil || len(after) != 1 || after[0].ID != snaps[0].ID || !after[0].Usable {
+		t.Errorf("snapshots %+v, %v; want the one that the deployment made", after, err)
 	}
 }
