@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 )
 
 // Kind is the first byte of a frame.
@@ -26,6 +27,27 @@ const (
 	KindDropped Kind = 11 // agent: Dropped, output that the host was too slow for
 	KindTime    Kind = 12 // host: its clock, which the agent's is not to be behind
 	KindClock   Kind = 13 // agent: its clock, the answer to each KindTime
+)
+
+// Frames on connections to ExecPort; KindStdout and KindStderr are used there,
+// too.
+const (
+	KindExec     Kind = 20 // host: Process, first on its connection
+	KindAttach   Kind = 21 // host: the ID of a process, first on its connection
+	KindStdin    Kind = 22 // host: bytes for the process, no more than it has room for
+	KindEOF      Kind = 23 // host: the end of stdin, or of what is copied in
+	KindResize   Kind = 24 // host: the terminal's size
+	KindSignal   Kind = 25 // host: a signal for the process or for all it has started
+	KindDetach   Kind = 26 // host: leave the process running
+	KindCopyIn   Kind = 27 // host: the directory to copy to, first on its connection
+	KindCopyOut  Kind = 28 // host: the path to copy, first on its connection
+	KindData     Kind = 29 // both: bytes of a tar stream
+	KindStarted  Kind = 30 // agent: the process's pid
+	KindTaken    Kind = 31 // agent: for how many bytes of stdin there is room again
+	KindEnded    Kind = 32 // agent: ProcessExit, when all output is out
+	KindRefused  Kind = 33 // agent: RefusedError
+	KindDetached Kind = 34 // agent: the process runs on without this connection; why, if the host did not ask
+	KindCopied   Kind = 35 // agent: the copy is complete
 )
 
 // MaxOutput bounds the payload of a frame of output, in bytes.
@@ -69,6 +91,47 @@ func FromAgent(k Kind) int {
 		return 0
 	case KindClock:
 		return timeLen
+	}
+	return -1
+}
+
+// FromExecHost returns how long the payload of a frame of the host on a
+// connection to ExecPort may be; -1 for a kind that it does not send there.
+func FromExecHost(k Kind) int {
+	switch k {
+	case KindExec:
+		return MaxStart
+	case KindAttach:
+		return maxID
+	case KindCopyIn, KindCopyOut:
+		return MaxPath
+	case KindStdin, KindData:
+		return MaxOutput
+	case KindResize:
+		return resizeLen
+	case KindSignal:
+		return signalLen
+	case KindEOF, KindDetach:
+		return 0
+	}
+	return -1
+}
+
+// FromExecAgent is the same for the agent, whose frames are hostile input.
+func FromExecAgent(k Kind) int {
+	switch k {
+	case KindStdout, KindStderr, KindData:
+		return MaxOutput
+	case KindStarted:
+		return startedLen
+	case KindTaken:
+		return takenLen
+	case KindEnded:
+		return endedLen
+	case KindRefused, KindDetached:
+		return maxText
+	case KindCopied:
+		return 0
 	}
 	return -1
 }
@@ -122,10 +185,25 @@ func DecodeTime(p []byte) (unixNano int64, err error) {
 // Encode returns the payload of a KindClone frame.
 func (c Clone) Encode() []byte {
 	b := binary.LittleEndian.AppendUint64(make([]byte, 0, 256), uint64(c.UnixNano))
-	for _, f := range [][]byte{[]byte(c.Instance), c.Entropy, []byte(c.Hook)} {
+	fields := [][]byte{[]byte(c.Instance), c.Entropy, []byte(c.Hook)}
+	if c.Names != (Names{}) {
+		fields = append(fields, []byte(c.Hostname), []byte(c.Hosts), []byte(c.Resolv))
+	}
+	for _, f := range fields {
 		b = append(binary.LittleEndian.AppendUint16(b, uint16(len(f))), f...)
 	}
 	return b
+}
+
+// validate says whether Encode can hold it.
+func (c Clone) validate() error {
+	for name, n := range map[string]int{"instance": len(c.Instance), "entropy": len(c.Entropy), "hook": len(c.Hook),
+		"hostname": len(c.Hostname), "hosts": len(c.Hosts), "resolv": len(c.Resolv)} {
+		if n > math.MaxUint16 {
+			return fmt.Errorf("the clone's %s has %d bytes: at most %d are allowed", name, n, math.MaxUint16)
+		}
+	}
+	return nil
 }
 
 // DecodeClone reads what Encode returns.
@@ -135,8 +213,11 @@ func DecodeClone(p []byte) (Clone, error) {
 	}
 	c := Clone{UnixNano: int64(binary.LittleEndian.Uint64(p))}
 	p = p[8:]
-	var fields [3][]byte
+	var fields [6][]byte
 	for i := range fields {
+		if i == 3 && len(p) == 0 {
+			break // it has no names of its own
+		}
 		if len(p) < 2 || len(p)-2 < int(binary.LittleEndian.Uint16(p)) {
 			return Clone{}, errors.New("clone message ends early")
 		}
@@ -147,6 +228,7 @@ func DecodeClone(p []byte) (Clone, error) {
 		return Clone{}, errors.New("clone message has bytes after its end")
 	}
 	c.Instance, c.Entropy, c.Hook = string(fields[0]), append([]byte(nil), fields[1]...), string(fields[2])
+	c.Names = Names{Hostname: string(fields[3]), Hosts: string(fields[4]), Resolv: string(fields[5])}
 	return c, nil
 }
 
@@ -171,15 +253,27 @@ const headLen = 5
 // WriteFrame writes one frame with one call of Write. One that its reader would
 // refuse is not written.
 func WriteFrame(w io.Writer, k Kind, payload []byte) error {
-	if most := max(FromHost(k), FromAgent(k)); len(payload) > most {
+	if most := longest(k); len(payload) > most {
 		return fmt.Errorf("a frame of kind %d with %d bytes: at most %d are allowed", k, len(payload), most)
 	}
-	b := make([]byte, headLen, headLen+len(payload))
-	binary.LittleEndian.PutUint32(b, uint32(len(payload)))
+	b := make([]byte, headLen+len(payload))
+	copy(b[headLen:], payload)
+	return WriteFilled(w, k, b)
+}
+
+// HeadLen is for how many bytes WriteFilled needs room before the payload.
+const HeadLen = headLen
+
+// WriteFilled writes a frame whose payload stands in b after HeadLen bytes, which
+// it fills: for who reads the payload to there and copies nothing.
+func WriteFilled(w io.Writer, k Kind, b []byte) error {
+	binary.LittleEndian.PutUint32(b, uint32(len(b)-headLen))
 	b[4] = byte(k)
-	_, err := w.Write(append(b, payload...))
+	_, err := w.Write(b)
 	return err
 }
+
+func longest(k Kind) int { return max(FromHost(k), FromAgent(k), FromExecHost(k), FromExecAgent(k)) }
 
 // WriteJSON writes a frame whose payload is v as JSON.
 func WriteJSON(w io.Writer, k Kind, v any) error {

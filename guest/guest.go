@@ -18,9 +18,10 @@
 //
 //	kind        from   payload                                       at most
 //	1  hello    agent  1 byte: 1 started, 2 ready; the rest: version 101 bytes
-//	2  start    host   Start as JSON                                 1 MiB
+//	2  start    host   Start as JSON                                 2 MiB
 //	3  clone    host   8 bytes UnixNano; 2 bytes length and so many  64 KiB
-//	                   bytes, three times: Instance, Entropy, Hook
+//	                   bytes, three times: Instance, Entropy, Hook;
+//	                   three times more if there are Names
 //	4  prepare  host   none                                          0
 //	5  stop     host   Stop as JSON                                  4 KiB
 //	6  done     agent  text of an error; none when it worked         4 KiB
@@ -31,6 +32,36 @@
 //	11 dropped  agent  Dropped as JSON                               4 KiB
 //	12 time     host   8 bytes UnixNano                              8
 //	13 clock    agent  the same                                      8
+//
+// Each further process in the guest, and each copy of files, has a connection of
+// its own to ExecPort, which is not on the way of a restore:
+//
+//	kind        from   payload                                       at most
+//	20 exec     host   Process as JSON                               2 MiB
+//	21 attach   host   the process's ID                              128 bytes
+//	22 stdin    host   bytes                                         32 KiB
+//	23 eof      host   none                                          0
+//	24 resize   host   2 bytes rows, 2 bytes columns                 4
+//	25 signal   host   1 byte number; 1 byte: 1 all it has started   2
+//	26 detach   host   none                                          0
+//	27 copy-in  host   path of a directory                           4 KiB
+//	28 copy-out host   path                                          4 KiB
+//	29 data     both   bytes of a tar stream                         32 KiB
+//	9, 10       agent  stdout, stderr of the process                 32 KiB
+//	30 started  agent  4 bytes pid                                   4
+//	31 taken    agent  4 bytes: so many bytes of stdin               4
+//	32 ended    agent  1 byte status, signal, 1 if out of memory;    11
+//	                   8 bytes UnixNano
+//	33 refused  agent  1 byte Refusal; text                          4 KiB
+//	34 detached agent  text; none when the host asked                4 KiB
+//	35 copied   agent  none                                          0
+//
+// The first frame is exec or attach, answered by started, or copy-in or
+// copy-out; refused answers any of them. Nothing is dropped: the agent reads what a process writes
+// only as fast as the host reads the connection. The host sends no more of stdin
+// than StdinWindow bytes beyond what was taken, so that the agent always reads on
+// and a signal is not stuck behind input that nobody reads. Eof ends stdin, and
+// what is copied in. Ended, detached, refused and copied are the last on their connection.
 //
 // The agent says hello on each connection, and answers each frame of the host
 // with one done, in order; but each time with a clock. Numbers are little-endian. Unknown kinds, fields and
@@ -52,29 +83,57 @@ var (
 const (
 	PrefixLen = 30
 	AgentPort = 10 // accepts connections from Gateway only
+	ExecPort  = 11 // so does this, for further processes and for files
 )
 
-// Start is the host's first message to a booted agent: what to run.
+// Start is the host's first message to a booted agent: what to run. Without an
+// Argv it runs nothing: it makes the root, is ready at once, and what the guest
+// is for comes by Exec.
 type Start struct {
-	Instance    string   `json:"instance"` // becomes the host name
+	Instance    string   `json:"instance"` // becomes the host name, unless Hostname is another
 	Argv        []string `json:"argv"`     // entrypoint and its arguments
 	Env         []string `json:"env"`
 	Dir         string   `json:"dir"`
 	User        string   `json:"user"` // resolved against the root's /etc/passwd by the agent
-	Port        int      `json:"port"`
+	Port        int      `json:"port"` // 0: it serves none
 	ReadyPath   string   `json:"ready_path,omitempty"`
 	DiskMiB     int      `json:"disk_mib"`
 	StopSignal  string   `json:"stop_signal,omitempty"`
 	Nameservers []string `json:"nameservers,omitempty"`
 	UnixNano    int64    `json:"unix_nano"` // the host's clock
 	Entropy     []byte   `json:"entropy"`   // 64 bytes
+
+	Names
+	Tmpfs         []Tmpfs           `json:"tmpfs,omitempty"`
+	ReadOnlyRoot  bool              `json:"read_only_root,omitempty"` // but for what is mounted in it; the host's copies still arrive
+	Sysctls       map[string]string `json:"sysctls,omitempty"`        // "net.core.somaxconn"
+	MaskedPaths   []string          `json:"masked_paths,omitempty"`   // as an OCI runtime hides them; one that is missing is left
+	ReadonlyPaths []string          `json:"readonly_paths,omitempty"`
+}
+
+// Names are what a guest is called and whom it knows, where that is not made from
+// its instance's id.
+type Names struct {
+	Hostname string `json:"hostname,omitempty"`
+	Hosts    string `json:"hosts,omitempty"`  // text of /etc/hosts
+	Resolv   string `json:"resolv,omitempty"` // text of /etc/resolv.conf
+}
+
+// Tmpfs is an empty file system in the guest's memory.
+type Tmpfs struct {
+	Path    string   `json:"path"`              // made where it is missing
+	Bytes   int64    `json:"bytes,omitempty"`   // default: the kernel's, half of the memory
+	Mode    uint32   `json:"mode,omitempty"`    // of its root; default 01777
+	Options []string `json:"options,omitempty"` // as mount(8) has them: "noexec", "size=64k"
 }
 
 // Clone is the host's first message to an agent that was restored from a
-// snapshot: it is a clone now, and this is what makes it another.
+// snapshot: it is a clone now, and this is what makes it another. An agent that
+// was not started before its snapshot is started afterwards.
 type Clone struct {
 	Instance string
 	UnixNano int64
 	Entropy  []byte // 64 bytes
 	Hook     string // HTTP path on the function's server, POSTed before the answer; empty for none
+	Names           // as in Start; all empty: its files stay, with the new instance's id in them
 }

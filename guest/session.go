@@ -118,6 +118,9 @@ func (s *Session) Start(ctx context.Context, v Start) error {
 // taken that in: entropy, time and name are new, its processes run again, and the
 // hook has returned. From then on its clock is kept.
 func (s *Session) Clone(ctx context.Context, c Clone) error {
+	if err := c.validate(); err != nil {
+		return err
+	}
 	if err := s.ask(ctx, KindClone, c.Encode(), answerLimit); err != nil {
 		return err
 	}

@@ -12,6 +12,9 @@ import (
 )
 
 func main() {
+	if agent.IsGate() {
+		agent.Gate()
+	}
 	if len(os.Args) > 1 && os.Args[1] == "--version" {
 		fmt.Println(agent.Version)
 		return

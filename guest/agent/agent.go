@@ -17,12 +17,13 @@ import (
 )
 
 // Version is the agent's. It is in the manifest of every snapshot.
-const Version = "4"
+const Version = "5"
 
 // Agent is the state of PID 1 after the machine has been set up.
 type Agent struct {
 	out   *output
 	fn    *function
+	procs *processes
 	links chan net.Conn
 }
 
@@ -35,15 +36,21 @@ func Run() error {
 	if err != nil {
 		return fmt.Errorf("listening for the host: %w", err)
 	}
+	further, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: guest.Address, Port: guest.ExecPort})
+	if err != nil {
+		return fmt.Errorf("listening for further processes: %w", err)
+	}
 	a := &Agent{out: newOutput(), links: make(chan net.Conn)}
-	a.fn = newFunction(a.out)
+	a.fn = newFunction(a.out, root)
+	a.procs = newProcesses(a.fn)
 	go a.fn.reap()
-	go a.accept(l)
+	go accept(l, func(c *net.TCPConn) { a.links <- c })
+	go accept(further, func(c *net.TCPConn) { go a.procs.serve(c) })
 	return a.serve()
 }
 
 // accept hands on connections from the host, and nobody else's.
-func (a *Agent) accept(l *net.TCPListener) {
+func accept(l *net.TCPListener, to func(*net.TCPConn)) {
 	for {
 		c, err := l.AcceptTCP()
 		if err != nil {
@@ -55,7 +62,7 @@ func (a *Agent) accept(l *net.TCPListener) {
 			c.Close()
 			continue
 		}
-		a.links <- c
+		to(c)
 	}
 }
 
@@ -86,7 +93,11 @@ func (a *Agent) handle(l *link, k guest.Kind, p []byte) error {
 		if err != nil {
 			return err
 		}
-		return a.fn.clone(c)
+		if err := a.fn.clone(c); err != nil {
+			return err
+		}
+		a.procs.thawed()
+		return nil
 	case guest.KindPrepare:
 		return a.prepare(l)
 	case guest.KindStop:
@@ -102,14 +113,20 @@ func (a *Agent) handle(l *link, k guest.Kind, p []byte) error {
 // drainLimit bounds how long a snapshot waits for a host that takes no output.
 const drainLimit = time.Second
 
-// prepare freezes the function and flushes what a snapshot should not hold half
+// prepare ends what the host runs beside the function, freezes that and flushes what a snapshot should not hold half
 // done. The host closes
 // the link when it has the answer. From before the answer on, nothing is sent
 // any more but that: it would be lost, while in the queue it is there for the
 // clones' first link.
 func (a *Agent) prepare(l *link) error {
-	if err := a.fn.rehearse(); err != nil {
-		return errors.Join(err, a.fn.group.thaw())
+	err := a.procs.prepare()
+	if err == nil {
+		err = a.fn.rehearse()
+	}
+	if err != nil {
+		err = errors.Join(err, a.fn.group.thaw())
+		a.procs.thawed()
+		return err
 	}
 	select {
 	case <-a.out.drained():

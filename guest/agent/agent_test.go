@@ -13,8 +13,8 @@ import (
 	"github.com/skep-dev/skep/guest"
 )
 
-// tree makes a root with some files; a value that begins with "->" is a link.
-func tree(t *testing.T, files map[string]string) string {
+// rootOf makes a root with some files; a value that begins with "->" is a link.
+func rootOf(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range files {
@@ -36,7 +36,7 @@ func tree(t *testing.T, files map[string]string) string {
 }
 
 func TestLookUpUser(t *testing.T) {
-	dir := tree(t, map[string]string{
+	dir := rootOf(t, map[string]string{
 		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\n# comment\nbroken:x\nweb:x:33:34::/srv:\n7:x:70:71::/seven:\nhuge:x:4294967295:1::/:\nodd:x:a:1::/:\nshort:x:8:9\n",
 		"etc/group":  "root:x:0:\nweb:x:34:\nmany:x:45:" + strings.Repeat("member,", 20_000) + "web\nmedia:x:44:other,web\nbroken\n",
 	})
@@ -93,7 +93,7 @@ func TestEnvironment(t *testing.T) {
 }
 
 func TestLookPath(t *testing.T) {
-	dir := tree(t, map[string]string{"bin/a": "x", "usr/bin/b": "->/bin/a", "srv/c": "x", "bin/out": "->/../../../../../../bin/sh"})
+	dir := rootOf(t, map[string]string{"bin/a": "x", "usr/bin/b": "->/bin/a", "srv/c": "x", "bin/out": "->/../../../../../../bin/sh"})
 	if err := os.WriteFile(filepath.Join(dir, "bin/plain"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestLookPath(t *testing.T) {
 }
 
 func TestDirInRoot(t *testing.T) {
-	dir := tree(t, map[string]string{"real/file": "x", "link": "->/real", "out": "->/../../../../tmp", "loop": "->loop", "file": "x",
+	dir := rootOf(t, map[string]string{"real/file": "x", "link": "->/real", "out": "->/../../../../tmp", "loop": "->loop", "file": "x",
 		"deep/er/file": "x", "into": "->deep/er", "later": "->/made/later", "beside": "->also/made/", "round": "->no/../round"})
 	for _, c := range []struct{ name, want string }{
 		{"", ""},
@@ -160,7 +160,7 @@ func TestDirInRoot(t *testing.T) {
 }
 
 func TestWorkDir(t *testing.T) {
-	dir := tree(t, map[string]string{"srv/app/file": "x", "link": "->/srv"})
+	dir := rootOf(t, map[string]string{"srv/app/file": "x", "link": "->/srv"})
 	for name, want := range map[string]string{"": "/", "/": "/", "/link/app": "/srv/app", "link/new": "/srv/new", "/a/b/": "/a/b"} {
 		f, path, err := workDir(dir, name)
 		if err != nil || path != want {
@@ -179,7 +179,7 @@ func TestWorkDir(t *testing.T) {
 }
 
 func TestExplain(t *testing.T) {
-	dir := tree(t, map[string]string{"bin/script": "#!/bin/none\n"})
+	dir := rootOf(t, map[string]string{"bin/script": "#!/bin/none\n"})
 	if err := os.WriteFile(filepath.Join(dir, "bin/plain"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -232,8 +232,7 @@ func TestNames(t *testing.T) {
 		}
 		defer f.Close()
 		f.WriteString(c.before)
-		n := &names{files: []*os.File{f}, instance: c.old, buf: make([]byte, maxIdentity)}
-		if err := n.change(c.name); err != nil {
+		if err := replace(f, make([]byte, maxIdentity), c.old, c.name); err != nil {
 			t.Error(err)
 		}
 		if got, _ := os.ReadFile(f.Name()); string(got) != c.after {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +26,7 @@ type cgroup struct {
 	dir     *os.File
 	freezer *os.File // cgroup.freeze
 	events  *os.File // cgroup.events
+	made    int      // groups below it
 }
 
 // makeGroup makes the function's cgroup. A limit that the kernel does not have
@@ -103,4 +106,56 @@ func (g *cgroup) thaw() error {
 		return fmt.Errorf("thawing the function's processes: %w", err)
 	}
 	return nil
+}
+
+// below makes a group for one more process and all that it will start. It has no
+// controllers of its own: what is in it counts as the function's, and is frozen
+// and killed with it.
+func (g *cgroup) below() (*os.File, error) {
+	g.made++
+	path := filepath.Join(g.dir.Name(), fmt.Sprintf("exec-%d", g.made))
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return nil, fmt.Errorf("making a cgroup: %w", err)
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(path))
+	}
+	return dir, nil
+}
+
+// inGroup lists the processes of a group, and of none below it.
+func inGroup(dir *os.File) ([]int, error) {
+	b, err := os.ReadFile(filepath.Join(dir.Name(), "cgroup.procs"))
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, f := range strings.Fields(string(b)) {
+		pid, err := strconv.Atoi(f)
+		if err != nil {
+			return nil, err
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
+}
+
+// killed counts the function's processes that the kernel has ended for want of
+// memory, the guest's or their own.
+func (g *cgroup) killed() int64 {
+	if g == nil {
+		return 0
+	}
+	b, err := os.ReadFile(filepath.Join(g.dir.Name(), "memory.events"))
+	if err != nil {
+		return 0 // a kernel without the controller
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			n, _ := strconv.ParseInt(strings.TrimSpace(v), 10, 64)
+			return n
+		}
+	}
+	return 0
 }

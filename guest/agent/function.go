@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,45 +20,48 @@ import (
 
 // function is the server that the image's entrypoint is.
 type function struct {
-	out *output
+	out   *output
+	root  string
+	files unix.Rlimit // how many files its processes may open
 
-	mu    sync.Mutex // guards all below
-	spec  guest.Start
-	names *names
-	group *cgroup
-	host  string // address at which the server accepts; "" until it does
-	pid   int
-	ready bool
-	exit  string        // how it ended; "" while it runs
-	ended chan struct{} // closed with exit
+	mu       sync.Mutex // guards all below
+	started  bool
+	spec     guest.Start
+	names    *names
+	group    *cgroup
+	children map[int]func(unix.WaitStatus) // of further processes: told when they are reaped, without mu
+	host     string                        // address at which the server accepts; "" until it does
+	pid      int
+	ready    bool
+	exit     string        // how it ended; "" while it runs
+	ended    chan struct{} // closed with exit
 }
 
-func newFunction(out *output) *function {
-	return &function{out: out, ended: make(chan struct{})}
+func newFunction(out *output, root string) *function {
+	return &function{out: out, root: root, files: functionFiles, children: map[int]func(unix.WaitStatus){}, ended: make(chan struct{})}
 }
 
 func (f *function) state() (started, ready bool, exit string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.pid != 0, f.ready, f.exit
+	return f.started, f.ready, f.exit
 }
 
-// start makes the root and runs the entrypoint in it.
+// start makes the root and runs the entrypoint in it, if there is one.
 func (f *function) start(s guest.Start) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.pid != 0 {
+	if f.started {
 		return errors.New("the function was started before")
 	}
-	if len(s.Argv) == 0 {
-		return errors.New("nothing to run: neither the image nor the function has an entrypoint")
-	}
-	if err := renew(s.Instance, s.UnixNano, s.Entropy); err != nil {
+	if err := renew(hostname(s.Instance, s.Names), s.UnixNano, s.Entropy); err != nil {
 		return err
 	}
 	var err error
-	if f.group, err = makeGroup(); err != nil {
-		return err
+	if f.group == nil {
+		if f.group, err = makeGroup(); err != nil {
+			return err
+		}
 	}
 	if err := makeRoot(s); err != nil {
 		return err
@@ -67,11 +69,19 @@ func (f *function) start(s guest.Start) error {
 	if f.names, err = writeEtc(s); err != nil {
 		return err
 	}
-	who, err := lookUpUser(root, s.User)
+	if err := furnish(s); err != nil {
+		return err
+	}
+	if len(s.Argv) == 0 {
+		f.spec, f.started, f.ready = s, true, true
+		f.out.stateChanged()
+		return nil
+	}
+	who, err := lookUpUser(f.root, s.User)
 	if err != nil {
 		return err
 	}
-	dir, path, err := workDir(root, s.Dir)
+	dir, path, err := workDir(f.root, s.Dir)
 	if err != nil {
 		return err
 	}
@@ -83,7 +93,7 @@ func (f *function) start(s guest.Start) error {
 // run forks; f.mu is held.
 func (f *function) run(dir *os.File, who identity) error {
 	env := environment(f.spec, who)
-	path, err := lookPath(root, f.spec.Dir, f.spec.Argv[0], env)
+	path, err := lookPath(f.root, f.spec.Dir, f.spec.Argv[0], env)
 	if err != nil {
 		return err
 	}
@@ -102,52 +112,18 @@ func (f *function) run(dir *os.File, who identity) error {
 		return errors.Join(err, stdout.Close())
 	}
 	defer errW.Close()
-	pid, err := f.fork(path, env, who, dir, []*os.File{null, outW, errW})
+	pid, err := launch{root: f.root, group: f.group.dir, path: path, argv: f.spec.Argv, env: env, who: who, dir: dir,
+		streams: []*os.File{null, outW, errW}, files: f.files}.fork()
 	if err != nil {
-		return errors.Join(explain(root, f.spec.Dir, path, err), stdout.Close(), stderr.Close())
+		return errors.Join(explain(f.root, f.spec.Dir, path, err), stdout.Close(), stderr.Close())
 	}
 	// The kernel should end the function before it ends init, which it inherited this from.
 	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("500"), 0) // it may have ended already
-	f.pid = pid
+	f.pid, f.started = pid, true
 	go f.pass(guest.KindStdout, stdout)
 	go f.pass(guest.KindStderr, stderr)
 	go f.awaitReady()
 	return nil
-}
-
-// Limits of open files: what programs start with everywhere, since some look at
-// each descriptor that they may have, and how far those may go that want more.
-const (
-	softFiles = 1024
-	hardFiles = 512 << 10
-)
-
-// fork runs the program with these standard streams, as a container's runtime
-// would. Of the pipes it makes the function's user the owner, so that the
-// function may open /dev/stdout. The child inherits its directory, which is
-// entered as root: the user need not have the right to come to it by its path.
-func (f *function) fork(path string, env []string, who identity, dir *os.File, streams []*os.File) (int, error) {
-	attr := &syscall.ProcAttr{Env: env, Sys: &syscall.SysProcAttr{
-		Chroot: root, Setsid: true, UseCgroupFD: true, CgroupFD: int(f.group.dir.Fd()), Unshareflags: unix.CLONE_NEWCGROUP,
-		Credential: &syscall.Credential{Uid: who.uid, Gid: who.gid, Groups: who.groups},
-	}}
-	for i, s := range streams {
-		attr.Files = append(attr.Files, s.Fd())
-		if i == 0 {
-			continue // /dev/null, which is everybody's
-		}
-		if err := s.Chown(int(who.uid), -1); err != nil {
-			return 0, err
-		}
-	}
-	if err := syscall.Setrlimit(unix.RLIMIT_NOFILE, &syscall.Rlimit{Cur: softFiles, Max: hardFiles}); err != nil {
-		return 0, fmt.Errorf("limiting its open files: %w", err)
-	}
-	if err := unix.Fchdir(int(dir.Fd())); err != nil {
-		return 0, err
-	}
-	pid, err := syscall.ForkExec(path, f.spec.Argv, attr)
-	return pid, errors.Join(err, unix.Chdir("/"), syscall.Setrlimit(unix.RLIMIT_NOFILE, &syscall.Rlimit{Cur: hardFiles, Max: hardFiles}))
 }
 
 // passBytes is how much output is read at once; a frame holds it.
@@ -213,25 +189,35 @@ func (f *function) reap() {
 	sigs := make(chan os.Signal, 1)
 	signal.Notify(sigs, unix.SIGCHLD)
 	for range sigs {
-		for {
-			var ws unix.WaitStatus
-			// Under the lock, so that start has noted the pid that ends here.
-			f.mu.Lock()
-			pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, nil)
-			if err == nil && pid > 0 && pid == f.pid {
-				f.exit = describe(ws)
-				close(f.ended)
-			}
-			f.mu.Unlock()
-			if err == unix.EINTR {
-				continue
-			}
-			if err != nil || pid <= 0 {
-				break
-			}
-			if pid == f.pid {
-				f.out.stateChanged()
-			}
+		f.reapAll()
+	}
+}
+
+// reapAll waits for the children that have ended.
+func (f *function) reapAll() {
+	for {
+		var ws unix.WaitStatus
+		// Under the lock, so that whoever forks has noted the pid that ends here.
+		f.mu.Lock()
+		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, nil)
+		if err == nil && pid > 0 && pid == f.pid {
+			f.exit = describe(ws)
+			close(f.ended)
+		}
+		told := f.children[pid]
+		delete(f.children, pid)
+		f.mu.Unlock()
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return
+		}
+		if pid == f.pid {
+			f.out.stateChanged()
+		}
+		if told != nil {
+			told(ws)
 		}
 	}
 }
@@ -266,10 +252,15 @@ func (f *function) signal() error {
 	f.mu.Lock() // so that the pid is not reaped, and another's, meanwhile
 	defer f.mu.Unlock()
 	switch {
-	case f.pid == 0:
+	case !f.started:
 		return errors.New("the function was not started")
 	case f.exit != "":
 		return nil
+	case f.pid == 0: // there is no server to ask
+		f.exit = "stopped"
+		close(f.ended)
+		f.out.stateChanged()
+		return f.group.kill()
 	}
 	return errors.Join(unix.Kill(f.pid, stopSignal(f.spec.StopSignal)), f.group.thaw())
 }
@@ -312,6 +303,9 @@ func (f *function) clone(c guest.Clone) error {
 	f.mu.Lock()
 	host := f.host
 	f.mu.Unlock()
+	if host == "" {
+		return fmt.Errorf("calling the clone hook %s: no server runs here", c.Hook)
+	}
 	status, err := request(host, f.spec.Port, "POST", c.Hook, string(body), hookLimit)
 	if err != nil {
 		return fmt.Errorf("calling the clone hook %s: %w", c.Hook, err)
@@ -325,13 +319,13 @@ func (f *function) clone(c guest.Clone) error {
 func (f *function) rename(c guest.Clone) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.names == nil {
-		return errors.New("this machine was not started, so it is no clone")
-	}
-	if err := renew(c.Instance, c.UnixNano, c.Entropy); err != nil {
+	if err := renew(hostname(c.Instance, c.Names), c.UnixNano, c.Entropy); err != nil {
 		return err
 	}
-	return f.names.change(c.Instance)
+	if f.names == nil {
+		return nil // it is started yet, which gives it its names
+	}
+	return f.names.change(c.Instance, c.Names)
 }
 
 // rehearse does all that a clone will be asked for, and changes nothing. What
@@ -341,24 +335,25 @@ func (f *function) rename(c guest.Clone) error {
 // them when it has made itself another, so that none of them can draw a random
 // number, or read a name, that all clones share.
 func (f *function) rehearse() error {
-	f.mu.Lock()
-	names := f.names
-	f.mu.Unlock()
-	if names == nil {
-		return nil
+	instance, names, err := f.called()
+	if err != nil {
+		return err
 	}
 	var entropy [64]byte
 	if _, err := unix.Getrandom(entropy[:], 0); err != nil {
 		return fmt.Errorf("rehearsing a clone: %w", err)
 	}
 	for range 2 {
-		message := guest.Clone{Instance: names.instance, UnixNano: time.Now().UnixNano(), Entropy: entropy[:]}.Encode()
+		message := guest.Clone{Instance: instance, Names: names, UnixNano: time.Now().UnixNano(), Entropy: entropy[:]}.Encode()
 		c, err := guest.DecodeClone(message)
 		if err != nil {
 			return fmt.Errorf("rehearsing a clone: %w", err)
 		}
 		if err := f.rename(c); err != nil {
 			return fmt.Errorf("rehearsing a clone: %w", err)
+		}
+		if f.group == nil {
+			continue
 		}
 		if err := f.group.thaw(); err != nil {
 			return fmt.Errorf("rehearsing a clone: %w", err)
@@ -368,4 +363,18 @@ func (f *function) rehearse() error {
 		}
 	}
 	return nil
+}
+
+// called returns what the machine is called now.
+func (f *function) called() (instance string, n guest.Names, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.names != nil {
+		if f.names.hostname != f.names.instance {
+			n.Hostname = f.names.hostname
+		}
+		return f.names.instance, n, nil
+	}
+	instance, err = os.Hostname()
+	return instance, n, err
 }

@@ -2,11 +2,11 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os"
 	"path"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -23,12 +23,15 @@ const identityDir = "/identity"
 // function has made longer, the name is not changed.
 const maxIdentity = 8 << 10
 
-// names are the files in which an instance's name stands.
+// names are the files in which stands what the machine is called, open.
 type names struct {
-	files    []*os.File
-	instance string
-	buf      []byte // maxIdentity; made ahead, since clones pay for memory that is new
+	hosts, host, id, resolv *os.File
+	instance, hostname      string
+	buf                     []byte // maxIdentity; made ahead, since clones pay for memory that is new
 }
+
+// hostname is what the machine is called.
+func hostname(instance string, n guest.Names) string { return cmp.Or(n.Hostname, instance) }
 
 // writeEtc writes what a container's runtime would put into /etc, and
 // /run/skep/instance.
@@ -40,21 +43,19 @@ func writeEtc(s guest.Start) (*names, error) {
 	if err := os.MkdirAll(identityDir, 0o755); err != nil {
 		return nil, err
 	}
-	n := &names{instance: s.Instance, buf: make([]byte, maxIdentity)}
-	for _, f := range []struct{ path, content string }{
-		{"/etc/hosts", "127.0.0.1\tlocalhost\n" + guest.Address.String() + "\t" + s.Instance + "\n"},
-		{"/etc/hostname", s.Instance + "\n"},
-		{"/run/skep/instance", s.Instance + "\n"},
-		{"/etc/resolv.conf", resolv},
+	n := &names{instance: s.Instance, hostname: hostname(s.Instance, s.Names), buf: make([]byte, maxIdentity)}
+	for _, f := range []struct {
+		to            **os.File
+		path, content string
+	}{
+		{&n.hosts, "/etc/hosts", cmp.Or(s.Hosts, "127.0.0.1\tlocalhost\n"+guest.Address.String()+"\t"+n.hostname+"\n")},
+		{&n.host, "/etc/hostname", n.hostname + "\n"},
+		{&n.id, "/run/skep/instance", s.Instance + "\n"},
+		{&n.resolv, "/etc/resolv.conf", cmp.Or(s.Resolv, resolv)},
 	} {
-		file, err := cover(f.path, f.content)
-		if err != nil {
+		var err error
+		if *f.to, err = cover(f.path, f.content); err != nil {
 			return nil, fmt.Errorf("writing the function's %s: %w", f.path, err)
-		}
-		if s.Instance != "" && strings.Contains(f.content, s.Instance) {
-			n.files = append(n.files, file)
-		} else if err := file.Close(); err != nil {
-			return nil, err
 		}
 	}
 	return n, nil
@@ -88,16 +89,38 @@ func cover(name, content string) (*os.File, error) {
 	return f, unix.Mount(source, inFD(target), "", unix.MS_BIND, "")
 }
 
-// change puts another name in the place of the old one, wherever that stands,
-// and leaves what else the function may have written.
-func (n *names) change(instance string) error {
-	for _, f := range n.files {
-		if err := replace(f, n.buf, n.instance, instance); err != nil {
-			return fmt.Errorf("renaming the instance in %s: %w", f.Name(), err)
+// change gives the machine other names: files whose text is given are written
+// anew, in the others another name is put in the place of the old one, wherever
+// that stands, and what else the function may have written is left.
+func (n *names) change(instance string, to guest.Names) error {
+	name := hostname(instance, to)
+	for _, c := range []struct {
+		file           *os.File
+		old, new, text string
+	}{
+		{n.hosts, n.hostname, name, to.Hosts},
+		{n.host, n.hostname, name, ""},
+		{n.id, n.instance, instance, ""},
+	} {
+		if err := n.rewrite(c.file, c.old, c.new, c.text); err != nil {
+			return fmt.Errorf("renaming the instance in %s: %w", c.file.Name(), err)
 		}
 	}
-	n.instance = instance
-	return nil
+	n.instance, n.hostname = instance, name
+	if to.Resolv == "" {
+		return nil
+	}
+	return n.rewrite(n.resolv, "", "", to.Resolv)
+}
+
+func (n *names) rewrite(f *os.File, old, name, text string) error {
+	if text == "" {
+		return replace(f, n.buf, old, name)
+	}
+	if _, err := unix.Pwrite(int(f.Fd()), []byte(text), 0); err != nil {
+		return err
+	}
+	return f.Truncate(int64(len(text)))
 }
 
 // replace reads the file into buf, and writes it with another name. It makes

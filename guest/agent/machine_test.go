@@ -42,6 +42,9 @@ func testMachines(t *testing.T, v vmm.VMM) {
 	t.Run("Clones", func(t *testing.T) { testClones(t, l) })
 	t.Run("Exit", func(t *testing.T) { testExit(t, l) })
 	t.Run("Stop", func(t *testing.T) { testStop(t, l) })
+	t.Run("Processes", func(t *testing.T) { testProcesses(t, l) })
+	t.Run("Base", func(t *testing.T) { testBase(t, l) })
+	t.Run("KeptOverASnapshot", func(t *testing.T) { testKept(t, l) })
 	t.Run("Hostile", func(t *testing.T) { testHostile(t, l) })
 }
 

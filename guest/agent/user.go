@@ -131,11 +131,15 @@ func eachLine(root, path string, f func(fields []string) bool) error {
 }
 
 // environment is the image's and the function's, with what every server
-// expects. HOSTNAME is not in it: in a clone it would be wrong.
-func environment(s guest.Start, who identity) []string {
+// expects, and more over that. HOSTNAME is not in it: in a clone it would be wrong.
+func environment(s guest.Start, who identity, more ...string) []string {
 	env := []string{"PATH=" + defaultPath, "HOME=" + who.home}
 	at := map[string]int{"PATH": 0, "HOME": 1}
-	for _, e := range append(slices.Clone(s.Env), "PORT="+strconv.Itoa(s.Port)) {
+	all := slices.Clone(s.Env)
+	if s.Port != 0 {
+		all = append(all, "PORT="+strconv.Itoa(s.Port))
+	}
+	for _, e := range append(all, more...) {
 		k, v, ok := strings.Cut(e, "=")
 		if !ok || k == "" || k == "HOME" && v == "" { // an empty home is none, as runc has it
 			continue

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Place is where the function runs, as it sees it.
@@ -59,6 +61,33 @@ func main() {
 			return
 		case "surroundings":
 			json.NewEncoder(os.Stdout).Encode(surroundings())
+			return
+		case "cat":
+			io.Copy(os.Stdout, os.Stdin)
+			return
+		case "read":
+			for _, name := range os.Args[2:] {
+				b, err := os.ReadFile(name)
+				fmt.Printf("%s=%q %v\n", name, b, err)
+			}
+			return
+		case "write":
+			for _, name := range os.Args[2:] {
+				fmt.Printf("%s %v\n", name, os.WriteFile(name, nil, 0o644))
+			}
+			return
+		case "hog":
+			hog()
+		case "self":
+			b, _ := os.ReadFile("/proc/self/limits")
+			c, _ := os.ReadFile("/proc/self/status")
+			d, _ := os.ReadFile("/proc/self/oom_score_adj")
+			tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+			fmt.Printf("%s%soom %s\nterminal %v\n", b, c, d, err == nil)
+			if err == nil {
+				size, err := unix.IoctlGetWinsize(int(tty.Fd()), unix.TIOCGWINSZ)
+				fmt.Println("size", size.Row, size.Col, err)
+			}
 			return
 		case "stubborn":
 			signal.Ignore(syscall.SIGTERM)
@@ -110,16 +139,19 @@ func main() {
 			cmd.Start()
 		}
 	})
-	http.HandleFunc("/hog", func(http.ResponseWriter, *http.Request) {
-		for held := [][]byte{}; ; {
-			b := make([]byte, 1<<20)
-			for i := 0; i < len(b); i += 4096 {
-				b[i] = 1
-			}
-			held = append(held, b)
-		}
-	})
+	http.HandleFunc("/hog", func(http.ResponseWriter, *http.Request) { hog() })
 	fmt.Fprintln(os.Stderr, http.ListenAndServe(os.Getenv("HOST")+":"+os.Getenv("PORT"), nil))
+}
+
+// hog takes all memory.
+func hog() {
+	for held := [][]byte{}; ; {
+		b := make([]byte, 1<<20)
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		held = append(held, b)
+	}
 }
 
 // drawn is what a thread that never waits for requests sees: a random number,

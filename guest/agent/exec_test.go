@@ -1,0 +1,214 @@
+package agent_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/guest"
+	"github.com/skep-dev/skep/vmm"
+)
+
+func (m *machine) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(m.t.Context(), limit)
+	m.t.Cleanup(cancel)
+	return ctx
+}
+
+func (m *machine) dialExec() net.Conn {
+	m.t.Helper()
+	c, err := m.slot.Dial(m.ctx(), guest.ExecPort)
+	if err != nil {
+		m.t.Fatalf("%v\n%s", err, m.console())
+	}
+	return c
+}
+
+func (m *machine) exec(p guest.Process, out io.Writer) *guest.Running {
+	m.t.Helper()
+	r, err := guest.Exec(m.ctx(), m.dialExec(), p, out, out)
+	if err != nil {
+		m.t.Fatalf("%q: %v\n%s", p.Argv, err, m.console())
+	}
+	return r
+}
+
+// run runs a process to its end and returns what it wrote.
+func (m *machine) run(p guest.Process) (string, guest.ProcessExit) {
+	m.t.Helper()
+	var out bytes.Buffer
+	r := m.exec(p, &out)
+	exit, err := r.Wait(m.ctx())
+	if err != nil {
+		m.t.Fatalf("%q: %v\n%s", p.Argv, err, m.console())
+	}
+	return out.String(), exit
+}
+
+// testProcesses runs processes in a guest that was started without a function.
+func testProcesses(t *testing.T, l *lab) {
+	m := l.boot(t)
+	if _, err := guest.Exec(m.ctx(), m.dialExec(), guest.Process{ID: "x", Argv: []string{"/probe", "cat"}}, nil, nil); err == nil || !strings.Contains(err.Error(), "not started") {
+		t.Errorf("before its start: %v", err)
+	}
+	s := order("i-0", nil...)
+	s.Names = guest.Names{Hostname: "room", Hosts: "192.0.2.1 there\n", Resolv: "nameserver 192.0.2.2\n"}
+	s.Tmpfs = []guest.Tmpfs{{Path: "/srv/room", Bytes: 1 << 20, Mode: 0o700, Options: []string{"noexec", "nosuid"}}}
+	s.ReadOnlyRoot, s.Sysctls = true, map[string]string{"net.core.somaxconn": "777"}
+	s.MaskedPaths, s.ReadonlyPaths = []string{"/proc/timer_list", "/etc/group", "/bin", "/none"}, []string{"/proc/sys", "/srv/room/none"}
+	m.start(s)
+	out, _ := m.run(guest.Process{ID: "x", Argv: []string{"/probe", "read", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/run/skep/instance", "/etc/group", "/bin/probe-link",
+		"/proc/sys/net/core/somaxconn", "/proc/sys/kernel/hostname"}})
+	for _, want := range []string{`/etc/hostname="room\n"`, `/etc/hosts="192.0.2.1 there\n"`, `/etc/resolv.conf="nameserver 192.0.2.2\n"`, `/run/skep/instance="i-0\n"`, `/etc/group=""`,
+		"no such file", `/proc/sys/net/core/somaxconn="777\n"`, `/proc/sys/kernel/hostname="room\n"`} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%s is not in %s", want, out)
+		}
+	}
+	out, _ = m.run(guest.Process{ID: "x", Argv: []string{"/probe", "write", "/srv/x", "/srv/room/x", "/proc/sys/net/core/somaxconn", "/dev/shm/x"}})
+	if want := "/srv/x open /srv/x: read-only file system\n/srv/room/x <nil>\n/proc/sys/net/core/somaxconn open /proc/sys/net/core/somaxconn: read-only file system\n/dev/shm/x <nil>\n"; out != want {
+		t.Errorf("writing: %q, want %q", out, want)
+	}
+	var tarred bytes.Buffer
+	w := tar.NewWriter(&tarred)
+	w.WriteHeader(&tar.Header{Name: "given", Typeflag: tar.TypeReg, Mode: 0o640, Uid: 33, Size: 3})
+	io.WriteString(w, "abc")
+	w.Close()
+	if err := guest.CopyIn(m.ctx(), m.dialExec(), "/srv/made", &tarred); err != nil {
+		t.Errorf("copying into a read-only root: %v", err)
+	}
+	if out, _ := m.run(guest.Process{ID: "x", Argv: []string{"/probe", "read", "/srv/made/given"}}); !strings.Contains(out, `"abc"`) {
+		t.Error(out)
+	}
+
+	score := 77
+	out, exit := m.run(guest.Process{ID: "x", Argv: []string{"/probe", "self"}, TTY: true, Rows: 33, Cols: 111, IDs: &guest.IDs{UID: 33, GID: 34, Groups: []uint32{44}}, NoNewPrivileges: true,
+		Capabilities: &guest.Capabilities{}, OOMScoreAdj: &score,
+		Rlimits: []guest.Rlimit{{Type: "RLIMIT_MEMLOCK", Soft: 1 << 40, Hard: 1 << 40}, {Type: "RLIMIT_NOFILE", Soft: 5000, Hard: 600000}, {Type: "RLIMIT_CORE"}}})
+	words := strings.Join(strings.Fields(out), " ")
+	for _, want := range []string{"Max locked memory 1099511627776 1099511627776", "Max open files 5000 600000", "Max core file size 0 0", "Uid: 33 33 33 33", "Groups: 34 44", "NoNewPrivs: 1",
+		"CapBnd: 0000000000000000", "oom 77", "terminal true", "size 33 111"} {
+		if !strings.Contains(words, want) {
+			t.Errorf("%q is not in %s", want, out)
+		}
+	}
+	if exit.Code != 0 {
+		t.Errorf("%+v", exit)
+	}
+	if out, _ := m.run(guest.Process{ID: "x", Argv: []string{"/probe", "self"}, Rlimits: []guest.Rlimit{{Type: "RLIMIT_NOFILE", Soft: 10, Hard: 20}}}); !strings.Contains(strings.Join(strings.Fields(out), " "), "Max open files 10 20 ") {
+		t.Errorf("few files: %s", out)
+	}
+	sent, got := sha256.New(), sha256.New()
+	r := m.exec(guest.Process{ID: "x", Argv: []string{"/probe", "cat"}, Stdin: true}, got)
+	if _, err := io.Copy(io.MultiWriter(r, sent), io.LimitReader(rand.Reader, 8<<20)); err != nil {
+		t.Error(err)
+	}
+	if err := r.CloseStdin(); err != nil {
+		t.Error(err)
+	}
+	if exit, err := r.Wait(m.ctx()); err != nil || exit.Code != 0 || !bytes.Equal(sent.Sum(nil), got.Sum(nil)) {
+		t.Errorf("8 MiB through it: %+v, %v", exit, err)
+	}
+	out, exit = m.run(guest.Process{ID: "x", Argv: []string{"/probe", "hog"}})
+	if exit.Signal != int(unix.SIGKILL) || !exit.OOM {
+		t.Errorf("one that takes all memory: %+v, %q", exit, out)
+	}
+	if _, exit := m.run(guest.Process{ID: "x", Argv: []string{"/probe", "exit"}}); exit.Code != 7 || exit.OOM {
+		t.Errorf("the next: %+v", exit)
+	}
+	if err := m.session.Stop(m.ctx(), 0); err != nil {
+		t.Errorf("stopping a guest without a function: %v", err)
+	}
+}
+
+// testBase snapshots a guest that holds nothing of any function yet.
+func testBase(t *testing.T, l *lab) {
+	m := l.boot(t)
+	state, memory := m.snapshot()
+	for _, name := range []string{"one", "two"} {
+		c := l.restore(t, state, vmm.Memory{File: memory})
+		if err := c.clone(guest.Clone{Instance: name}); err != nil {
+			t.Fatal(err)
+		}
+		c.start(order(name, "/probe"))
+		if p := c.place(); p.Hostname != name || p.Files["/etc/hostname"] != name+"\n" {
+			t.Errorf("%s is called %s, %q", name, p.Hostname, p.Files["/etc/hostname"])
+		}
+		if out, exit := c.run(guest.Process{ID: "x", Argv: []string{"/probe", "exit"}}); exit.Code != 7 {
+			t.Errorf("%s: %q, %+v", name, out, exit)
+		}
+		c.end()
+	}
+}
+
+// testKept snapshots a guest whose only process is one of Exec's: it runs on in
+// the clone, which gets what it may not share before that, and its host attaches.
+func testKept(t *testing.T, l *lab) {
+	m := l.boot(t)
+	s := order("before")
+	s.Names = guest.Names{Hostname: "host-before"}
+	s.Tmpfs = []guest.Tmpfs{{Path: "/srv/secrets"}}
+	m.start(s)
+	kept := m.exec(guest.Process{ID: "main", Argv: []string{"/probe"}, Env: []string{"PORT=8080"}, Keep: true}, io.Discard)
+	gone := m.exec(guest.Process{ID: "shell", Argv: []string{"/probe", "stubborn"}, Env: []string{"PORT=0"}}, io.Discard)
+	m.until("it serves", func() bool { status, _ := m.get("/place"); return status == 200 })
+	state, memory := m.snapshot()
+	for _, r := range []*guest.Running{kept, gone} {
+		var detached *guest.DetachedError
+		if _, err := r.Wait(m.ctx()); !errors.As(err, &detached) || !strings.Contains(err.Error(), "snapshot") {
+			t.Errorf("its host is told %v", err)
+		}
+	}
+	c := l.restore(t, state, vmm.Memory{File: memory})
+	var tarred bytes.Buffer
+	w := tar.NewWriter(&tarred)
+	w.WriteHeader(&tar.Header{Name: "token", Typeflag: tar.TypeReg, Mode: 0o600, Size: 3})
+	io.WriteString(w, "abc")
+	w.Close()
+	if err := guest.CopyIn(c.ctx(), c.dialExec(), "/srv/secrets", &tarred); err != nil {
+		t.Fatalf("before the clone message: %v", err)
+	}
+	if _, err := guest.Exec(c.ctx(), c.dialExec(), guest.Process{ID: "early", Argv: []string{"/probe", "cat"}}, nil, nil); err == nil || !strings.Contains(err.Error(), "frozen") {
+		t.Errorf("a process before the clone message: %v", err)
+	}
+	if err := c.clone(guest.Clone{Instance: "after", Names: guest.Names{Hostname: "host-after", Hosts: "192.0.2.9 x\n", Resolv: "nameserver 192.0.2.8\n"}}); err != nil {
+		t.Fatal(err)
+	}
+	p := c.place()
+	for name, want := range map[string]string{"/etc/hosts": "192.0.2.9 x\n", "/etc/hostname": "host-after\n", "/run/skep/instance": "after\n", "/etc/resolv.conf": "nameserver 192.0.2.8\n"} {
+		if p.Files[name] != want {
+			t.Errorf("%s is %q, want %q", name, p.Files[name], want)
+		}
+	}
+	if p.Hostname != "host-after" {
+		t.Errorf("it is called %s", p.Hostname)
+	}
+	if out, _ := c.run(guest.Process{ID: "x", Argv: []string{"/probe", "read", "/srv/secrets/token"}}); !strings.Contains(out, `"abc"`) {
+		t.Error(out)
+	}
+	r, err := guest.Attach(c.ctx(), c.dialExec(), "main", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.PID() != kept.PID() {
+		t.Errorf("its pid was %d and is %d", kept.PID(), r.PID())
+	}
+	if err := r.Signal(int(unix.SIGTERM), false); err != nil {
+		t.Error(err)
+	}
+	if exit, err := r.Wait(c.ctx()); err != nil || exit.Code != 3 {
+		t.Errorf("%+v, %v", exit, err)
+	}
+	if _, err := guest.Attach(c.ctx(), c.dialExec(), "shell", nil, nil); err == nil {
+		t.Error("who was of one client only is in the clone")
+	}
+}

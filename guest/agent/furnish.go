@@ -1,0 +1,157 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/guest"
+)
+
+// writable is where the root is without what makes it read-only for its
+// processes: for what the host copies there.
+const writable = "/writable"
+
+// furnish makes of the root what a container's specification wants beyond what a
+// function has.
+func furnish(s guest.Start) error {
+	for name, value := range s.Sysctls {
+		if err := setSysctl(name, value); err != nil {
+			return err
+		}
+	}
+	for _, t := range s.Tmpfs {
+		m, err := tmpfsMount(t)
+		if err != nil {
+			return err
+		}
+		if err := mountInRoot(m); err != nil {
+			return fmt.Errorf("mounting a tmpfs at %s: %w", t.Path, err)
+		}
+	}
+	if s.ReadOnlyRoot {
+		if err := (mount{root, writable, "", unix.MS_BIND | unix.MS_REC, ""}).do(); err != nil {
+			return err
+		}
+	}
+	for _, path := range s.ReadonlyPaths {
+		if err := makeReadonly(path); err != nil {
+			return fmt.Errorf("making %s read-only: %w", path, err)
+		}
+	}
+	for _, path := range s.MaskedPaths {
+		if err := mask(path); err != nil {
+			return fmt.Errorf("masking %s: %w", path, err)
+		}
+	}
+	if !s.ReadOnlyRoot {
+		return nil
+	}
+	if err := unix.Mount("", root, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		return fmt.Errorf("making the root read-only: %w", err)
+	}
+	return nil
+}
+
+// setSysctl sets one of the kernel's parameters, by its name with dots or slashes.
+func setSysctl(name, value string) error {
+	path := strings.ReplaceAll(name, ".", "/")
+	if strings.Contains(name, "/") {
+		path = name
+	}
+	for part := range strings.SplitSeq(path, "/") {
+		if part == "" || part == "." || part == ".." {
+			return fmt.Errorf("sysctl %q: no such name", name)
+		}
+	}
+	if err := os.WriteFile("/proc/sys/"+path, []byte(value), 0); err != nil {
+		return fmt.Errorf("setting sysctl %s: %w", name, err)
+	}
+	return nil
+}
+
+// mountFlags are the options that are flags of mount(2); "" are those that are
+// there anyway or mean nothing here.
+var mountFlags = map[string]uintptr{
+	"nosuid": unix.MS_NOSUID, "nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC, "ro": unix.MS_RDONLY, "noatime": unix.MS_NOATIME,
+	"nodiratime": unix.MS_NODIRATIME, "relatime": unix.MS_RELATIME, "strictatime": unix.MS_STRICTATIME, "sync": unix.MS_SYNCHRONOUS,
+	"rw": 0, "suid": 0, "dev": 0, "exec": 0, "async": 0, "defaults": 0,
+	"private": 0, "rprivate": 0, "slave": 0, "rslave": 0, "shared": 0, "rshared": 0, "tmpcopyup": 0,
+}
+
+func tmpfsMount(t guest.Tmpfs) (mount, error) {
+	m := mount{source: "tmpfs", target: t.Path, fstype: "tmpfs"}
+	mode := uint32(0o1777)
+	if t.Mode != 0 {
+		mode = t.Mode
+	}
+	data := []string{fmt.Sprintf("mode=%o", mode)}
+	if t.Bytes > 0 {
+		data = append(data, fmt.Sprintf("size=%d", t.Bytes))
+	}
+	for _, o := range t.Options {
+		if flag, ok := mountFlags[o]; ok {
+			m.flags |= flag
+			continue
+		}
+		if o == "" || strings.Contains(o, ",") {
+			return m, fmt.Errorf("a tmpfs at %s: option %q", t.Path, o)
+		}
+		data = append(data, o) // a later one counts
+	}
+	m.data = strings.Join(data, ",")
+	return m, nil
+}
+
+// makeReadonly lets nobody in the root write to what is at path.
+func makeReadonly(path string) error {
+	return covered(path, func(at string, _ os.FileInfo) error {
+		return errors.Join(unix.Mount(at, at, "", unix.MS_BIND|unix.MS_REC, ""), remountReadonly(path))
+	})
+}
+
+// mask hides what is at path: behind nothing.
+func mask(path string) error {
+	return covered(path, func(at string, is os.FileInfo) error {
+		if is.IsDir() {
+			return unix.Mount("tmpfs", at, "tmpfs", unix.MS_RDONLY|quiet, "size=0k")
+		}
+		return unix.Mount("/dev/null", at, "", unix.MS_BIND, "")
+	})
+}
+
+// covered calls f with a name of what is at path in the root, if anything is.
+func covered(path string, f func(at string, is os.FileInfo) error) error {
+	file, err := openAt(root, path, unix.O_PATH)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	is, err := os.Stat(inFD(file))
+	if err != nil {
+		return err
+	}
+	return f(inFD(file), is)
+}
+
+// remountReadonly opens path anew, so that what was mounted over it is meant. The
+// flags that are there are kept; statfs(2) has these under the same numbers.
+func remountReadonly(path string) error {
+	file, err := openAt(root, path, unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(file.Fd()), &st); err != nil {
+		return err
+	}
+	kept := uintptr(st.Flags) & (unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME | unix.MS_NODIRATIME)
+	return unix.Mount("", inFD(file), "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|kept, "")
+}

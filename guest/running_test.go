@@ -1,0 +1,230 @@
+package guest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"reflect"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// begun makes a running process whose agent the test plays.
+func begun(t *testing.T, stdout io.Writer) (*Running, net.Conn) {
+	t.Helper()
+	before := goleak.IgnoreCurrent()
+	host, agent := net.Pipe()
+	go func() {
+		ReadFrame(agent, FromExecHost, nil)
+		WriteFrame(agent, KindStarted, EncodeCount(7))
+	}()
+	r, err := Exec(t.Context(), host, Process{ID: "x", Argv: []string{"x"}}, stdout, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		r.Close()
+		agent.Close()
+		goleak.VerifyNone(t, before)
+	})
+	return r, agent
+}
+
+func TestRunning(t *testing.T) {
+	var out bytes.Buffer
+	r, agent := begun(t, &out)
+	if r.PID() != 7 {
+		t.Errorf("pid %d", r.PID())
+	}
+	want := ProcessExit{Code: 137, Signal: 9, OOM: true, UnixNano: 5}
+	go func() {
+		WriteFrame(agent, KindStdout, []byte("a"))
+		WriteFrame(agent, KindStderr, []byte("lost"))
+		WriteFrame(agent, KindStdout, []byte("b"))
+		WriteFrame(agent, KindEnded, want.Encode())
+	}()
+	if exit, err := r.Wait(t.Context()); err != nil || exit != want || out.String() != "ab" {
+		t.Errorf("%+v, %v, %q", exit, err, out.String())
+	}
+	if err := r.Signal(15, false); err == nil {
+		t.Error("a signal for what has ended")
+	}
+}
+
+func TestStdinWaitsForRoom(t *testing.T) {
+	r, agent := begun(t, nil)
+	written := make(chan error, 1)
+	go func() {
+		_, err := r.Write(make([]byte, StdinWindow+1))
+		written <- err
+	}()
+	buf := make([]byte, MaxOutput)
+	for n := 0; n < StdinWindow; {
+		k, p, err := ReadFrame(agent, FromExecHost, buf)
+		if err != nil || k != KindStdin {
+			t.Fatalf("frame %d, %v", k, err)
+		}
+		n += len(p)
+	}
+	select {
+	case err := <-written:
+		t.Fatalf("more than the window was written: %v", err)
+	default:
+	}
+	go WriteFrame(agent, KindTaken, EncodeCount(1))
+	if k, p, err := ReadFrame(agent, FromExecHost, buf); err != nil || k != KindStdin || len(p) != 1 {
+		t.Errorf("when there is room again: frame %d of %d bytes, %v", k, len(p), err)
+	}
+	if err := <-written; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestHostileProcess(t *testing.T) {
+	for name, frame := range map[string][]byte{
+		"huge":            {0xff, 0xff, 0xff, 0x7f, byte(KindStdout)},
+		"unknown":         {0, 0, 0, 0, 99},
+		"second start":    {4, 0, 0, 0, byte(KindStarted), 1, 0, 0, 0},
+		"copied":          {0, 0, 0, 0, byte(KindCopied)},
+		"taken too much":  {4, 0, 0, 0, byte(KindTaken), 1, 0, 0, 0},
+		"short end":       {1, 0, 0, 0, byte(KindEnded), 1},
+		"signal 200":      {11, 0, 0, 0, byte(KindEnded), 72, 200, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+		"status of none":  {11, 0, 0, 0, byte(KindEnded), 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+		"host's":          {0, 0, 0, 0, byte(KindEOF)},
+		"of another port": {0, 0, 0, 0, byte(KindDone)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, agent := begun(t, nil)
+			go agent.Write(frame)
+			if exit, err := r.Wait(t.Context()); err == nil {
+				t.Errorf("%+v", exit)
+			}
+			if _, err := r.Write([]byte("x")); err == nil {
+				t.Error("it takes input")
+			}
+		})
+	}
+}
+
+func TestExecRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		answer func(net.Conn)
+		check  func(error) bool
+	}{
+		"refused": {func(c net.Conn) { WriteFrame(c, KindRefused, (&RefusedError{RefusedNotFound, "no such"}).Encode()) },
+			func(err error) bool {
+				var r *RefusedError
+				return errors.As(err, &r) && r.Why == RefusedNotFound && r.Text == "no such"
+			}},
+		"bad class": {func(c net.Conn) { WriteFrame(c, KindRefused, []byte{77}) }, func(err error) bool { return err != nil }},
+		"gone":      {func(c net.Conn) { c.Close() }, func(err error) bool { return errors.Is(err, ErrLost) }},
+		"snapshot": {func(c net.Conn) { WriteFrame(c, KindDetached, []byte("a snapshot")) },
+			func(err error) bool { return strings.Contains(err.Error(), "a snapshot") }},
+	} {
+		host, agent := net.Pipe()
+		go func() {
+			ReadFrame(agent, FromExecHost, nil)
+			c.answer(agent)
+		}()
+		if _, err := Exec(t.Context(), host, Process{ID: "x", Argv: []string{"x"}}, nil, nil); !c.check(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+		agent.Close()
+	}
+	host, agent := net.Pipe()
+	defer agent.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		ReadFrame(agent, FromExecHost, nil)
+		cancel()
+	}()
+	if _, err := Exec(ctx, host, Process{ID: "x", Argv: []string{"x"}}, nil, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("given up: %v", err)
+	}
+}
+
+func TestValidateProcess(t *testing.T) {
+	big := 1001
+	umask := uint32(0o1000)
+	for _, p := range []Process{{}, {ID: "a b", Argv: []string{"x"}}, {ID: strings.Repeat("x", 129), Argv: []string{"x"}}, {ID: "x"}, {ID: "x", Argv: []string{""}},
+		{ID: "x", Argv: []string{"x"}, OOMScoreAdj: &big}, {ID: "x", Argv: []string{"x"}, Umask: &umask}} {
+		host, agent := net.Pipe()
+		if _, err := Exec(t.Context(), host, p, nil, nil); err == nil || errors.Is(err, ErrLost) {
+			t.Errorf("%+v: %v", p, err)
+		}
+		agent.Close()
+	}
+}
+
+func TestCloneNames(t *testing.T) {
+	c := Clone{Instance: "i", UnixNano: 1, Entropy: []byte("e"), Hook: "/h"}
+	short := c.Encode()
+	c.Names = Names{Hosts: strings.Repeat("x", 3000), Resolv: "r"}
+	for _, b := range [][]byte{short, c.Encode()} {
+		got, err := DecodeClone(b)
+		want := c
+		if len(b) == len(short) {
+			want.Names = Names{}
+		}
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%+v, %v", got, err)
+		}
+		for _, bad := range [][]byte{b[:len(b)-1], append(b[:len(b):len(b)], 0)} {
+			if got, err := DecodeClone(bad); err == nil {
+				t.Errorf("%d of %d bytes are %+v", len(bad), len(b), got)
+			}
+		}
+	}
+	c.Hosts = strings.Repeat("x", 1<<16)
+	s, _ := connect(t, nil)
+	if err := s.Clone(t.Context(), c); err == nil || !strings.Contains(err.Error(), "hosts") {
+		t.Errorf("hosts of 64 KiB: %v", err)
+	}
+}
+
+// FuzzExecFrames reads both sides' frames of any bytes.
+func FuzzExecFrames(f *testing.F) {
+	for _, frame := range [][]byte{
+		{4, 0, 0, 0, byte(KindStarted), 7, 0, 0, 0}, {2, 0, 0, 0, byte(KindSignal), 9, 1}, {4, 0, 0, 0, byte(KindResize), 1, 0, 2, 0},
+		append([]byte{11, 0, 0, 0, byte(KindEnded)}, ProcessExit{Code: 3}.Encode()...), {2, 0, 0, 0, byte(KindRefused), 1, 'x'},
+		append([]byte{24, 0, 0, 0, byte(KindExec)}, `{"id":"x","argv":["x"]} `...),
+	} {
+		f.Add(frame)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, limit := range []func(Kind) int{FromExecHost, FromExecAgent} {
+			k, p, err := ReadFrame(bytes.NewReader(b), limit, nil)
+			if err != nil {
+				continue
+			}
+			if len(p) > limit(k) {
+				t.Fatalf("kind %d with %d bytes", k, len(p))
+			}
+			if e, err := DecodeProcessExit(p); err == nil && !bytes.Equal(e.Encode(), p) {
+				t.Fatalf("%+v is not %x", e, p)
+			}
+			if n, all, err := DecodeSignal(p); err == nil {
+				if back, err := EncodeSignal(n, all); err != nil || !bytes.Equal(back, p) {
+					t.Fatalf("signal %d, %v: %v", n, all, err)
+				}
+			}
+			if rows, cols, err := DecodeResize(p); err == nil && !bytes.Equal(EncodeResize(rows, cols), p) {
+				t.Fatalf("size %d, %d", rows, cols)
+			}
+			if n, err := DecodeCount(p); err == nil && !bytes.Equal(EncodeCount(n), p) {
+				t.Fatalf("count %d", n)
+			}
+			if r, err := DecodeRefused(p); err == nil && len(r.Text) < maxText && !bytes.Equal(r.Encode(), p) {
+				t.Fatalf("%+v is not %x", r, p)
+			}
+			var spec Process
+			if Decode(p, &spec) == nil {
+				_ = spec.Validate()
+			}
+		}
+	})
+}

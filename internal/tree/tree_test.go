@@ -1,0 +1,195 @@
+package tree
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func open(t *testing.T, dir string) *os.Root {
+	t.Helper()
+	r, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+func TestRoundTrip(t *testing.T) {
+	from, to := t.TempDir(), t.TempDir()
+	when := time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)
+	for name, content := range map[string]string{"top/a": "one", "top/deep/er/b": strings.Repeat("x", 100_000), "top/script": "#!"} {
+		p := filepath.Join(from, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(content), 0o600), os.Chtimes(p, when, when)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := errors.Join(os.Chmod(filepath.Join(from, "top/script"), 0o755|os.ModeSetuid), os.Symlink("/etc/passwd", filepath.Join(from, "top/link")),
+		os.Chmod(filepath.Join(from, "top/deep/er"), 0o500))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(to, "other"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(to, "other/a"), []byte("an older and longer one"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var stream bytes.Buffer
+	if err := Pack(open(t, from), "top", "other", &stream); err != nil {
+		t.Fatal(err)
+	}
+	if err := Unpack(open(t, to), &stream, Options{Owner: os.Getuid() == 0}); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"other/a": "one", "other/deep/er/b": strings.Repeat("x", 100_000)} {
+		if got, err := os.ReadFile(filepath.Join(to, name)); err != nil || string(got) != want {
+			t.Errorf("%s: %.20q, %v", name, got, err)
+		}
+	}
+	if st, err := os.Stat(filepath.Join(to, "other/script")); err != nil || st.Mode() != 0o755|fs.ModeSetuid || !st.ModTime().Equal(when) {
+		t.Errorf("script: %v, %v", st, err)
+	}
+	if st, err := os.Stat(filepath.Join(to, "other/deep/er")); err != nil || st.Mode().Perm() != 0o500 {
+		t.Errorf("directory: %v, %v", st, err)
+	}
+	if target, err := os.Readlink(filepath.Join(to, "other/link")); err != nil || target != "/etc/passwd" {
+		t.Errorf("link: %q, %v", target, err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(to, "other", ".skep*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// stream makes a tar of these; a file's content is its name.
+func stream(t *testing.T, headers ...tar.Header) io.Reader {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range headers {
+		if h.Typeflag == tar.TypeReg {
+			h.Size = int64(len(h.Name))
+		}
+		if h.Mode == 0 {
+			h.Mode = 0o644
+		}
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if h.Typeflag == tar.TypeReg {
+			io.WriteString(w, h.Name)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return &b
+}
+
+func TestNothingLeavesTheDirectory(t *testing.T) {
+	for name, headers := range map[string][]tar.Header{
+		"dots":           {{Name: "../out", Typeflag: tar.TypeReg}},
+		"dots inside":    {{Name: "a/../../out", Typeflag: tar.TypeReg}},
+		"link":           {{Name: "l", Linkname: "..", Typeflag: tar.TypeSymlink}, {Name: "l/out", Typeflag: tar.TypeReg}},
+		"absolute link":  {{Name: "l", Linkname: "OUTSIDE", Typeflag: tar.TypeSymlink}, {Name: "l/out", Typeflag: tar.TypeReg}},
+		"link's link":    {{Name: "d", Typeflag: tar.TypeDir, Mode: 0o755}, {Name: "d/l", Linkname: "../..", Typeflag: tar.TypeSymlink}, {Name: "d/l/out", Typeflag: tar.TypeReg}},
+		"hard link":      {{Name: "h", Linkname: "../secret", Typeflag: tar.TypeLink}},
+		"hard over link": {{Name: "l", Linkname: "../secret", Typeflag: tar.TypeSymlink}, {Name: "l/h", Linkname: "l", Typeflag: tar.TypeLink}},
+		"its own link":   {{Name: "there/out", Typeflag: tar.TypeReg}},
+		"dir over link":  {{Name: "there", Typeflag: tar.TypeDir, Mode: 0o777}},
+		"device":         {{Name: "dev", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}},
+		"pipe":           {{Name: "pipe", Typeflag: tar.TypeFifo}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			outside := t.TempDir()
+			dir := filepath.Join(outside, "in")
+			err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(outside, "secret"), []byte("s"), 0o600),
+				os.Mkdir(filepath.Join(outside, "away"), 0o700), os.Symlink("../away", filepath.Join(dir, "there")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range headers {
+				headers[i].Linkname = strings.ReplaceAll(headers[i].Linkname, "OUTSIDE", outside)
+			}
+			if err := Unpack(open(t, dir), stream(t, headers...), Options{}); err == nil {
+				t.Error("it was unpacked")
+			}
+			entries, err := os.ReadDir(outside)
+			if err != nil || len(entries) != 3 {
+				t.Errorf("outside there are %v, %v", entries, err)
+			}
+			if away, err := os.ReadDir(filepath.Join(outside, "away")); err != nil || len(away) > 0 {
+				t.Errorf("behind the link there are %v, %v", away, err)
+			}
+			if st, err := os.Stat(filepath.Join(outside, "away")); err != nil || st.Mode().Perm() != 0o700 {
+				t.Errorf("behind the link: %v, %v", st, err)
+			}
+		})
+	}
+}
+
+func TestHoles(t *testing.T) {
+	u := unpacker{root: open(t, t.TempDir())}
+	for _, h := range []tar.Header{
+		{Name: "f", Typeflag: tar.TypeGNUSparse, Size: 1 << 50},
+		{Name: "f", Typeflag: tar.TypeReg, Size: 1 << 50, PAXRecords: map[string]string{"GNU.sparse.major": "1"}},
+	} {
+		if err := u.add(&h); err == nil || !strings.Contains(err.Error(), "without holes") {
+			t.Errorf("%c: %v", h.Typeflag, err)
+		}
+	}
+}
+
+func TestRename(t *testing.T) {
+	dir := t.TempDir()
+	err := Unpack(open(t, dir), stream(t, tar.Header{Name: "a/f", Typeflag: tar.TypeReg}, tar.Header{Name: "b", Typeflag: tar.TypeReg}),
+		Options{Rename: func(name string) string {
+			if rest, ok := strings.CutPrefix(name, "a"); ok {
+				return "new" + rest
+			}
+			return ""
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "new/f")); err != nil || string(b) != "a/f" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "b")); err == nil {
+		t.Error("what had no name was unpacked")
+	}
+}
+
+func FuzzUnpack(f *testing.F) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	w.WriteHeader(&tar.Header{Name: "d/../l", Linkname: "..", Typeflag: tar.TypeSymlink})
+	w.WriteHeader(&tar.Header{Name: "l/f", Typeflag: tar.TypeReg, Size: 1})
+	w.Write([]byte("x"))
+	w.Close()
+	f.Add(b.Bytes())
+	f.Fuzz(func(t *testing.T, data []byte) {
+		outside := t.TempDir()
+		dir := filepath.Join(outside, "in")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		r, err := os.OpenRoot(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		_ = Unpack(r, bytes.NewReader(data), Options{})
+		if e, err := os.ReadDir(outside); err != nil || len(e) != 1 {
+			t.Fatalf("outside there are %v, %v", e, err)
+		}
+	})
+}
