@@ -76,7 +76,7 @@ func TestLookUpUser(t *testing.T) {
 	// A line that is cut would say another id.
 	long := "web:x:1000:1000::/:\n"
 	long = "#" + strings.Repeat(".", maxAccounts-len(long)+4) + "\n" + long
-	if got, err := lookUpUser(tree(t, map[string]string{"etc/passwd": long}), "web"); err == nil || !strings.Contains(err.Error(), "/etc/passwd") {
+	if got, err := lookUpUser(rootOf(t, map[string]string{"etc/passwd": long}), "web"); err == nil || !strings.Contains(err.Error(), "/etc/passwd") {
 		t.Errorf("in an image whose users are too many to be read: %+v, %v", got, err)
 	}
 	if got, err := lookUpUser(t.TempDir(), "5"); err != nil || got.uid != 5 {
