@@ -82,4 +82,5 @@ const (
 	HeaderStart      = "Skep-Start"      // request: the start kind that is wanted; response: the one that was
 	HeaderPolicy     = "Skep-Policy"     // request: memory policy
 	HeaderInvocation = "Skep-Invocation" // response: id of the record
+	HeaderInstance   = "Skep-Instance"   // response: id of the instance that was entered
 )

@@ -13,7 +13,9 @@
 //	DELETE /v1/functions/{name}
 //	ANY    /v1/functions/{name}/invoke/{path}  to the function, as the gateway would
 //	GET    /v1/functions/{name}/logs           ?tail=N&since=TIME&follow=true&instance=ID&invocation=ID
+//	POST   /v1/functions/{name}/exec           an upgrade to api.ExecProtocol: the frames of package guest's ExecPort
 //	GET    /v1/instances                       ?function=NAME
+//	POST   /v1/instances/{id}/exec             the same, into this instance
 //	GET    /v1/snapshots                       ?function=NAME
 //	POST   /v1/snapshots                       api.SnapshotRequest
 //	GET    /v1/snapshots/{id}                  the manifest
@@ -78,6 +80,9 @@ type Node interface {
 	PruneImages(ctx context.Context) ([]api.Image, error)
 	Invocations(ctx context.Context, q api.InvocationQuery) ([]api.Invocation, error)
 	Invocation(ctx context.Context, id string) (api.Invocation, error)
+	// Visit connects to the agent of the instance of that id, or of the function's
+	// that was used last.
+	Visit(ctx context.Context, function, instance string) (Visit, error)
 	// Healthy reports why only a new start would help, Ready why no requests
 	// should come.
 	Healthy(ctx context.Context) error
@@ -138,6 +143,8 @@ func (s *Server) routes() {
 		"GET /v1/functions/{name}/revisions": s.revisions,
 		"POST /v1/functions/{name}/rollback": s.rollback,
 		"GET /v1/functions/{name}/logs":      s.logs,
+		"POST /v1/functions/{name}/exec":     s.execFunction,
+		"POST /v1/instances/{id}/exec":       s.execInstance,
 		"GET /v1/instances":                  s.instances,
 		"GET /v1/snapshots":                  s.snapshots,
 		"POST /v1/snapshots":                 s.createSnapshot,

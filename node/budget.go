@@ -284,7 +284,7 @@ func (n *Node) evictIdle() {
 func (p *pool) evict(inst *instance) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if inst.state != api.InstanceIdle {
+	if inst.state != api.InstanceIdle || inst.visits > 0 {
 		return true
 	}
 	return p.yield(inst)
@@ -293,7 +293,7 @@ func (p *pool) evict(inst *instance) bool {
 // yield ends an instance for the sake of others, if it should. The mutex is held.
 func (p *pool) yield(inst *instance) bool {
 	wanted := inst.active > 0 || inst.state != api.InstanceIdle || len(p.queue) > 0
-	if inst.state == api.InstanceDraining || inst.state == api.InstanceStopped || inst.leaving {
+	if inst.state == api.InstanceDraining || inst.state == api.InstanceStopped || inst.leaving || inst.visits > 0 {
 		return false
 	}
 	if !p.n.budget.yield(p, inst.dep.fn.MemoryMiB, wanted, inst.readySince) {

@@ -324,6 +324,11 @@ func (w *world) dial(ctx context.Context, s *network.Slot, port int) (net.Conn, 
 	if port == guest.AgentPort {
 		return &agentConn{Conn: a, m: m, other: b}, nil
 	}
+	if port == guest.ExecPort {
+		go func() { <-m.done; b.Close() }()
+		go io.Copy(b, b) // an agent that says what it hears
+		return a, nil
+	}
 	w.mu.Lock()
 	refuse := w.refuse
 	w.mu.Unlock()

@@ -52,6 +52,8 @@ type instance struct {
 	timeouts   int       // requests that it did not answer in time, in a row
 	leases     map[*lease]struct{}
 	info       api.Instance
+	visits     int  // connections for further processes and for files
+	visited    bool // there was one: it is not as it was deployed any more
 
 	// Written by the one goroutine that starts it, read when it is ready.
 	kind       api.StartKind

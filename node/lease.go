@@ -163,9 +163,7 @@ func (p *pool) giveBack(l *lease, answered bool) {
 		}
 	}
 	if inst.state == api.InstanceDraining {
-		if inst.active == 0 {
-			inst.cancel(inst.err)
-		}
+		p.endIfUnused(inst)
 		return
 	}
 	if inst.active == 0 {

@@ -77,6 +77,8 @@ var (
 	ErrConnect = microvm.ErrConnect
 	// ErrExited is wrapped by an instance's end that was its function's doing.
 	ErrExited = microvm.ErrExited
+	// ErrNotRunning is wrapped when nothing runs to enter.
+	ErrNotRunning = errors.New("no instance is running")
 	// ErrNoSnapshot is wrapped when a restore is asked for and nothing is there
 	// to restore from.
 	ErrNoSnapshot = errors.New("no usable snapshot")

@@ -382,6 +382,9 @@ func (p *pool) stopped(inst *instance) {
 // end makes an instance take no more requests and go when the last is answered;
 // with grace its server is asked to stop first. The mutex is held.
 func (p *pool) end(inst *instance, why error, grace bool) {
+	if inst.state == api.InstanceDraining && inst.active == 0 && inst.visits > 0 && !waitsForVisits(why) {
+		inst.cancel(why) // it only waited for them
+	}
 	if inst.state == api.InstanceDraining || inst.state == api.InstanceStopped {
 		return
 	}
@@ -389,8 +392,13 @@ func (p *pool) end(inst *instance, why error, grace bool) {
 	inst.grace = grace
 	inst.to(api.InstanceDraining)
 	inst.err = why
-	if inst.active == 0 {
-		inst.cancel(why)
+	p.endIfUnused(inst)
+}
+
+// endIfUnused lets a draining instance go when nobody uses it. The mutex is held.
+func (p *pool) endIfUnused(inst *instance) {
+	if inst.active == 0 && (inst.visits == 0 || !waitsForVisits(inst.err)) {
+		inst.cancel(inst.err)
 	}
 }
 
@@ -437,11 +445,11 @@ func (p *pool) oldestIdle() *instance {
 	return nil
 }
 
-// idle lists the instances without a request, those on probation too. The mutex
-// is held.
+// idle lists the instances without a request that nobody visits, those on
+// probation too. The mutex is held.
 func (p *pool) idle() (idle []*instance, since []time.Time) {
 	for _, inst := range p.instances {
-		if inst.state == api.InstanceIdle {
+		if inst.state == api.InstanceIdle && inst.visits == 0 {
 			idle, since = append(idle, inst), append(since, inst.idleSince)
 		}
 	}

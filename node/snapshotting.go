@@ -212,11 +212,12 @@ func (p *pool) snapshotEnded(d *deployment, err error) {
 }
 
 // snapshotDue says whether a booted instance has answered as many invocations
-// as its function wants before the snapshot, and reserves the right to make it.
+// as its function wants before the snapshot, and reserves the right to make it. One
+// in which somebody ran or put something makes none: it would be in every clone.
 // The mutex is held.
 func (p *pool) snapshotDue(inst *instance) bool {
 	rule := inst.dep.fn.Snapshot
-	if rule.Off || rule.AfterInvocations == 0 || inst.requests < int64(rule.AfterInvocations) || !inst.noSnapshot {
+	if rule.Off || rule.AfterInvocations == 0 || inst.requests < int64(rule.AfterInvocations) || !inst.noSnapshot || inst.visited {
 		return false
 	}
 	if p.snapshotting || inst.dep.alike(p.published) || !inst.dep.alike(p.current.Load()) || time.Now().Before(p.snapshotAt) {

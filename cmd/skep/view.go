@@ -63,6 +63,14 @@ func (v *nodeView) CreateSnapshot(ctx context.Context, function string) (api.Sna
 	return v.Node.CreateSnapshot(ctx, function, nil)
 }
 
+func (v *nodeView) Visit(ctx context.Context, function, instance string) (control.Visit, error) {
+	visit, err := v.Node.Visit(ctx, function, instance)
+	if err != nil {
+		return nil, err
+	}
+	return visit, nil
+}
+
 func (v *nodeView) RemoveSnapshot(_ context.Context, id string) error {
 	return v.Node.RemoveSnapshot(id)
 }
@@ -95,6 +103,8 @@ func statusOf(err error) (status int, hint string) {
 		return http.StatusNotFound, "`skep snapshot ls` lists the snapshots that exist"
 	case errors.Is(err, node.ErrNoRevision):
 		return http.StatusNotFound, "`skep revisions` lists those that are kept"
+	case errors.Is(err, node.ErrNotRunning):
+		return http.StatusConflict, "`skep ls --instances` lists those that run; a request starts one: `skep invoke NAME`"
 	case errors.Is(err, node.ErrDraining):
 		return http.StatusServiceUnavailable, "the daemon is ending: try again when it is back"
 	case errors.Is(err, node.ErrDeploying):

@@ -27,6 +27,7 @@ func TestStatuses(t *testing.T) {
 		syscall.ENOSPC:           0,
 		node.ErrInvalid:          http.StatusBadRequest,
 		node.ErrNoFunction:       http.StatusNotFound,
+		node.ErrNotRunning:       http.StatusConflict,
 		node.ErrNoSnapshot:       http.StatusConflict,
 		node.ErrDeploying:        http.StatusConflict,
 		node.ErrDraining:         http.StatusServiceUnavailable,

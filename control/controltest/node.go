@@ -26,6 +26,8 @@ type Node struct {
 	DeployErr          error               // what Deploy returns
 	Query              api.InvocationQuery // the last one; written by it
 	Bytes              int                 // progress events that Deploy sends
+	// Visits returns the instance's end of a visit; nil: nothing runs.
+	Visits func(function, instance string) (control.Visit, error)
 
 	mu        sync.Mutex // guards what follows
 	functions map[string]api.Function
@@ -41,6 +43,13 @@ func New(functions ...string) *Node {
 		n.functions[name] = api.Function{Name: name, Image: "dir:/" + name}.WithDefaults()
 	}
 	return n
+}
+
+func (n *Node) Visit(_ context.Context, function, instance string) (control.Visit, error) {
+	if n.Visits == nil {
+		return nil, fmt.Errorf("%s%s: %w", function, instance, control.ErrNotFound)
+	}
+	return n.Visits(function, instance)
 }
 
 func (n *Node) Deploy(_ context.Context, f api.Function, progress func(api.DeployEvent)) (api.Function, error) {

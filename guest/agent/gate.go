@@ -65,8 +65,11 @@ var resources = map[string]int{
 	"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
 }
 
+// enoughFiles is how many the agent needs to open while it forks.
+const enoughFiles = 1024
+
 // forkLimited forks with these limits. That of open files the agent can bear
-// itself meanwhile, which saves the gate.
+// itself meanwhile, unless it is low, which saves the gate.
 func (l launch) forkLimited(limits []guest.Rlimit) (int, error) {
 	gated := false
 	for _, r := range limits {
@@ -76,7 +79,7 @@ func (l launch) forkLimited(limits []guest.Rlimit) (int, error) {
 			return 0, fmt.Errorf("unknown resource limit %q", r.Type)
 		case r.Soft > r.Hard:
 			return 0, fmt.Errorf("%s: its soft limit %d is above the hard one, %d", r.Type, r.Soft, r.Hard)
-		case resource == unix.RLIMIT_NOFILE:
+		case resource == unix.RLIMIT_NOFILE && r.Soft >= enoughFiles:
 			l.files = unix.Rlimit{Cur: r.Soft, Max: r.Hard}
 		default:
 			gated = true
