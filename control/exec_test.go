@@ -39,7 +39,10 @@ func TestExecPassesThrough(t *testing.T) {
 	host, agent := net.Pipe()
 	v := &visit{Conn: host, closed: make(chan struct{})}
 	var asked string
-	n.Visits = func(function, instance string) (control.Visit, error) { asked = function + "," + instance; return v, nil }
+	n.Visits = func(function, instance string) (control.Visit, error) {
+		asked = function + "," + instance
+		return v, nil
+	}
 	c, _ := clientOf(t, control.Options{Node: n})
 	go func() {
 		guest.ReadFrame(agent, guest.FromExecHost, nil)

@@ -95,7 +95,10 @@ func TestVisitedMakesNoSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := w.open(t, nil)
 		defer n.Close(context.Background())
-		deploy(t, n, hello(func(f *api.Function) { f.Snapshot = api.SnapshotRule{AfterInvocations: 2}; f.KeepAlive = api.Duration(time.Minute) }))
+		deploy(t, n, hello(func(f *api.Function) {
+			f.Snapshot = api.SnapshotRule{AfterInvocations: 2}
+			f.KeepAlive = api.Duration(time.Minute)
+		}))
 		for i := range 4 {
 			l := acquire(t, n, AcquireOptions{})
 			if i == 0 {
