@@ -59,7 +59,8 @@ A tour, as root:
 Every verb takes -h, with examples, and most take --json.
 
 Exit codes: 0 done, 1 it failed, 2 the command line is wrong, 3 no such function,
-snapshot or invocation, 4 no daemon answers, 5 the function answered with something else than 2xx.`
+snapshot or invocation, 4 no daemon answers, 5 the function answered with something else than 2xx;
+of skep exec the command's own.`
 
 func (c *cli) root() *cobra.Command {
 	root := &cobra.Command{
@@ -89,7 +90,7 @@ func (c *cli) root() *cobra.Command {
 		}
 	}
 	add("start", c.doctorCmd(), c.setupCmd(), c.demoCmd(), c.upCmd())
-	add("functions", c.deployCmd(), c.invokeCmd(), c.lsCmd(), c.inspectCmd(), c.logsCmd(), c.recordsCmd(), c.setCmd(), c.revisionsCmd(), c.rollbackCmd(), c.rmCmd(), c.snapshotCmd(), c.imageCmd())
+	add("functions", c.deployCmd(), c.invokeCmd(), c.lsCmd(), c.inspectCmd(), c.logsCmd(), c.execCmd(), c.cpCmd(), c.recordsCmd(), c.setCmd(), c.revisionsCmd(), c.rollbackCmd(), c.rmCmd(), c.snapshotCmd(), c.imageCmd())
 	add("measure", c.experimentCmd(), c.benchCmd(), c.replayCmd())
 	add("host", c.configCmd(), c.serviceCmd(), c.containerdCmd(), c.versionCmd())
 	root.SetHelpCommandGroupID("host")

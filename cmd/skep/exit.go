@@ -57,10 +57,13 @@ func exitCode(err error) int {
 		function    *functionError
 		unreachable *api.UnreachableError
 		answer      *api.Error
+		command     *commandError
 	)
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.As(err, &command):
+		return command.code
 	case errors.As(err, &usage):
 		return exitUsage
 	case errors.As(err, &function):
@@ -126,7 +129,8 @@ func skepError(function string, resp *http.Response) error {
 }
 
 func (c *cli) printError(err error) {
-	if errors.Is(err, errSilent) {
+	var command *commandError
+	if errors.Is(err, errSilent) || errors.As(err, &command) && command.text == "" {
 		return
 	}
 	if c.json {
