@@ -85,16 +85,29 @@ func (l launch) exec() (int, error) {
 // execApart forks from a thread that is given what the child is to inherit, and
 // ends with it.
 func (l launch) execApart() (pid int, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and never unlocks it: so the thread ends here
+	onOwnThread(func() {
 		if err = l.own.take(); err == nil {
 			pid, err = l.exec()
 		}
+	})
+	return pid, err
+}
+
+// onOwnThread runs f on a thread that ends then. Never on the first one, which
+// cannot end, and is what /proc shows of the whole process.
+func onOwnThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			onOwnThread(f) // not on this one, which waits meanwhile
+			runtime.UnlockOSThread()
+			return
+		}
+		f() // and never unlocks it: so the thread ends here
 	}()
 	<-done
-	return pid, err
 }
 
 // take gives the calling thread the attributes. Its directory and umask become
