@@ -138,11 +138,20 @@ func (v *VM) Dial(ctx context.Context, port int) (net.Conn, error) { return v.co
 // selects HTTP/2 with prior knowledge (gRPC).
 func (v *VM) Transport(h2 bool) http.RoundTripper { return v.conns.transport(h2) }
 
+// open wraps ErrConnect when it does not reach the server.
 func (c *connections) open(ctx context.Context, port int) (net.Conn, error) {
+	conn, err := c.openAny(ctx, port)
+	if err != nil && port == c.port {
+		err = fmt.Errorf("%w: %w", ErrConnect, err)
+	}
+	return conn, err
+}
+
+func (c *connections) openAny(ctx context.Context, port int) (net.Conn, error) {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
-		return nil, fmt.Errorf("%w: %w", ErrConnect, errGone)
+		return nil, errGone
 	}
 	c.dialing.Add(1)
 	c.mu.Unlock()
@@ -152,14 +161,14 @@ func (c *connections) open(ctx context.Context, port int) (net.Conn, error) {
 	defer context.AfterFunc(c.ctx, cancel)()
 	raw, err := c.reach(ctx, port)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrConnect, err)
+		return nil, err
 	}
 	n := &conn{Conn: raw, of: c}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		raw.Close()
-		return nil, fmt.Errorf("%w: %w", ErrConnect, errGone)
+		return nil, errGone
 	}
 	c.conns[n] = struct{}{}
 	return n, nil

@@ -269,6 +269,9 @@ func TestConnectionsAreDialledBeforeResume(t *testing.T) {
 		if _, err := v.Dial(t.Context(), 8080); !errors.Is(err, ErrConnect) {
 			t.Errorf("dialling one that has ended: %v", err)
 		}
+		if _, err := v.Dial(t.Context(), guest.ExecPort); errors.Is(err, ErrConnect) || !errors.Is(err, errGone) {
+			t.Errorf("dialling its agent: %v", err)
+		}
 		if left := s.left(); left != "" {
 			t.Errorf("left: %s", left)
 		}
