@@ -183,13 +183,17 @@ func (d *daemon) ctx(timeout time.Duration) context.Context {
 
 // cli runs a verb of the command line and returns its standard output.
 func (d *daemon) cli(args ...string) (string, error) {
-	cmd := exec.Command(filepath.Join(d.bin, "skep"), append([]string{"--config", filepath.Join(d.dir, "config.toml")}, args...)...)
+	cmd := d.command(args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
 		return out.String(), fmt.Errorf("skep %s: %w\n%s", strings.Join(args, " "), err, errs.String())
 	}
 	return out.String(), nil
+}
+
+func (d *daemon) command(args ...string) *exec.Cmd {
+	return exec.Command(filepath.Join(d.bin, "skep"), append([]string{"--config", filepath.Join(d.dir, "config.toml")}, args...)...)
 }
 
 func (d *daemon) mustCLI(args ...string) string {
