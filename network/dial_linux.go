@@ -83,6 +83,9 @@ func (l *lease) connect(ctx context.Context, to *net.TCPAddr) (net.Conn, error) 
 	fd := -1
 	err := l.slots.in(l.space.ns, func() (err error) {
 		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		if err == nil && l.slots.opts.mark != 0 {
+			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, l.slots.opts.mark)
+		}
 		return os.NewSyscallError("socket", err)
 	})
 	waiting := false

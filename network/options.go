@@ -46,6 +46,8 @@ type Options struct {
 	Nameservers []netip.Addr
 
 	Logger *slog.Logger // nil: discard
+
+	mark int // on packets of dialled connections; 0: none
 }
 
 var (

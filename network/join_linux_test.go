@@ -1,0 +1,191 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/testenv"
+)
+
+// pod is a namespace as a CNI plugin leaves it, and one outside that is wired to
+// it.
+type pod struct {
+	s           *Slots // to go about namespaces with
+	in, outside *os.File
+}
+
+const podAddress, outsideAddress = "10.99.0.2", "10.99.0.1"
+
+func newPod(t *testing.T) *pod {
+	t.Helper()
+	testenv.Need(t, "root", "netns", "tap", "nft")
+	if err := sandbox(); err != nil {
+		t.Fatal(err)
+	}
+	home, err := os.Open(ownThread)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &pod{s: &Slots{home: home}}
+	for _, ns := range []**os.File{&p.in, &p.outside} {
+		err := p.s.away(func() error { return unix.Unshare(unix.CLONE_NEWNET) }, func() (err error) {
+			*ns, err = os.Open(ownThread)
+			return errors.Join(err, bringUp("lo"))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { p.in.Close(); p.outside.Close(); home.Close() })
+	err = p.s.in(p.in, func() error {
+		pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0", TxQLen: -1}, PeerName: "veth", PeerNamespace: netlink.NsFd(int(p.outside.Fd()))}
+		return errors.Join(netlink.LinkAdd(pair), bringUp("eth0"), addAddress("eth0", podAddress+"/24"))
+	})
+	if err == nil {
+		err = p.s.in(p.outside, func() error { return errors.Join(bringUp("veth"), addAddress("veth", outsideAddress+"/24")) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func (p *pod) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), p.in.Fd()) }
+
+func (p *pod) join(t *testing.T, ports Ports) (*Joined, *fakeGuest) {
+	t.Helper()
+	j, err := Join(p.path(), JoinOptions{GuestMAC: testGuestMAC, HostMAC: testHostMAC, Guest: testGuest, Gateway: testGateway, Ports: ports})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := j.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return j, bootGuest(t, p.s, &j.Slot)
+}
+
+// from says who answers at an address; "" nobody.
+func (p *pod) from(t *testing.T, ns *os.File, address string, within time.Duration) string {
+	t.Helper()
+	c, err := dialFrom(p.s, ns, address, within)
+	if err != nil {
+		return ""
+	}
+	defer c.Close()
+	if err := c.SetReadDeadline(time.Now().Add(patient)); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 8)
+	n, _ := c.Read(b)
+	return string(b[:n])
+}
+
+// The guest of a pod answers at the pod's address and, at its ports, at 127.0.0.1;
+// what sidecars listen for is theirs, and the agent is nobody's but the shim's.
+func TestJoinedGuest(t *testing.T) {
+	p := newPod(t)
+	j, g := p.join(t, Ports{Loopback: []int{8080}})
+	listen(t, p.s, g.ns, "0.0.0.0:8080", "guest")
+	listen(t, p.s, g.ns, "0.0.0.0:9000", "guest")
+	listen(t, p.s, g.ns, "0.0.0.0:10", "agent")
+	listen(t, p.s, p.in, "0.0.0.0:9000", "sidecar")
+	listen(t, p.s, p.in, "127.0.0.1:8022", "queue")
+	listen(t, p.s, p.outside, outsideAddress+":80", "world")
+	for _, tt := range []struct {
+		ns            *os.File
+		address, want string
+	}{
+		{p.outside, podAddress + ":8080", "guest"},
+		{p.outside, podAddress + ":9000", "sidecar"},
+		{p.in, "127.0.0.1:8080", "guest"},
+		{p.in, "127.0.0.1:9000", "sidecar"},
+		{p.in, "127.0.0.1:8022", "queue"},
+		{g.ns, outsideAddress + ":80", "world"},
+	} {
+		if got := p.from(t, tt.ns, tt.address, patient); got != tt.want {
+			t.Errorf("at %s %q answers, want %q", tt.address, got, tt.want)
+		}
+	}
+	for _, tt := range []struct {
+		ns      *os.File
+		address string
+	}{{p.outside, podAddress + ":10"}, {p.in, "172.31.254.2:10"}, {p.in, "127.0.0.1:10"}} {
+		if got := p.from(t, tt.ns, tt.address, brief); got != "" {
+			t.Errorf("at %s %q answers: want nobody", tt.address, got)
+		}
+	}
+	c, err := j.Dial(t.Context(), 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	greeted(t, c, "agent")
+	c.Close()
+}
+
+// Where nobody else is, all of 127.0.0.1 is the guest's.
+func TestJoinedAlone(t *testing.T) {
+	p := newPod(t)
+	_, g := p.join(t, Ports{Alone: true})
+	listen(t, p.s, g.ns, "0.0.0.0:1234", "guest")
+	for _, at := range []struct {
+		ns      *os.File
+		address string
+	}{{p.in, "127.0.0.1:1234"}, {p.outside, podAddress + ":1234"}} {
+		if got := p.from(t, at.ns, at.address, patient); got != "guest" {
+			t.Errorf("at %s %q answers", at.address, got)
+		}
+	}
+	listen(t, p.s, g.ns, "0.0.0.0:11", "agent")
+	if got := p.from(t, p.in, "127.0.0.1:11", brief); got != "" {
+		t.Errorf("the agent's port answers %q", got)
+	}
+}
+
+// Joined again, after a shim that was killed, and left: nothing stays.
+func TestJoinLeavesNothing(t *testing.T) {
+	p := newPod(t)
+	o := JoinOptions{GuestMAC: testGuestMAC, HostMAC: testHostMAC, Guest: testGuest, Gateway: testGateway}
+	if _, err := Join(p.path(), o); err != nil { // killed: never closed
+		t.Fatal(err)
+	}
+	j, err := Join(p.path(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(j.Close(), j.Close()); err != nil {
+		t.Error(err)
+	}
+	if _, err := Join(p.path(), o); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(Leave(p.path()), Leave("/nonexistent")); err != nil {
+		t.Error(err)
+	}
+	_ = p.s.in(p.in, func() error {
+		if _, err := netlink.LinkByName(tapName); err == nil {
+			t.Errorf("%s is left", tapName)
+		}
+		if hasTable(t, slotTable) {
+			t.Error("the table is left")
+		}
+		return nil
+	})
+	if _, err := Join("/nonexistent", o); err == nil {
+		t.Error("a namespace that is not there was joined")
+	}
+	own, err := Join("", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := own.Close(); err != nil {
+		t.Error(err)
+	}
+}

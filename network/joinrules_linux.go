@@ -1,0 +1,113 @@
+package network
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Ports say what of a namespace is its guest's.
+type Ports struct {
+	// Loopback are those at which the guest answers at 127.0.0.1. None: at all of
+	// them, for a namespace in which nobody else listens.
+	Loopback []int
+	// Alone says that nobody else is in the namespace.
+	Alone bool
+}
+
+// agentMark is on packets of connections that Dial makes. Others of the namespace
+// may not speak to the guest's agent: a mark takes CAP_NET_ADMIN.
+const agentMark = 0x736b6570
+
+// agentPorts are those of the guest's agent, lowest and highest.
+const agentFirst, agentLast = 10, 11
+
+// addJoinRules makes the table of a namespace that was joined:
+//
+//	chain prerouting  (nat) not from the tap, to an address of the namespace, TCP or
+//	                  UDP that nobody here listens for: to the guest
+//	chain output      (nat) to 127.0.0.0/8, TCP or UDP to the guest's ports: to the guest
+//	chain postrouting (nat) from 127.0.0.0/8 to the guest: from the gateway
+//	                  (nat) from the guest: masquerade
+//	chain guard       (filter, output) to the agent's ports, without the mark: drop
+//	chain forward     (filter) to the agent's ports: drop
+func addJoinRules(opts Options, p Ports) error {
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("opening nftables (modprobe nf_tables): %w", err)
+	}
+	t := rules{c: c, table: c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: slotTable})}
+	toTap, notFromTap, notToTap := interfaceName(expr.MetaKeyOIFNAME, tapName), notInterface(expr.MetaKeyIIFNAME, tapName), notInterface(expr.MetaKeyOIFNAME, tapName)
+	guest, _ := netip.AddrFromSlice(opts.Guest)
+	loopback := netip.MustParsePrefix("127.0.0.0/8")
+
+	pre := t.chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, nftables.ChainPolicyAccept)
+	out := t.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, nftables.ChainPolicyAccept)
+	post := t.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, nftables.ChainPolicyAccept)
+	guard := t.chain("guard", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter, nftables.ChainPolicyAccept)
+	forward := t.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, nftables.ChainPolicyAccept)
+	for _, proto := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		if !p.Alone {
+			t.add(pre, notFromTap, protocol(proto), listened(), verdict(expr.VerdictAccept))
+		}
+		t.add(pre, notFromTap, protocol(proto), local(), dnat(guest))
+		if p.Alone && len(p.Loopback) == 0 {
+			t.add(out, protocol(proto), destination(loopback), dnat(guest))
+		}
+		for _, number := range p.Loopback {
+			t.add(out, destination(loopback), port(proto, uint16(number)), dnat(guest))
+		}
+	}
+	t.add(post, toTap, source(loopback, expr.CmpOpEq), []expr.Any{&expr.Masq{}})
+	t.add(post, notToTap, source(netip.PrefixFrom(guest, 32), expr.CmpOpEq), []expr.Any{&expr.Masq{}})
+	for _, number := range []uint16{agentFirst, agentLast} {
+		// Not by the device: what was dnat'ed in this hook still shows the one before.
+		t.add(guard, destination(netip.PrefixFrom(guest, 32)), port(unix.IPPROTO_TCP, number), unmarked(), verdict(expr.VerdictDrop))
+		t.add(forward, destination(netip.PrefixFrom(guest, 32)), port(unix.IPPROTO_TCP, number), verdict(expr.VerdictDrop))
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("making the nftables table of a guest (modprobe nft_nat nft_masq nft_socket nft_fib_ipv4): %w", err)
+	}
+	return nil
+}
+
+func notInterface(key expr.MetaKey, name string) []expr.Any {
+	full := make([]byte, unix.IFNAMSIZ)
+	copy(full, name)
+	return compareMeta(key, expr.CmpOpNeq, full)
+}
+
+func protocol(proto byte) []expr.Any {
+	return compareMeta(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{proto})
+}
+
+// listened matches what a socket of the namespace would get.
+func listened() []expr.Any {
+	return []expr.Any{
+		&expr.Socket{Key: expr.SocketKeyWildcard, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{1}},
+	}
+}
+
+// local matches what is for an address of the namespace.
+func local() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+	}
+}
+
+func unmarked() []expr.Any {
+	return compareMeta(expr.MetaKeyMARK, expr.CmpOpNeq, binaryutil.NativeEndian.PutUint32(agentMark))
+}
+
+func dnat(to netip.Addr) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: 1, Data: to.AsSlice()},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
+	}
+}
