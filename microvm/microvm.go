@@ -78,7 +78,7 @@ type Spec struct {
 // Server is what the microVM is for: it listens in the guest.
 type Server struct {
 	Name        string // host name in requests that ask whether it answers
-	Port        int
+	Port        int    // 0: it serves none that is known
 	ReadyPath   string // answers with a 2xx when it is ready; "" for any answer
 	CloneHook   string // path that a clone POSTs to before it is ready; "" for none
 	Connections int    // that stay open between requests, at most

@@ -36,6 +36,9 @@ type BootSpec struct {
 	MemoryDir string
 	// Start is what to run there. Its instance, time and entropy are filled in.
 	Start guest.Start
+	// Bare leaves the guest with nothing but its agent: it is to become a snapshot
+	// whose clones are each started with something of their own (VM.Start).
+	Bare bool
 }
 
 // RestoreSpec is a microVM that starts from a snapshot.
@@ -104,17 +107,33 @@ func (s *Starter) boot(ctx context.Context, v *VM, spec BootSpec) error {
 		return err
 	}
 	v.phases.Boot = m.Timings().Load + time.Since(began)
-	began = time.Now()
-	start := spec.Start
-	start.Instance, start.UnixNano, start.Entropy = spec.ID, time.Now().UnixNano(), entropy()
+	if !spec.Bare {
+		began = time.Now()
+		if err := v.start(ctx, spec.Start); err != nil {
+			return err
+		}
+		v.phases.Init = time.Since(began)
+	}
+	v.connect(nil)
+	return nil
+}
+
+// Start tells a guest that was bare when its snapshot was made what to run, and
+// returns when that is ready.
+func (v *VM) Start(ctx context.Context, start guest.Start) error {
+	ctx, stop := v.guard(ctx)
+	defer stop()
+	return v.start(ctx, start)
+}
+
+func (v *VM) start(ctx context.Context, start guest.Start) error {
+	start.Instance, start.UnixNano, start.Entropy = v.spec.ID, time.Now().UnixNano(), entropy()
 	if err := v.agent.Start(ctx, start); err != nil {
 		return fmt.Errorf("starting the function's server: %w", cause.Because(ctx, err))
 	}
 	if err := v.agent.Ready(ctx); err != nil {
 		return fmt.Errorf("waiting for the function to be ready: %w", cause.Because(ctx, err))
 	}
-	v.phases.Init = time.Since(began)
-	v.connect(nil)
 	return nil
 }
 
@@ -168,8 +187,13 @@ func (s *Starter) restoreMachine(ctx context.Context, spec RestoreSpec) (vmm.Mac
 func (s *Starter) resume(ctx context.Context, v *VM) error {
 	ctx, stop := v.guard(ctx)
 	defer stop()
-	toAgent, toServer := v.dialAhead(guest.AgentPort), v.dialAhead(v.spec.Server.Port)
-	v.onClose(func() { toAgent.abandon(); toServer.abandon() })
+	toAgent := v.dialAhead(guest.AgentPort)
+	v.onClose(toAgent.abandon)
+	var toServer *ahead
+	if v.spec.Server.Port != 0 {
+		toServer = v.dialAhead(v.spec.Server.Port)
+		v.onClose(toServer.abandon)
+	}
 	began := time.Now()
 	if err := v.session.Install(ctx); err != nil {
 		return fmt.Errorf("installing guest memory: %w", cause.Because(ctx, err))

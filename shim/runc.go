@@ -61,7 +61,7 @@ func (r *runcService) start() error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	l, conn, err := pair(filepath.Join(dir, "s"))
+	l, conn, err := pair(dir)
 	if err != nil {
 		return err
 	}
@@ -119,7 +119,14 @@ func (r *runcService) close() {
 
 // pair makes a listener that one connection has been made to, which then lies in
 // its queue, and nobody else can make one.
-func pair(path string) (listener *os.File, conn net.Conn, err error) {
+func pair(dir string) (listener *os.File, conn net.Conn, err error) {
+	// Paths of bundles are longer than those of sockets may be.
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer d.Close()
+	path := fmt.Sprintf("/proc/self/fd/%d/s", d.Fd())
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, nil, err

@@ -86,6 +86,11 @@ func (h host) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	if address, err := shim.ReadAddress(addressFile); err == nil && !shim.CanConnect(address) {
 		_ = shim.RemoveSocket(address) // of a shim that was killed
 	}
+	if bundle, err := os.Getwd(); err != nil {
+		logLine("clearing away container %s: %v", id, err)
+	} else if err := clear(ctx, bundle); err != nil {
+		logLine("clearing away container %s: %v", id, err)
+	}
 	return h.runc.Stop(ctx, id)
 }
 

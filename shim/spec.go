@@ -7,13 +7,15 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/skep-dev/skep/guest"
 )
 
 // container is what a microVM needs to know to be a container: an OCI
 // specification in a guest's terms.
 type container struct {
 	Hostname      string // "" when the specification does not say
-	Process       process
+	Process       guest.Process
 	ReadOnly      bool // its root
 	MemoryMiB     int  // of the guest
 	VCPUs         int
@@ -67,29 +69,6 @@ func translate(spec *specs.Spec) (container, error) {
 	return c, nil
 }
 
-// process is what runs in the guest, in the terms of its agent.
-type process struct {
-	Argv            []string
-	Env             []string
-	Dir             string
-	UID, GID        uint32
-	Groups          []uint32
-	TTY             bool
-	Rows, Cols      uint16
-	Rlimits         []rlimit
-	Capabilities    *capabilities
-	NoNewPrivileges bool
-	OOMScoreAdj     *int
-	Umask           *uint32
-}
-
-type rlimit struct {
-	Type       string
-	Soft, Hard uint64
-}
-
-type capabilities struct{ Bounding, Effective, Permitted, Inheritable, Ambient []string }
-
 type translation struct {
 	spec *specs.Spec
 	c    *container
@@ -114,9 +93,9 @@ func (t translation) process() (err error) {
 
 // translateProcess is for a container's own process and for those that are run
 // in it later.
-func translateProcess(p *specs.Process) (process, error) {
-	out := process{Argv: p.Args, Env: p.Env, Dir: p.Cwd, TTY: p.Terminal, NoNewPrivileges: p.NoNewPrivileges,
-		UID: p.User.UID, GID: p.User.GID, Groups: p.User.AdditionalGids, OOMScoreAdj: p.OOMScoreAdj, Umask: p.User.Umask}
+func translateProcess(p *specs.Process) (guest.Process, error) {
+	out := guest.Process{Argv: p.Args, Env: p.Env, Dir: p.Cwd, MakeDir: true, TTY: p.Terminal, NoNewPrivileges: p.NoNewPrivileges,
+		IDs: &guest.IDs{UID: p.User.UID, GID: p.User.GID, Groups: p.User.AdditionalGids}, OOMScoreAdj: p.OOMScoreAdj, Umask: p.User.Umask}
 	switch {
 	case len(p.Args) == 0 || p.Args[0] == "":
 		return out, fmt.Errorf("the process has no arguments, so there is nothing to run")
@@ -135,10 +114,10 @@ func translateProcess(p *specs.Process) (process, error) {
 		out.Rows, out.Cols = uint16(min(s.Height, 1<<16-1)), uint16(min(s.Width, 1<<16-1))
 	}
 	for _, r := range p.Rlimits {
-		out.Rlimits = append(out.Rlimits, rlimit{r.Type, r.Soft, r.Hard})
+		out.Rlimits = append(out.Rlimits, guest.Rlimit{Type: r.Type, Soft: r.Soft, Hard: r.Hard})
 	}
 	if c := p.Capabilities; c != nil {
-		out.Capabilities = &capabilities{c.Bounding, c.Effective, c.Permitted, c.Inheritable, c.Ambient}
+		out.Capabilities = &guest.Capabilities{Bounding: c.Bounding, Effective: c.Effective, Permitted: c.Permitted, Inheritable: c.Inheritable, Ambient: c.Ambient}
 	}
 	return out, nil
 }
@@ -198,19 +177,19 @@ func (t translation) namespaces() error {
 var guestDevices = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/console", "/dev/ptmx"}
 
 func (t translation) devices() error {
+	var rules []specs.LinuxDeviceCgroup
+	if r := t.spec.Linux.Resources; r != nil {
+		rules = r.Devices
+	}
+	// Every device of the host's is what makes a container privileged.
+	for _, d := range rules {
+		if d.Allow && d.Major == nil && d.Minor == nil && (d.Type == "a" || d.Type == "") {
+			return fmt.Errorf("the container is privileged: a microVM has no way to the host's devices and kernel; inside it has all capabilities that the specification lists")
+		}
+	}
 	for _, d := range t.spec.Linux.Devices {
 		if !slices.Contains(guestDevices, d.Path) {
 			return fmt.Errorf("device %s: a microVM has none of the host's devices", d.Path)
-		}
-	}
-	r := t.spec.Linux.Resources
-	if r == nil {
-		return nil
-	}
-	// Every device of the host's is what makes a container privileged.
-	for _, d := range r.Devices {
-		if d.Allow && d.Major == nil && d.Minor == nil && (d.Type == "a" || d.Type == "") {
-			return fmt.Errorf("the container is privileged: a microVM has no way to the host's devices and kernel; inside it has all capabilities that the specification lists")
 		}
 	}
 	return nil

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/skep-dev/skep/guest"
 )
 
 // plain is the specification of a container that a microVM can be.
@@ -71,7 +73,7 @@ func TestTranslate(t *testing.T) {
 		want   any
 	}{
 		{"the process", nil, func(c container) any { return c.Process },
-			process{Argv: []string{"/app", "-x"}, Env: []string{"A=b"}, Dir: "/srv", UID: 1000, GID: 1001, Groups: []uint32{5}}},
+			guest.Process{Argv: []string{"/app", "-x"}, Env: []string{"A=b"}, Dir: "/srv", MakeDir: true, IDs: &guest.IDs{UID: 1000, GID: 1001, Groups: []uint32{5}}}},
 		{"a terminal", func(s *specs.Spec) {
 			s.Process.Terminal, s.Process.ConsoleSize = true, &specs.Box{Height: 24, Width: 1 << 20}
 		},
@@ -83,7 +85,7 @@ func TestTranslate(t *testing.T) {
 		}, func(c container) any {
 			return []any{*c.Process.Capabilities, c.Process.Rlimits, c.Process.NoNewPrivileges}
 		},
-			[]any{capabilities{Bounding: []string{"CAP_CHOWN"}}, []rlimit{{"RLIMIT_NOFILE", 1, 2}}, true}},
+			[]any{guest.Capabilities{Bounding: []string{"CAP_CHOWN"}}, []guest.Rlimit{{Type: "RLIMIT_NOFILE", Soft: 1, Hard: 2}}, true}},
 		{"its place", nil, func(c container) any { return []any{c.NetNS, c.Cgroup, c.ReadOnly} }, []any{"/run/netns/n", "/default/c", false}},
 		{"a network namespace of its own", both(without(specs.NetworkNamespace, ""), func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})

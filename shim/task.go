@@ -2,7 +2,6 @@ package shim
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -31,7 +30,9 @@ func registerTasks(h host) {
 			if err != nil {
 				return nil, err
 			}
-			return newTasks(ic.Context, sd, newEvents(ic.Context, publisher))
+			a := arguments(os.Args[1:])
+			ev := newEvents(ic.Context, publisher)
+			return newTasks(ic.Context, sd, ev, newRooms(ev, a.address, a.namespace, a.debug))
 		},
 	})
 }
@@ -42,7 +43,7 @@ type tasks struct {
 	sd     shutdown.Service
 	choose chooser
 	runc   *runcService
-	events *events
+	rooms  *rooms
 
 	mu     sync.Mutex                          // guards what follows
 	owners map[string]taskapi.TTRPCTaskService // by container
@@ -50,7 +51,7 @@ type tasks struct {
 
 var _ taskapi.TTRPCTaskService = (*tasks)(nil)
 
-func newTasks(ctx context.Context, sd shutdown.Service, ev *events) (*tasks, error) {
+func newTasks(ctx context.Context, sd shutdown.Service, ev *events, rooms *rooms) (*tasks, error) {
 	ns, err := namespaces.NamespaceRequired(ctx)
 	if err != nil {
 		return nil, err
@@ -59,9 +60,10 @@ func newTasks(ctx context.Context, sd shutdown.Service, ev *events) (*tasks, err
 	if err != nil {
 		return nil, err
 	}
-	t := &tasks{ctx: ctx, sd: sd, events: ev, owners: map[string]taskapi.TTRPCTaskService{}}
+	t := &tasks{ctx: ctx, sd: sd, rooms: rooms, owners: map[string]taskapi.TTRPCTaskService{}}
 	t.runc = &runcService{namespace: ns, id: filepath.Base(dir), dir: dir, lost: t.fail}
 	sd.RegisterCallback(func(context.Context) error {
+		rooms.close()
 		t.runc.close()
 		ev.close()
 		return nil
@@ -141,14 +143,11 @@ func (t *tasks) Create(ctx context.Context, q *taskapi.CreateTaskRequest) (*task
 	if err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("creating container %s: %w: %w", q.ID, err, errdefs.ErrInvalidArgument))
 	}
-	var o taskapi.TTRPCTaskService
+	var o taskapi.TTRPCTaskService = t.rooms
 	if k == kindRunc {
-		o, err = t.runc.get()
-	} else {
-		err = errors.New("microVMs are not here yet")
-	}
-	if err != nil {
-		return nil, errgrpc.ToGRPC(fmt.Errorf("creating container %s: %w", q.ID, err))
+		if o, err = t.runc.get(); err != nil {
+			return nil, errgrpc.ToGRPC(fmt.Errorf("creating container %s: %w", q.ID, err))
+		}
 	}
 	t.mu.Lock()
 	if t.owners[q.ID] != nil {

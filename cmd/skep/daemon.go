@@ -21,6 +21,7 @@ import (
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/node"
 	"github.com/skep-dev/skep/vmm"
+	"github.com/skep-dev/skep/vmm/choose"
 )
 
 // controlGrace is what control requests under way get when the daemon ends;
@@ -81,7 +82,7 @@ func (d *daemon) openNode(ctx context.Context) error {
 		return &usageError{msg: err.Error()}
 	}
 	var err error
-	if d.vmm, err = newVMM(ctx, d.cfg, d.log); err != nil {
+	if d.vmm, err = choose.VMM(ctx, d.cfg, d.log); err != nil {
 		return err
 	}
 	info, err := d.vmm.Info(ctx)

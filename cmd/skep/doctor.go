@@ -8,6 +8,7 @@ import (
 
 	"github.com/skep-dev/skep/config"
 	"github.com/skep-dev/skep/doctor"
+	"github.com/skep-dev/skep/vmm/choose"
 )
 
 func (c *cli) doctorCmd() *cobra.Command {
@@ -36,7 +37,7 @@ from running; the exit code is 1 if there is one of these.`,
 func doctorOptions(cfg config.Config) doctor.Options {
 	return doctor.Options{
 		DataDir: cfg.DataDir, KernelDir: cfg.KernelDir, Kernel: cfg.Kernel, Modules: cfg.Modules,
-		QEMU: cfg.QEMU, Firecracker: findFirecracker(cfg), Confine: cfg.ConfineUser, CgroupRoot: cfg.CgroupRoot,
+		QEMU: cfg.QEMU, Firecracker: choose.Firecracker(cfg), Confine: cfg.ConfineUser, CgroupRoot: cfg.CgroupRoot,
 	}
 }
 

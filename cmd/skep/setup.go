@@ -8,6 +8,7 @@ import (
 
 	"github.com/skep-dev/skep/config"
 	"github.com/skep-dev/skep/guest/kernel"
+	"github.com/skep-dev/skep/vmm/choose"
 	"github.com/skep-dev/skep/vmm/firecracker"
 )
 
@@ -59,7 +60,7 @@ before it. It is used where the hardware backs KVM; everywhere else QEMU is.`,
 			if err != nil {
 				return err
 			}
-			h, err := firecracker.Fetch(cmd.Context(), firecrackerDir(r.Config), opts)
+			h, err := firecracker.Fetch(cmd.Context(), choose.FirecrackerDir(r.Config), opts)
 			if err != nil {
 				return err
 			}

@@ -65,7 +65,7 @@ var program = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, pkg := range []string{"cmd/containerd-shim-skep-v2", "shim/shimtest/probe"} {
+	for _, pkg := range []string{"cmd/containerd-shim-skep-v2", "cmd/skep-agent", "shim/shimtest/probe"} {
 		if err := testenv.Build(filepath.Join(dir, filepath.Base(pkg)), pkg); err != nil {
 			return dir, err
 		}
@@ -81,10 +81,29 @@ func Main(m *testing.M) {
 		dir, _ := program()
 		os.RemoveAll(dir)
 	}
+	if sharedOnce {
+		dir, _ := shared()
+		os.RemoveAll(dir)
+	}
 	os.Exit(code)
 }
 
-var builtOnce bool
+var builtOnce, sharedOnce bool
+
+// shared is the data directory of all shims of a test run, so that only the first
+// container of an image boots. It is not on a tmpfs, which has no O_DIRECT.
+var shared = sync.OnceValues(func() (string, error) { return os.MkdirTemp("/var/tmp", "skep-shim-data-") })
+
+// DataDir is the data directory of all shims of a test run.
+func DataDir(t testing.TB) string {
+	t.Helper()
+	dir, err := shared()
+	sharedOnce = true
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
 
 // Each runs a test with every containerd that there is.
 func Each(t *testing.T, f func(t *testing.T, c *Containerd)) {
@@ -140,8 +159,12 @@ func start(t *testing.T, d daemon, opts Options) *Containerd {
 	c := &Containerd{t: t, Version: d.version, Dir: testenv.Dir(t), opts: opts, bin: d.dir, shim: shim}
 	c.Address = filepath.Join(c.Dir, "c.sock")
 	// /run/containerd holds sockets of shims, /run/netns namespaces: both are its own.
-	c.holder = exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c",
-		"mkdir -p /run/containerd /run/netns && mount -t tmpfs tmpfs /run/containerd && mount -t tmpfs tmpfs /run/netns && mount --make-shared /run/netns && echo && exec sleep infinity")
+	script := "mkdir -p /run/containerd /run/netns && mount -t tmpfs tmpfs /run/containerd && mount -t tmpfs tmpfs /run/netns && mount --make-shared /run/netns && echo && exec sleep infinity"
+	flags := []string{"--mount", "--propagation", "private", "sh", "-c", script}
+	if opts.CRI { // with a network of its own, for pods' bridge
+		flags = append([]string{"--net"}, flags...)
+	}
+	c.holder = exec.Command("unshare", flags...)
 	ready, err := c.holder.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -193,6 +216,8 @@ disable_apparmor = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "/usr/lib/cni"
 conf_dir = %q
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.skep]
 runtime_type = "io.containerd.skep.v2"
 pod_annotations = ["skep.dev/*", "serving.knative.dev/*"]
@@ -233,7 +258,7 @@ func (c *Containerd) Down() {
 
 // Command is a program in the daemon's mount namespace, with its environment.
 func (c *Containerd) Command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command("nsenter", append([]string{"--mount=" + c.mounts, name}, args...)...)
+	cmd := exec.Command("nsenter", append([]string{"--mount=" + c.mounts, "--net=" + strings.TrimSuffix(c.mounts, "mnt") + "net", name}, args...)...)
 	cmd.Env = append(os.Environ(), "PATH="+c.shim+":"+c.bin+":"+os.Getenv("PATH"))
 	cmd.Env = append(cmd.Env, c.opts.Env...)
 	return cmd
@@ -440,6 +465,22 @@ func (c *Containerd) end() {
 	}
 }
 
+// Delete removes a container whose task has ended, and says how that had: ctr
+// tells of another exit code than 0.
+func (c *Containerd) Delete(id string) (code string) {
+	c.t.Helper()
+	c.Stopped(id)
+	r := c.Run("task", "delete", id)
+	if r.Code != 0 && r.Code != 1 { // some versions exit with it
+		code = strconv.Itoa(r.Code)
+	}
+	if _, after, ok := strings.Cut(r.Stderr, "non-zero exit code "); ok {
+		code = strings.Trim(strings.Fields(after)[0], `"`)
+	}
+	c.Must("container", "delete", id)
+	return code
+}
+
 // Stopped waits until containerd says of a container's task that it has ended,
 // or is gone.
 func (c *Containerd) Stopped(id string) {
@@ -485,4 +526,41 @@ func (c *Containerd) Settled(want []Process) {
 		}
 	}
 	c.t.Errorf("the shims' processes are %v: want %v", now, want)
+}
+
+// Starts runs a container in the background and returns when its task runs.
+func (c *Containerd) Starts(id string, args ...string) {
+	c.t.Helper()
+	c.Must(args...)
+	if s := c.Status(id); s != "RUNNING" {
+		c.t.Fatalf("the task of container %s is %q: want it to run\n%s", id, s, c.Log())
+	}
+}
+
+// PID is the process that containerd knows a container's task by.
+func (c *Containerd) PID(id string) int {
+	c.t.Helper()
+	for line := range strings.Lines(c.Must("task", "list")) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == id {
+			pid, _ := strconv.Atoi(f[1])
+			return pid
+		}
+	}
+	c.t.Fatalf("container %s has no task", id)
+	return 0
+}
+
+// Inside runs the probe in the network namespace of a container's task, as a
+// sidecar would: on the host, not in the container.
+func (c *Containerd) Inside(id string, args ...string) Result {
+	c.t.Helper()
+	return c.InsideOf(c.PID(id), args...)
+}
+
+// InsideOf is Inside of a process's.
+func (c *Containerd) InsideOf(pid int, args ...string) Result {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
+	defer cancel()
+	return run(ctx, exec.Command("nsenter", append([]string{fmt.Sprintf("--net=/proc/%d/ns/net", pid), filepath.Join(c.shim, "probe")}, args...)...))
 }

@@ -1,4 +1,6 @@
-package main
+// Package choose says which virtual machine monitor a host's microVMs have. The
+// programs call it when they start.
+package choose
 
 import (
 	"context"
@@ -13,9 +15,9 @@ import (
 	"github.com/skep-dev/skep/vmm/qemu"
 )
 
-// newVMM chooses the virtual machine monitor. By itself it takes Firecracker
+// VMM chooses the virtual machine monitor. By itself it takes Firecracker
 // where that is there and the hardware backs KVM, and else QEMU.
-func newVMM(ctx context.Context, cfg config.Config, log *slog.Logger) (vmm.VMM, error) {
+func VMM(ctx context.Context, cfg config.Config, log *slog.Logger) (vmm.VMM, error) {
 	if cfg.VMM == "qemu" {
 		return newQEMU(cfg, log), nil
 	}
@@ -43,7 +45,7 @@ func newFirecracker(ctx context.Context, cfg config.Config, log *slog.Logger) (v
 	if cfg.Accel == "tcg" {
 		return nil, errors.New("accel is tcg, software emulation, which Firecracker has not: use vmm qemu")
 	}
-	opts := firecracker.Options{Binary: findFirecracker(cfg), Logger: log}
+	opts := firecracker.Options{Binary: Firecracker(cfg), Logger: log}
 	h, err := firecracker.Probe(ctx, opts)
 	if err != nil {
 		return nil, err
@@ -56,16 +58,16 @@ func newFirecracker(ctx context.Context, cfg config.Config, log *slog.Logger) (v
 	return v, err
 }
 
-// findFirecracker returns the binary that the setting names, or the one that
+// Firecracker returns the binary that the setting names, or the one that
 // `skep setup firecracker` has put where skep keeps such things.
-func findFirecracker(cfg config.Config) string {
-	if path := firecracker.Find(cfg.FirecrackerPath, firecrackerDir(cfg)); path != "" {
+func Firecracker(cfg config.Config) string {
+	if path := firecracker.Find(cfg.FirecrackerPath, FirecrackerDir(cfg)); path != "" {
 		return path
 	}
 	return cfg.FirecrackerPath
 }
 
-// firecrackerDir is beside the guest kernels: both are fetched.
-func firecrackerDir(cfg config.Config) string {
+// FirecrackerDir is beside the guest kernels: both are fetched.
+func FirecrackerDir(cfg config.Config) string {
 	return filepath.Join(filepath.Dir(cfg.KernelDir), "firecracker")
 }

@@ -1,0 +1,54 @@
+package containerd
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/skep-dev/skep/shim/shimtest"
+)
+
+// A pod of three containers, one of which is a microVM: they reach each other at
+// 127.0.0.1, the pod is reached at its address, logs and exec are the CRI's.
+func TestPod(t *testing.T) {
+	eachVMWith(t, shimtest.Options{CRI: true}, func(t *testing.T, c *shimtest.Containerd) {
+		p := shimtest.CRI(t, c)
+		pod := p.Pod("three", map[string]string{"skep.dev/container": "app", "skep.dev/port": "8080"})
+		side := pod.Run("side", "serve", "9000")
+		app := pod.Run("app", "serve", "8080")
+		other := pod.Run("other", "pause")
+		if !shimtest.Has(c.Processes(), "qemu-system-x86_64") && !shimtest.Has(c.Processes(), "firecracker") {
+			t.Errorf("no VMM is among %v", c.Processes())
+		}
+		for _, tt := range []struct{ url, want string }{{"http://127.0.0.1:8080/hostname", "three"}, {"http://127.0.0.1:9000/", "hello"}} {
+			if out := eventually(func() shimtest.Result { return p.Try("exec", other, "/bin/get", tt.url) }); strings.TrimSpace(out) != tt.want {
+				t.Errorf("a sidecar gets %q from %s, want %q", out, tt.url, tt.want)
+			}
+		}
+		for _, port := range []string{"8080", "9000"} {
+			if r := p.Probe("get", "http://"+pod.IP()+":"+port+"/"); r.Stdout != "hello\n" {
+				t.Errorf("from outside port %s answers %q %s", port, r.Stdout, r.Stderr)
+			}
+		}
+		if out := p.Call("exec", app, "/bin/echo", "from", "the", "guest"); out != "from the guest" {
+			t.Errorf("exec says %q", out)
+		}
+		if out := p.Call("logs", app); !strings.Contains(out, "serving at 8080") {
+			t.Errorf("its log is %q", out)
+		}
+		p.Call("stop", "--timeout", "1", app)
+		if out := p.Call("inspect", "-o", "json", app); !strings.Contains(out, "CONTAINER_EXITED") {
+			t.Errorf("stopped, it is %s", out)
+		}
+		if out := p.Call("exec", side, "/bin/echo", "x"); out != "x" {
+			t.Errorf("a sidecar says %q after the microVM has ended", out)
+		}
+		pod.Remove()
+
+		pod = p.Pod("two", nil)
+		pod.Run("first", "pause")
+		if r := pod.Create("second", "pause"); r.Code == 0 || !strings.Contains(r.Stderr, "skep.dev/container") {
+			t.Errorf("a second container of a pod without the annotation: %d %s", r.Code, r.Stderr)
+		}
+		pod.Remove()
+	})
+}
