@@ -10,6 +10,8 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/internal/tree"
@@ -34,6 +36,10 @@ func (c container) names() (n guest.Names, err error) {
 			to = &n.Hosts
 		case "/etc/resolv.conf":
 			to = &n.Resolv
+		case "/etc/hostname":
+			if to = &n.Hostname; n.Hostname != "" {
+				continue // the specification says it, too
+			}
 		default:
 			continue
 		}
@@ -46,6 +52,7 @@ func (c container) names() (n guest.Names, err error) {
 		}
 		*to = string(b)
 	}
+	n.Hostname = strings.TrimSpace(n.Hostname)
 	return n, nil
 }
 
@@ -69,7 +76,7 @@ func (c container) inMemory() (all []guest.Tmpfs) {
 // delivered are the mounts that are copied in as files.
 func (c container) delivered() (all []mount) {
 	for _, m := range c.Mounts {
-		if m.Source != "" && !m.Return && m.Path != "/etc/hosts" && m.Path != "/etc/resolv.conf" {
+		if m.Source != "" && !m.Return && !slices.Contains(names, m.Path) { // those the agent writes
 			all = append(all, m)
 		}
 	}

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -146,7 +147,8 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 		return fmt.Errorf("putting the VMM into cgroup %s: %w", c.Cgroup, err)
 	}
 	if h := c.Hooks; h != nil {
-		if err := runHooks(ctx, "prestart", h.Prestart, r.state(specs.StateCreating)); err != nil { //nolint:staticcheck // deprecated, and still used
+		//lint:ignore SA1019 runtimes still have to run them
+		if err := runHooks(ctx, "prestart", h.Prestart, r.state(specs.StateCreating)); err != nil {
 			return err
 		}
 		if err := runHooks(ctx, "createRuntime", h.CreateRuntime, r.state(specs.StateCreating)); err != nil {
@@ -171,10 +173,18 @@ func (r *room) furnish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	seen := map[string][sha256.Size]byte{}
 	for _, m := range c.delivered() {
-		if err := deliver(ctx, r.dial, m); err != nil {
+		// Before it is read: what changes meanwhile is delivered again.
+		if seen[m.Path], err = signature(m.Source); err == nil {
+			err = deliver(ctx, r.dial, m)
+		}
+		if err != nil {
 			return fmt.Errorf("mount at %s: %w", m.Path, err)
 		}
+	}
+	if len(seen) > 0 {
+		go r.renew(seen)
 	}
 	return nil
 }

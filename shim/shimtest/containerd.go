@@ -162,6 +162,7 @@ func start(t *testing.T, d daemon, opts Options) *Containerd {
 	script := "mkdir -p /run/containerd /run/netns && mount -t tmpfs tmpfs /run/containerd && mount -t tmpfs tmpfs /run/netns && mount --make-shared /run/netns && echo && exec sleep infinity"
 	flags := []string{"--mount", "--propagation", "private", "sh", "-c", script}
 	if opts.CRI { // with a network of its own, for pods' bridge
+		flags[len(flags)-1] = "ip link set lo up && " + script
 		flags = append([]string{"--net"}, flags...)
 	}
 	c.holder = exec.Command("unshare", flags...)

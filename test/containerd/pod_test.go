@@ -25,8 +25,8 @@ func TestPod(t *testing.T) {
 			}
 		}
 		for _, port := range []string{"8080", "9000"} {
-			if r := p.Probe("get", "http://"+pod.IP()+":"+port+"/"); r.Stdout != "hello\n" {
-				t.Errorf("from outside port %s answers %q %s", port, r.Stdout, r.Stderr)
+			if out := eventually(func() shimtest.Result { return p.Probe("get", "http://"+pod.IP()+":"+port+"/") }); out != "hello" {
+				t.Errorf("from outside port %s answers %q", port, out)
 			}
 		}
 		if out := p.Call("exec", app, "/bin/echo", "from", "the", "guest"); out != "from the guest" {

@@ -345,6 +345,45 @@ func TestFiles(t *testing.T) {
 		if r.Code != 0 || r.Stdout != "content of acontent of bcontent of a" {
 			t.Errorf("%d %q %s", r.Code, r.Stdout, r.Stderr)
 		}
+		// What changes on the host comes after.
+		c.Starts("keeps", args("run", "-d", vm, mounted, shimtest.ProbeImage, "keeps", "pause")...)
+		if err := os.WriteFile(filepath.Join(dir, "a"), []byte("new content"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; ; i++ {
+			out := c.Must("task", "exec", "--exec-id", fmt.Sprint("e", i), "keeps", "/bin/cat", "/etc/map/a", "/one/file")
+			if out == "new contentnew content" {
+				break
+			}
+			if i == 60 {
+				t.Fatalf("its files are still %q", out)
+			}
+			time.Sleep(500 * time.Millisecond)
+		}
+		end(c, "keeps")
+	})
+}
+
+// A guest that runs out of memory is told of as such.
+func TestOutOfMemory(t *testing.T) {
+	eachVM(t, func(t *testing.T, c *shimtest.Containerd) {
+		var out bytes.Buffer
+		events := c.Ctr("events")
+		events.Stdout = &out
+		if err := events.Start(); err != nil {
+			t.Fatal(err)
+		}
+		r := c.Run(args("run", "--rm", vm, "--memory-limit", "33554432", shimtest.ProbeImage, "hungry", "eat", "1000")...)
+		_ = events.Process.Kill()
+		_ = events.Wait()
+		if r.Code != 137 {
+			t.Errorf("it ended with %d, want 137: %s%s", r.Code, r.Stdout, r.Stderr)
+		}
+		for _, topic := range []string{"/tasks/create", "/tasks/start", "/tasks/oom", "/tasks/exit", "/tasks/delete"} {
+			if !strings.Contains(out.String(), topic) {
+				t.Errorf("there was no event %s in\n%s", topic, out.String())
+			}
+		}
 	})
 }
 
