@@ -23,6 +23,9 @@ type Options struct {
 	// SampleEvery is how seldom a restore holds back a part of its working set to
 	// see whether it is touched: one in so many; default 16.
 	SampleEvery int
+	// Lone is for a process with a single guest: no buffer stays allocated that it
+	// does not use.
+	Lone bool
 	// Frozen keeps working sets as they were recorded: nothing is learned.
 	Frozen bool
 }
@@ -61,6 +64,9 @@ func New(o Options) *Policies {
 	}
 	t := &Policies{pool: newPool(o.BufferBytes), slots: make(chan struct{}, o.Reads), recording: make(map[string]bool), turns: semaphore.NewWeighted(streamTurns),
 		frozen: o.Frozen, sampling: uint32(o.SampleEvery), reads: make(map[fileID]*sharedRead), histories: make(map[string]*history)}
+	if o.Lone {
+		t.pool.keep = 0
+	}
 	t.spin.max.Store(int32(max(runtime.GOMAXPROCS(0)/2, 1)))
 	t.policies = []Policy{
 		mmapPolicy{},

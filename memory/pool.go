@@ -40,6 +40,7 @@ const (
 // another that waits for it.
 type pool struct {
 	limit int // buffers
+	keep  int // of them, that stay allocated for good
 
 	mu      sync.Mutex
 	used    int         // guarded by mu
@@ -76,7 +77,7 @@ type buffer struct {
 }
 
 func newPool(bytes int64) *pool {
-	return &pool{limit: int(max(bytes/bufferSize, 4))}
+	return &pool{keep: keepAlways, limit: int(max(bytes/bufferSize, 4))}
 }
 
 // get takes a buffer, waiting for its turn.
@@ -220,7 +221,7 @@ func (b *buffer) unref() {
 		p.trim = time.AfterFunc(idleTime, func() {
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			p.shrink(keepAlways)
+			p.shrink(p.keep)
 		})
 	default:
 		p.trim.Reset(idleTime)

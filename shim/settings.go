@@ -16,7 +16,6 @@ import (
 type settings struct {
 	Policy    string // of memory, for restores; "": the default
 	Port      int    // that the container's server listens at; 0: none is known
-	ReadyPath string // that answers 2xx when the server is ready
 	MemoryMiB int    // of the guest; 0: by the container's limit
 	VCPUs     int    // the same
 	Boot      bool   // without a snapshot
@@ -27,7 +26,6 @@ const (
 	annotationPrefix   = "skep.dev/"
 	annotationPolicy   = annotationPrefix + "policy"
 	annotationPort     = annotationPrefix + "port"
-	annotationReady    = annotationPrefix + "ready-path"
 	annotationMemory   = annotationPrefix + "memory"
 	annotationVCPUs    = annotationPrefix + "vcpus"
 	annotationSnapshot = annotationPrefix + "snapshot"
@@ -50,13 +48,6 @@ var annotations = map[string]func(s *settings, v string) error{
 		return nil
 	},
 	annotationPort: func(s *settings, v string) (err error) { s.Port, err = number(v, 1, 65535); return err },
-	annotationReady: func(s *settings, v string) error {
-		if !strings.HasPrefix(v, "/") || strings.ContainsAny(v, " \r\n\t") {
-			return fmt.Errorf("want a path that begins with /")
-		}
-		s.ReadyPath = v
-		return nil
-	},
 	annotationMemory: func(s *settings, v string) (err error) {
 		mib := 0
 		switch n, unit := strings.CutSuffix(v, "Gi"); {
@@ -106,9 +97,6 @@ func readSettings(all map[string]string) (s settings, err error) {
 		if err := set(&s, all[k]); err != nil {
 			return s, fmt.Errorf("annotation %s is %q: %w", k, all[k], err)
 		}
-	}
-	if s.ReadyPath != "" && s.Port == 0 {
-		return s, fmt.Errorf("annotation %s is given without %s: the server's port must be known", annotationReady, annotationPort)
 	}
 	return s, nil
 }

@@ -83,7 +83,7 @@ func Open(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Host, er
 	if err := h.openKernel(); err != nil {
 		return nil, err
 	}
-	h.policies = memory.New(memory.Options{Frozen: !cfg.Learning, SampleEvery: cfg.SampleEvery})
+	h.policies = memory.New(memory.Options{Lone: true, Frozen: !cfg.Learning, SampleEvery: cfg.SampleEvery})
 	h.starter = &microvm.Starter{VMM: h.vmm, Log: log, Connect: connect}
 	return h, nil
 }

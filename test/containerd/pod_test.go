@@ -20,7 +20,7 @@ func TestPod(t *testing.T) {
 			t.Errorf("no VMM is among %v", c.Processes())
 		}
 		for _, tt := range []struct{ url, want string }{{"http://127.0.0.1:8080/hostname", "three"}, {"http://127.0.0.1:9000/", "hello"}} {
-			if out := eventually(func() shimtest.Result { return p.Try("exec", other, "/bin/get", tt.url) }); strings.TrimSpace(out) != tt.want {
+			if out := eventually(func() shimtest.Result { return p.Try("exec", other, "/bin/get", tt.url) }); out != tt.want {
 				t.Errorf("a sidecar gets %q from %s, want %q", out, tt.url, tt.want)
 			}
 		}
@@ -46,7 +46,8 @@ func TestPod(t *testing.T) {
 
 		pod = p.Pod("two", nil)
 		pod.Run("first", "pause")
-		if r := pod.Create("second", "pause"); r.Code == 0 || !strings.Contains(r.Stderr, "skep.dev/container") {
+		second := pod.Create("second", "pause")
+		if r := p.Try("start", strings.TrimSpace(second.Stdout)); r.Code == 0 || !strings.Contains(r.Stderr, "skep.dev/container") {
 			t.Errorf("a second container of a pod without the annotation: %d %s", r.Code, r.Stderr)
 		}
 		pod.Remove()

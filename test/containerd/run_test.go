@@ -167,7 +167,10 @@ func eventually(ask func() shimtest.Result) string {
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		r := ask()
 		if !strings.Contains(r.Stderr, "connection refused") || time.Now().After(end) {
-			return strings.TrimSuffix(r.Stdout, "\n") + r.Stderr
+			if r.Code == 0 {
+				return strings.TrimSpace(r.Stdout)
+			}
+			return r.Stdout + r.Stderr
 		}
 	}
 }
