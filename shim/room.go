@@ -68,6 +68,7 @@ func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *s
 	defer func() {
 		if err != nil {
 			r.close()
+			err = errors.Join(err, r.group.remove())
 		}
 	}()
 	if r.container, err = translate(spec); err != nil {

@@ -318,6 +318,8 @@ func TestRefused(t *testing.T) {
 			{[]string{"--annotation", "skep.dev/policy=reep"}, "did you mean reap"},
 			{[]string{"--annotation", "skep.dev/memory=1Mi"}, "at least 128Mi"},
 			{[]string{"--mount", "type=bind,src=/nonexistent,dst=/data,options=rbind:ro"}, "/nonexistent"},
+			// By the guest, when all else is there.
+			{[]string{"--mount", "type=bind,src=/etc/hostname,dst=/proc/x,options=rbind:ro"}, "/proc/x"},
 		} {
 			id := fmt.Sprint("bad", i)
 			r := c.Run(args("run", "--rm", vm, tt.flags, shimtest.ProbeImage, id, "true")...)
@@ -326,6 +328,9 @@ func TestRefused(t *testing.T) {
 			}
 			if c.Run("container", "info", id).Code == 0 {
 				c.Must("container", "delete", id)
+			}
+			if left, _ := filepath.Glob("/sys/fs/cgroup/*/default/" + id); len(left) > 0 {
+				t.Errorf("%v: left: %v", tt.flags, left)
 			}
 		}
 	})
