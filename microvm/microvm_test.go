@@ -123,11 +123,11 @@ type stageVMM struct{ *stage }
 
 func (v stageVMM) Info(context.Context) (vmm.Info, error) { return vmm.Info{}, nil }
 func (v stageVMM) Boot(context.Context, vmm.BootSpec) (vmm.Machine, error) {
-	return stageMachine{v.stage}, v.machine(v.step("boot"))
+	return stageMachine(v), v.machine(v.step("boot"))
 }
 func (v stageVMM) Restore(ctx context.Context, r vmm.RestoreSpec) (vmm.Machine, error) {
 	err := r.Memory.Attach(ctx, userfaultfd.Guest{})
-	return stageMachine{v.stage}, v.machine(errors.Join(err, v.step("load")))
+	return stageMachine(v), v.machine(errors.Join(err, v.step("load")))
 }
 
 func (s *stage) machine(err error) error {

@@ -18,10 +18,6 @@ const (
 	maxTimeouts = 2
 )
 
-// probeAgent names probes to the function's server, which may want to tell them
-// from requests.
-const probeAgent = "skep-probe"
-
 // suspect puts an instance on probation whose request was left or not answered in
 // time: it is not lent until it has answered a probe, and ends if it does not.
 // Others serve meanwhile, and may be started. The mutex is held.

@@ -295,7 +295,7 @@ func TestSurvivesReopenAndStagingDoesNot(t *testing.T) {
 	if err := os.Mkdir(other, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s = open(t, dir)
+	open(t, dir)
 	if _, err := os.Stat(g.Dir); err != nil {
 		t.Errorf("what another process stages was removed: %v", err)
 	}
