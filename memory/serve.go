@@ -66,11 +66,11 @@ func (s *server) serveFault(ev userfaultfd.Event) (again bool, err error) {
 	again, err = s.answered(addr, err)
 	if err == nil && !again {
 		s.present.set(page)
-		s.counter.faults.Add(1)
 		if zero {
 			s.counter.zeroPages.Add(1)
 			s.beside.zeros(page, page+1)
 		}
+		s.counter.faults.Add(1) // last: who sees it finds the others
 	}
 	return again, err
 }
