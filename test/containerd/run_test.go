@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -395,14 +396,18 @@ func TestOutOfMemory(t *testing.T) {
 	})
 }
 
-// Many, one after the other and at once; the last is no slower to clear away than
-// the first.
+// Many, one after the other and at once. SKEP_CONTAINERS says how many make a row:
+// make test-containerd takes a hundred, which is some minutes.
 func TestMany(t *testing.T) {
-	eachVM(t, func(t *testing.T, c *shimtest.Containerd) {
-		row := 100
-		if testing.Short() {
-			row = 10
+	row := 15
+	if s := os.Getenv("SKEP_CONTAINERS"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatalf("SKEP_CONTAINERS is %q: want a number", s)
 		}
+		row = n
+	}
+	eachVM(t, func(t *testing.T, c *shimtest.Containerd) {
 		began := time.Now()
 		for i := range row {
 			if r := once(c, fmt.Sprint("row", i), "exit", "3"); r.Code != 3 {
