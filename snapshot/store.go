@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/skep-dev/skep/internal/atomicfile"
 	"github.com/skep-dev/skep/internal/filelock"
@@ -33,9 +34,21 @@ var ErrNotFound = errors.New("no such snapshot")
 type Store struct {
 	dir string
 
-	mu    sync.Mutex // guards known and the entries' state
-	known map[string]*entry
+	mu     sync.Mutex // guards what follows and the entries' state
+	known  map[string]*entry
+	listed listing
 }
+
+// listing is what was read of the store's directory: every cold start asks, and to
+// read it takes 0.8 ms where there are a thousand snapshots.
+type listing struct {
+	changed time.Time // when the directory had changed before
+	ids     []string
+}
+
+// tick is more than the time for which a file system may give changes of a directory
+// the same time.
+const tick = 20 * time.Millisecond
 
 // entry is what this process knows of one snapshot. Its manifest does not change.
 type entry struct {
@@ -119,15 +132,15 @@ func load(id, dir string) *entry {
 // list returns what is known of the snapshots that there are, in no order, but
 // only of those whose ids begin with prefix.
 func (s *Store) list(prefix string) ([]*entry, error) {
-	entries, err := os.ReadDir(s.dir)
+	ids, err := s.ids()
 	if err != nil {
 		return nil, fmt.Errorf("looking for snapshots: %w", err)
 	}
 	there := map[string]bool{}
 	var list []*entry
-	for _, d := range entries {
-		if strings.HasPrefix(d.Name(), prefix) && d.IsDir() && ValidID(d.Name()) && !wasRemoved(filepath.Join(s.dir, d.Name())) {
-			if e := s.entry(d.Name()); e.manifest.Format != 0 || isDir(e.dir) { // else deleted just now
+	for _, id := range ids {
+		if strings.HasPrefix(id, prefix) && !wasRemoved(filepath.Join(s.dir, id)) {
+			if e := s.entry(id); e.manifest.Format != 0 || isDir(e.dir) { // else deleted just now
 				there[e.id] = true
 				list = append(list, e)
 			}
@@ -141,6 +154,37 @@ func (s *Store) list(prefix string) ([]*entry, error) {
 		}
 	}
 	return list, nil
+}
+
+// ids returns the names of the snapshots' directories, the removed ones among them.
+func (s *Store) ids() ([]string, error) {
+	st, err := os.Stat(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	last := s.listed
+	s.mu.Unlock()
+	if last.ids != nil && last.changed.Equal(st.ModTime()) {
+		return last.ids, nil
+	}
+	now := time.Now()
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]string, 0, len(entries))
+	for _, d := range entries {
+		if d.IsDir() && ValidID(d.Name()) {
+			ids = append(ids, d.Name())
+		}
+	}
+	if now.Sub(st.ModTime()) > tick { // a change after this shows
+		s.mu.Lock()
+		s.listed = listing{st.ModTime(), ids}
+		s.mu.Unlock()
+	}
+	return ids, nil
 }
 
 // entry returns what is known of a snapshot. Its manifest is read only once.
