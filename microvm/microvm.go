@@ -39,6 +39,15 @@ type Starter struct {
 	Log     *slog.Logger
 }
 
+// Connect is what Starter's usually is.
+func Connect(ctx context.Context, conn net.Conn, logs LogFunc) (Agent, error) {
+	s, err := guest.Connect(ctx, conn, logs)
+	if err != nil {
+		return nil, err // a nil *guest.Session would be no nil Agent
+	}
+	return s, nil
+}
+
 // LogFunc takes one line that the server wrote, without its newline; stream is
 // "stdout" or "stderr". The line is only valid during the call.
 type LogFunc func(stream string, line []byte)

@@ -101,7 +101,7 @@ func (s *stage) spec() Spec {
 
 func (s *stage) start(t *testing.T, kind api.StartKind) (*VM, error) {
 	if kind == api.StartBoot {
-		return s.starter().Boot(t.Context(), BootSpec{Spec: s.spec(), MemoryDir: os.TempDir(), Start: guest.Start{Argv: []string{"/f"}}})
+		return s.starter().Boot(t.Context(), BootSpec{Spec: s.spec(), MemoryDir: os.TempDir(), Start: &guest.Start{Argv: []string{"/f"}}})
 	}
 	s.hold("session", 1)
 	return s.starter().Restore(t.Context(), RestoreSpec{Spec: s.spec(), State: "/state", Memory: "/memory", Session: stageSession{s}})

@@ -3,6 +3,7 @@ package microvm
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -34,11 +35,10 @@ type BootSpec struct {
 	// MemoryDir is a directory of its own for the file of the guest's memory, on
 	// the file system of the snapshot that it may become.
 	MemoryDir string
-	// Start is what to run there. Its instance, time and entropy are filled in.
-	Start guest.Start
-	// Bare leaves the guest with nothing but its agent: it is to become a snapshot
-	// whose clones are each started with something of their own (VM.Start).
-	Bare bool
+	// Start is what to run there, its instance, time and entropy filled in. Nil leaves
+	// the guest with nothing but its agent: it is to become a snapshot whose clones
+	// are each started with something of their own (VM.Start).
+	Start *guest.Start
 }
 
 // RestoreSpec is a microVM that starts from a snapshot.
@@ -64,14 +64,21 @@ func (s *Starter) Boot(ctx context.Context, spec BootSpec) (*VM, error) {
 }
 
 // Restore starts a microVM from a snapshot, and returns it when the guest knows
-// that it is a clone. Errors are *StartErrors; nothing is left then. Those that
-// are the snapshot's fault wrap vmm.ErrState or memory.ErrRead.
+// that it is a clone. Errors are *StartErrors; nothing is left then.
 func (s *Starter) Restore(ctx context.Context, spec RestoreSpec) (*VM, error) {
 	v := s.newVM(spec.Spec)
 	if err := s.restore(ctx, v, spec); err != nil {
 		return nil, v.failed(err)
 	}
 	return v, nil
+}
+
+// SnapshotsFault says that it is the snapshot for which a restore, or the microVM
+// later, failed: a VMM that refuses its state, memory that cannot be read. A slot, a
+// directory, a limit of time, the guest or a hook say nothing of it, and to hash all
+// of its memory again would only add to the load that may be behind them.
+func SnapshotsFault(err error) bool {
+	return errors.Is(err, vmm.ErrState) || errors.Is(err, memory.ErrRead)
 }
 
 func (s *Starter) newVM(spec Spec) *VM { return &VM{spec: spec, log: s.Log} }
@@ -107,9 +114,9 @@ func (s *Starter) boot(ctx context.Context, v *VM, spec BootSpec) error {
 		return err
 	}
 	v.phases.Boot = m.Timings().Load + time.Since(began)
-	if !spec.Bare {
+	if spec.Start != nil {
 		began = time.Now()
-		if err := v.start(ctx, spec.Start); err != nil {
+		if err := v.start(ctx, *spec.Start); err != nil {
 			return err
 		}
 		v.phases.Init = time.Since(began)

@@ -101,7 +101,7 @@ func (n *Node) want(d *deployment, info vmm.Info) snapshot.Want {
 	return snapshot.Want{
 		Function: d.fn.Name, ImageDigest: d.image.Digest, DiskDigest: d.image.DiskDigest,
 		GuestKernel: n.kernel.Digest, Initramfs: n.kernel.InitramfsDigest, Spec: d.spec,
-		VCPUs: d.fn.VCPUs, MemoryMiB: d.fn.MemoryMiB, VMM: info, CPU: n.cpu, HostKernel: hostKernel(),
+		VCPUs: d.fn.VCPUs, MemoryMiB: d.fn.MemoryMiB, VMM: info, CPU: n.cpu, HostKernel: snapshot.HostKernel(),
 	}
 }
 

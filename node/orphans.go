@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/procfs"
+	"github.com/skep-dev/skep/internal/marked"
 	"golang.org/x/sys/unix"
 )
 
@@ -51,17 +52,7 @@ const maxUsers = 1 << 16
 // isOne is false for processes that are gone and for those that are not ours to
 // look into: they are not ours either.
 func (o orphans) isOne(p procfs.Proc, inSpace bool) bool {
-	return o.marked(p) || o.below(p) || inSpace && o.isVMMUser(p)
-}
-
-// marked looks for the mark. A jailer wipes the environment: behind it the mark is
-// the last of the arguments that the VMM ignores.
-func (o orphans) marked(p procfs.Proc) bool {
-	if env, err := p.Environ(); err == nil && slices.Contains(env, o.mark) {
-		return true
-	}
-	args, err := p.CmdLine()
-	return err == nil && len(args) > 1 && slices.Equal(args[len(args)-2:], []string{"--", o.mark})
+	return marked.Bears(p, o.mark) || o.below(p) || inSpace && o.isVMMUser(p)
 }
 
 func (o orphans) below(p procfs.Proc) bool {
@@ -116,7 +107,7 @@ func (o orphans) killAll(ctx context.Context, pids []int) (gone []int, err error
 		}
 	}
 	for pid, fd := range killed {
-		if err := awaitExit(ctx, fd); err != nil {
+		if err := marked.Await(ctx, fd); err != nil {
 			errs = append(errs, fmt.Errorf("ending process %d: %w", pid, err))
 			continue
 		}
@@ -125,44 +116,15 @@ func (o orphans) killAll(ctx context.Context, pids []int) (gone []int, err error
 	return gone, errors.Join(errs...)
 }
 
-// kill signals the process through a pidfd, so that no other that got its number
-// meanwhile is hit, and returns that; -1 when the process is gone.
+// kill signals the process, and returns a pidfd of it; -1 when it is gone.
 func (o orphans) kill(pid int) (int, error) {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return -1, nil
-	}
-	if err != nil {
-		return -1, fmt.Errorf("pidfd_open: %w", err)
-	}
-	inSpaces, err := o.inSpaces()
-	if err == nil {
-		var p procfs.Proc
-		if p, err = procfs.NewProc(pid); err != nil || !o.isOne(p, slices.Contains(inSpaces, pid)) {
-			return -1, unix.Close(fd) // the number is another's now
-		}
-		err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-	}
-	if err != nil && !errors.Is(err, unix.ESRCH) {
-		return -1, errors.Join(fmt.Errorf("pidfd_send_signal: %w", err), unix.Close(fd))
-	}
-	return fd, nil
-}
-
-// awaitExit waits until the process of that pidfd has ended.
-func awaitExit(ctx context.Context, fd int) error {
-	for {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		k, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 50)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("waiting for its end: %w", err)
-		}
-		if k > 0 {
-			return nil
-		}
-	}
+	var where error
+	fd, err := marked.Kill(pid, func(p procfs.Proc) bool {
+		var inSpaces []int
+		inSpaces, where = o.inSpaces()
+		return where == nil && o.isOne(p, slices.Contains(inSpaces, pid))
+	})
+	return fd, errors.Join(err, where)
 }
 
 // orphans of this node's data directory.

@@ -12,6 +12,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/microvm"
 	"github.com/skep-dev/skep/scale"
 )
 
@@ -336,7 +337,7 @@ func (p *pool) live(inst *instance) {
 			p.n.stopGently(inst)
 		}
 	default:
-		if blamed(cause) {
+		if microvm.SnapshotsFault(cause) {
 			p.n.snaps.Restored(inst.snapshot, cause)
 		}
 		p.n.log.Warn("instance died", "function", p.name, "instance", inst.id, "error", cause)

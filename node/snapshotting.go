@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/snapshot"
@@ -40,7 +38,7 @@ func (n *Node) capture(ctx context.Context, inst *instance, stage *snapshot.Stag
 	}
 	d := inst.dep
 	snap, err := stage.Publish(ctx, snapshot.Manifest{
-		Reason: reason, VMM: info, CPU: n.cpu, HostKernel: hostKernel(),
+		Reason: reason, VMM: info, CPU: n.cpu, HostKernel: snapshot.HostKernel(),
 		GuestKernel: n.kernel.Digest, Initramfs: n.kernel.InitramfsDigest, Agent: n.kernel.Agent,
 		ImageDigest: d.image.Digest, DiskDigest: d.image.DiskDigest, Spec: d.spec,
 		VCPUs: d.fn.VCPUs, MemoryMiB: d.fn.MemoryMiB,
@@ -50,14 +48,6 @@ func (n *Node) capture(ctx context.Context, inst *instance, stage *snapshot.Stag
 	}
 	n.log.Info("snapshot published", "function", d.fn.Name, "snapshot", snap.ID, "reason", reason, "bytes", snap.DiskBytes)
 	return snap, nil
-}
-
-func hostKernel() string {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return ""
-	}
-	return unix.ByteSliceToString(u.Release[:])
 }
 
 // trial is an instance that is started outside its pool: for a snapshot, or to

@@ -14,7 +14,6 @@ import (
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/microvm"
 	"github.com/skep-dev/skep/snapshot"
-	"github.com/skep-dev/skep/vmm"
 )
 
 // StartError says why an instance did not become ready.
@@ -83,7 +82,7 @@ func (n *Node) startEither(ctx context.Context, inst *instance) error {
 	if ctx.Err() != nil {
 		return err
 	}
-	if blamed(err) {
+	if microvm.SnapshotsFault(err) {
 		// Every byte is looked at before its next use.
 		n.snaps.Restored(id, err)
 	}
@@ -97,12 +96,6 @@ func (n *Node) startEither(ctx context.Context, inst *instance) error {
 	}
 	return nil
 }
-
-// blamed says that it is the snapshot for which a restore failed: a VMM that
-// refuses its state, memory that cannot be read. A slot, a directory, a limit of
-// time, the guest or a hook of the function's say nothing of it, and to hash
-// all of its memory again would only add to the load that may be behind them.
-func blamed(err error) bool { return errors.Is(err, vmm.ErrState) || errors.Is(err, memory.ErrRead) }
 
 func (n *Node) bootInTime(ctx context.Context, inst *instance) error {
 	limit := inst.dep.fn.ReadyTimeout
@@ -162,7 +155,7 @@ func (n *Node) boot(ctx context.Context, inst *instance) error {
 	if inst.dep.fn.Egress == api.EgressNAT {
 		start.Nameservers = n.cfg.Nameservers
 	}
-	vm, err := n.starter.Boot(ctx, microvm.BootSpec{Spec: spec, MemoryDir: dir, Start: start})
+	vm, err := n.starter.Boot(ctx, microvm.BootSpec{Spec: spec, MemoryDir: dir, Start: &start})
 	if err != nil {
 		return err
 	}

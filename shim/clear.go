@@ -1,18 +1,17 @@
 package shim
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/prometheus/procfs"
+	"github.com/skep-dev/skep/internal/marked"
 	"github.com/skep-dev/skep/network"
 )
 
@@ -59,61 +58,25 @@ func clear(ctx context.Context, bundle string) error {
 	return errors.Join(errs...)
 }
 
-// endMarked kills the processes with that variable in their environment, or as
-// their last argument where a jailer wipes that, and waits until they are gone.
+// endMarked kills the processes with that mark, and waits until they are gone.
 func endMarked(ctx context.Context, mark string) error {
-	dirs, err := filepath.Glob("/proc/[0-9]*")
+	all, err := procfs.AllProcs()
 	if err != nil {
 		return err
 	}
+	bears := func(p procfs.Proc) bool { return marked.Bears(p, mark) }
 	var errs []error
-	for _, dir := range dirs {
-		pid, _ := strconv.Atoi(filepath.Base(dir))
-		if pid == os.Getpid() || !marked(dir, mark) {
+	for _, p := range all {
+		if p.PID == os.Getpid() || !bears(p) {
 			continue
 		}
-		if err := endProcess(ctx, pid, func() bool { return marked(dir, mark) }); err != nil {
-			errs = append(errs, fmt.Errorf("ending process %d: %w", pid, err))
+		fd, err := marked.Kill(p.PID, bears)
+		if err == nil && fd >= 0 {
+			err = errors.Join(marked.Await(ctx, fd), unix.Close(fd))
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("ending process %d: %w", p.PID, err))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func marked(proc, mark string) bool {
-	env, err := os.ReadFile(filepath.Join(proc, "environ"))
-	if err != nil {
-		return false
-	}
-	args, _ := os.ReadFile(filepath.Join(proc, "cmdline"))
-	return slices.ContainsFunc(bytes.Split(env, []byte{0}), func(v []byte) bool { return string(v) == mark }) ||
-		bytes.HasSuffix(args, []byte("\x00--\x00"+mark+"\x00"))
-}
-
-// endProcess kills a process through a descriptor of it, if it still is the one
-// that was meant.
-func endProcess(ctx context.Context, pid int, is func() bool) error {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if !is() {
-		return nil
-	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return err
-	}
-	for ctx.Err() == nil {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 50)
-		if n > 0 {
-			return nil
-		}
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-	return ctx.Err()
 }

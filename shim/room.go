@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,17 +64,14 @@ type opener struct {
 
 // open makes a container, up to where its own process can be started. When it
 // fails nothing is left.
-func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *specs.Spec) (_ *room, err error) {
-	r := &room{id: q.ID, bundle: q.Bundle, spec: spec, log: o.log.With("container", q.ID), events: o.events, execs: map[string]*proc{}, over: make(chan struct{})}
+func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *specs.Spec, c container) (_ *room, err error) {
+	r := &room{id: q.ID, bundle: q.Bundle, spec: spec, container: c, log: o.log.With("container", q.ID), events: o.events, execs: map[string]*proc{}, over: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			r.close()
 			err = errors.Join(err, r.group.remove())
 		}
 	}()
-	if r.container, err = translate(spec); err != nil {
-		return nil, &refusal{err}
-	}
 	if err := r.container.measure(); err != nil {
 		return nil, &refusal{err}
 	}
@@ -193,8 +191,8 @@ func (r *room) furnish(ctx context.Context) error {
 // hostname is what the CRI means: it is in the environment.
 func hostname(env []string, id string) string {
 	for _, v := range env {
-		if len(v) > 9 && v[:9] == "HOSTNAME=" {
-			return v[9:]
+		if name, ok := strings.CutPrefix(v, "HOSTNAME="); ok && name != "" {
+			return name
 		}
 	}
 	return id[:min(len(id), 63)]

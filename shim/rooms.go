@@ -151,14 +151,15 @@ func (s *rooms) Create(ctx context.Context, q *taskapi.CreateTaskRequest) (*task
 		return nil, asked(q.ID, err)
 	}
 	// What is wrong with a specification is said before anything is opened.
-	if _, err := translate(spec); err != nil {
+	c, err := translate(spec)
+	if err != nil {
 		return nil, asked(q.ID, &refusal{err})
 	}
 	o, err := s.opener(ctx)
 	if err != nil {
 		return nil, asked(q.ID, err)
 	}
-	r, err := o.open(ctx, q, spec)
+	r, err := o.open(ctx, q, spec, c)
 	if err != nil {
 		return nil, asked(q.ID, err)
 	}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // HostCPU reads what this host's processor is from /proc/cpuinfo.
@@ -17,6 +19,15 @@ func HostCPU() (CPU, error) {
 	}
 	defer f.Close()
 	return parseCPU(f)
+}
+
+// HostKernel is the release of this host's kernel, as uname(2) has it.
+func HostKernel() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
 }
 
 // parseCPU reads the first processor of a cpuinfo file: x86 or arm64.

@@ -15,6 +15,7 @@ import (
 	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/internal/cgroup"
 	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/microvm"
 	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/node"
 	"github.com/skep-dev/skep/vmm"
@@ -75,7 +76,7 @@ func (d *daemon) deps() node.Deps {
 		Inhabitants: d.inhabitants,
 		OpenImages:  d.openImages,
 		OpenKernel:  d.openKernel,
-		Connect:     connect,
+		Connect:     microvm.Connect,
 		Log:         d.log,
 		OnRecord:    d.metrics.Observe,
 	}

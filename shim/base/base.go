@@ -18,8 +18,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/skep-dev/skep/config"
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/guest/initramfs"
@@ -60,7 +58,7 @@ func Open(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Host, er
 			err = errors.Join(err, h.Close())
 		}
 	}()
-	for _, dir := range []string{cfg.DataDir, h.dir("mem"), h.dir("claims")} {
+	for _, dir := range []string{cfg.DataDir, h.dir("mem"), h.dir("claims"), h.dir("initramfs")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
@@ -80,44 +78,15 @@ func Open(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Host, er
 	if h.cpu, err = snapshot.HostCPU(); err != nil {
 		return nil, err
 	}
-	if err := h.openKernel(); err != nil {
+	if h.kernel, h.ramdisk, err = choose.Guest(cfg, h.dir("initramfs")); err != nil {
 		return nil, err
 	}
 	h.policies = memory.New(memory.Options{Lone: true, Frozen: !cfg.Learning, SampleEvery: cfg.SampleEvery})
-	h.starter = &microvm.Starter{VMM: h.vmm, Log: log, Connect: connect}
+	h.starter = &microvm.Starter{VMM: h.vmm, Log: log, Connect: microvm.Connect}
 	return h, nil
 }
 
 func (h *Host) dir(name string) string { return filepath.Join(h.cfg.DataDir, name) }
-
-func (h *Host) openKernel() (err error) {
-	if h.cfg.Kernel != "" {
-		h.kernel, err = kernel.Load(h.cfg.Kernel, h.cfg.Modules)
-	} else {
-		h.kernel, err = kernel.Default(h.cfg.KernelDir)
-	}
-	if err != nil {
-		return err
-	}
-	agent, err := initramfs.FindAgent()
-	if err != nil {
-		return fmt.Errorf("finding the guest's agent: %w", err)
-	}
-	if err := os.MkdirAll(h.dir("initramfs"), 0o711); err != nil {
-		return err
-	}
-	h.ramdisk, err = initramfs.Build(h.dir("initramfs"), agent, h.kernel)
-	return err
-}
-
-// connect greets a guest's agent. An error must not become a non-nil Agent.
-func connect(ctx context.Context, conn net.Conn, logs microvm.LogFunc) (microvm.Agent, error) {
-	s, err := guest.Connect(ctx, conn, logs)
-	if err != nil {
-		return nil, err
-	}
-	return s, nil
-}
 
 // Close lets go of what was opened. Every guest must have been closed.
 func (h *Host) Close() error {
@@ -157,10 +126,7 @@ type Guest struct {
 // Close ends the guest; nothing of it is left then. It is called once.
 func (g *Guest) Close() {
 	g.VM.Close()
-	for i := len(g.releases) - 1; i >= 0; i-- {
-		g.releases[i]()
-	}
-	os.RemoveAll(g.dir)
+	g.abandon()
 }
 
 // Limits of time, for hosts that emulate.
@@ -183,20 +149,14 @@ func (h *Host) Start(ctx context.Context, s Spec) (*Guest, error) {
 		return nil, err
 	}
 	g, err := h.restore(ctx, s, snap)
-	h.snaps.Restored(snap.Manifest.ID, blamed(err))
+	if err == nil || microvm.SnapshotsFault(err) {
+		h.snaps.Restored(snap.Manifest.ID, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("restoring a microVM from snapshot %s: %w", snap.Manifest.ID, err)
 	}
 	g.Made = made
 	return g, nil
-}
-
-// blamed is err if it is the snapshot's fault.
-func blamed(err error) error {
-	if errors.Is(err, vmm.ErrState) || errors.Is(err, memory.ErrRead) {
-		return err
-	}
-	return nil
 }
 
 // family is what a base snapshot's "function" is called.
@@ -210,7 +170,7 @@ const specVersion = "base 1"
 
 func (h *Host) want(s Spec) snapshot.Want {
 	return snapshot.Want{Function: s.family(), ImageDigest: s.Disk.Digest, DiskDigest: s.Disk.DiskDigest, GuestKernel: h.kernel.Digest,
-		Initramfs: h.ramdisk.Digest, Spec: specVersion, HostKernel: hostKernel(), VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, VMM: h.info, CPU: h.cpu}
+		Initramfs: h.ramdisk.Digest, Spec: specVersion, HostKernel: snapshot.HostKernel(), VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, VMM: h.info, CPU: h.cpu}
 }
 
 // base returns the snapshot, made unless it is there. Of several processes that
@@ -251,7 +211,7 @@ func (h *Host) make(ctx context.Context, s Spec) (id string, err error) {
 	if err != nil {
 		return "", err
 	}
-	published, err := stage.Publish(ctx, snapshot.Manifest{Reason: "base", VMM: h.info, CPU: h.cpu, HostKernel: hostKernel(),
+	published, err := stage.Publish(ctx, snapshot.Manifest{Reason: "base", VMM: h.info, CPU: h.cpu, HostKernel: snapshot.HostKernel(),
 		GuestKernel: h.kernel.Digest, Initramfs: h.ramdisk.Digest, Agent: h.ramdisk.Agent, ImageDigest: s.Disk.Digest, DiskDigest: s.Disk.DiskDigest,
 		Spec: specVersion, VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB})
 	return published.ID, err
@@ -275,7 +235,7 @@ func (h *Host) boot(ctx context.Context, s Spec, dir string) (_ *Guest, err erro
 		}
 	}
 	g.releases = append(g.releases, func() { os.RemoveAll(mem) })
-	g.VM, err = h.starter.Boot(ctx, microvm.BootSpec{Spec: h.spec(s, dir), MemoryDir: mem, Bare: true})
+	g.VM, err = h.starter.Boot(ctx, microvm.BootSpec{Spec: h.spec(s, dir), MemoryDir: mem})
 	return g, err
 }
 
@@ -337,11 +297,3 @@ func (h *Host) spec(s Spec, dir string) microvm.Spec {
 
 // Overhead is memory of a VMM's process beside its guest's, in MiB, at most.
 func (h *Host) Overhead() int { return h.info.Overhead.MostMiB }
-
-func hostKernel() string {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return ""
-	}
-	return unix.ByteSliceToString(u.Release[:])
-}

@@ -1,5 +1,5 @@
-// Package choose says which virtual machine monitor a host's microVMs have. The
-// programs call it when they start.
+// Package choose says by the settings which virtual machine monitor and which guest
+// kernel a host's microVMs have. The programs call it when they start.
 package choose
 
 import (
@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 
 	"github.com/skep-dev/skep/config"
+	"github.com/skep-dev/skep/guest/initramfs"
+	"github.com/skep-dev/skep/guest/kernel"
 	"github.com/skep-dev/skep/vmm"
 	"github.com/skep-dev/skep/vmm/firecracker"
 	"github.com/skep-dev/skep/vmm/qemu"
@@ -70,4 +72,23 @@ func Firecracker(cfg config.Config) string {
 // FirecrackerDir is beside the guest kernels: both are fetched.
 func FirecrackerDir(cfg config.Config) string {
 	return filepath.Join(filepath.Dir(cfg.KernelDir), "firecracker")
+}
+
+// Guest finds the guest kernel that the settings name, or the newest there is, and
+// makes the initramfs for it in dir.
+func Guest(cfg config.Config, dir string) (k kernel.Kernel, i initramfs.Initramfs, err error) {
+	if cfg.Kernel != "" {
+		k, err = kernel.Load(cfg.Kernel, cfg.Modules)
+	} else {
+		k, err = kernel.Default(cfg.KernelDir)
+	}
+	if err != nil {
+		return k, i, err
+	}
+	agent, err := initramfs.FindAgent()
+	if err != nil {
+		return k, i, fmt.Errorf("finding the guest's agent: %w", err)
+	}
+	i, err = initramfs.Build(dir, agent, k)
+	return k, i, err
 }
