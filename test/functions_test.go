@@ -125,7 +125,7 @@ func s3(t *testing.T) string {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building the S3 server: %v\n%s", err, out)
 	}
-	address := freeAddress(t)
+	address := testenv.FreeAddress(t)
 	cmd := exec.Command(program, "-listen", address, "-dir", filepath.Join(dir, "data"))
 	log := &testenv.Output{}
 	cmd.Stdout, cmd.Stderr = log, log

@@ -91,7 +91,7 @@ func prepareIn(t *testing.T, dir string, settings ...string) *daemon {
 		t.Fatal(err)
 	}
 	kernels := testenv.KernelStore(t)
-	d := &daemon{t: t, dir: dir, bin: bin, gateway: freeAddress(t), log: &testenv.Output{}}
+	d := &daemon{t: t, dir: dir, bin: bin, gateway: testenv.FreeAddress(t), log: &testenv.Output{}}
 	conf := []string{
 		"data_dir = '" + d.data() + "'",
 		"run_dir = '" + filepath.Join(dir, "run") + "'",
@@ -282,15 +282,6 @@ func (d *daemon) gone(function string) {
 		}
 		return err
 	})
-}
-
-func freeAddress(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // leftovers lists what a daemon on a data directory might leave on a host:

@@ -37,14 +37,15 @@ func inGuest(t *testing.T, agent func(k guest.Kind, payload []byte, c net.Conn))
 }
 
 func TestExecVerb(t *testing.T) {
-	var got guest.Process
-	var answer func(c net.Conn)
+	asked := make(chan guest.Process, 1)
+	answers := make(chan func(net.Conn), 1)
 	socket := inGuest(t, func(_ guest.Kind, p []byte, c net.Conn) {
-		got = guest.Process{}
+		var got guest.Process
 		if err := guest.Decode(p, &got); err != nil {
 			t.Error(err)
 		}
-		answer(c)
+		asked <- got
+		(<-answers)(c)
 	})
 	exits := func(e guest.ProcessExit) func(net.Conn) {
 		return func(c net.Conn) {
@@ -72,12 +73,12 @@ func TestExecVerb(t *testing.T) {
 		"not executable": {refuses(guest.RefusedNotExecutable), 126, "", "skep: no such\n"},
 		"lost":           {func(net.Conn) {}, 1, "", "skep: the guest's agent is gone"},
 	} {
-		answer = c.answer
+		answers <- c.answer
 		code, stdout, stderr := skep(t, socket, "exec", "-u", "me", "-w", "/d", "-e", "A=1", "echo", "--", "cmd", "-t", "--", "x")
 		if code != c.code || stdout != c.stdout || !strings.HasPrefix(stderr, c.stderr) {
 			t.Errorf("%s: %d, %q, %q", name, code, stdout, stderr)
 		}
-		if got.User != "me" || got.Dir != "/d" || strings.Join(got.Env, " ") != "A=1" || strings.Join(got.Argv, " ") != "cmd -t -- x" || got.TTY || got.Stdin {
+		if got := <-asked; got.User != "me" || got.Dir != "/d" || strings.Join(got.Env, " ") != "A=1" || strings.Join(got.Argv, " ") != "cmd -t -- x" || got.TTY || got.Stdin {
 			t.Errorf("%s: the guest was asked for %+v", name, got)
 		}
 	}
@@ -90,8 +91,11 @@ func TestExecVerb(t *testing.T) {
 
 func TestCopyVerb(t *testing.T) {
 	dir := t.TempDir()
-	var to string
-	var names []string
+	type copied struct {
+		to    string
+		names []string
+	}
+	in := make(chan copied, 1)
 	socket := inGuest(t, func(k guest.Kind, p []byte, c net.Conn) {
 		if k == guest.KindCopyOut {
 			if strings.HasSuffix(string(p), "/.") {
@@ -108,7 +112,7 @@ func TestCopyVerb(t *testing.T) {
 			guest.WriteFrame(c, guest.KindCopied, nil)
 			return
 		}
-		to, names = string(p), nil
+		got := copied{to: string(p)}
 		var b bytes.Buffer
 		for {
 			k, p, err := guest.ReadFrame(c, guest.FromExecHost, nil)
@@ -122,8 +126,9 @@ func TestCopyVerb(t *testing.T) {
 			if err != nil {
 				break
 			}
-			names = append(names, h.Name)
+			got.names = append(got.names, h.Name)
 		}
+		in <- got
 		guest.WriteFrame(c, guest.KindCopied, nil)
 		io.Copy(io.Discard, c)
 	})
@@ -131,8 +136,9 @@ func TestCopyVerb(t *testing.T) {
 		t.Fatal(err)
 	}
 	for target, want := range map[string]string{"/etc/new": "/etc new", "/etc/": "/etc/ file"} {
-		if code, _, stderr := skep(t, socket, "cp", filepath.Join(dir, "file"), "echo:"+target); code != 0 || to+" "+strings.Join(names, " ") != want {
-			t.Errorf("%s: %d, %s; %s %q", target, code, stderr, to, names)
+		code, _, stderr := skep(t, socket, "cp", filepath.Join(dir, "file"), "echo:"+target)
+		if got := <-in; code != 0 || got.to+" "+strings.Join(got.names, " ") != want {
+			t.Errorf("%s: %d, %s; %+v", target, code, stderr, got)
 		}
 	}
 	if code, _, stderr := skep(t, socket, "cp", "echo:/a/got", filepath.Join(dir, "new")); code != 0 {

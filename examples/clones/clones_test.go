@@ -110,12 +110,7 @@ type server struct{ url string }
 
 func serve(t *testing.T, program string, args ...string) server {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
+	address := testenv.FreeAddress(t)
 	_, port, _ := net.SplitHostPort(address)
 	cmd := exec.Command(program, args...)
 	cmd.Env = append(os.Environ(), "PORT="+port, "EXAMPLE_SEED=honey")

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -15,18 +14,14 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"github.com/skep-dev/skep/functions/inputs"
+	"github.com/skep-dev/skep/internal/testenv"
 )
 
 // TestServesInputs gets an input with the key, by AWS's client, is refused
 // without it, and ends the server.
 func TestServesInputs(t *testing.T) {
 	t.Chdir(t.TempDir()) // the server moves away; this brings the test back
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
+	address := testenv.FreeAddress(t)
 	dir := t.TempDir()
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -36,6 +31,7 @@ func TestServesInputs(t *testing.T) {
 	client := s3.New(s3.Options{BaseEndpoint: &url, Region: region, UsePathStyle: true,
 		Credentials: credentials.NewStaticCredentialsProvider(key, key, "")})
 	var got []byte
+	var err error
 	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		var out *s3.GetObjectOutput
 		out, err = client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: aws.String(inputs.Bucket), Key: aws.String("image_rotate/1.jpg")})
