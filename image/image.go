@@ -19,6 +19,8 @@ type Config struct {
 	WorkingDir string   `json:"working_dir,omitempty"`
 	User       string   `json:"user,omitempty"` // as in the image: name or uid, with optional :group
 	StopSignal string   `json:"stop_signal,omitempty"`
+	// Exposed are the ports at which the image says that it serves: "8080/tcp".
+	Exposed []string `json:"exposed,omitempty"`
 }
 
 // Bounds of a Config. What a function adds to it by its own settings has room

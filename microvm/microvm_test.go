@@ -33,6 +33,7 @@ type stage struct {
 	exit  chan struct{} // of the server
 	bad   chan struct{} // the memory
 	logs  LogFunc
+	names guest.Names // that it was told
 }
 
 var errStep = errors.New("that step fails")
@@ -170,6 +171,7 @@ func (a *stageAgent) Clone(_ context.Context, c guest.Clone) error {
 	if c.Instance != "i-1" || c.Hook != "/hook" || len(c.Entropy) != 64 || c.UnixNano == 0 {
 		return fmt.Errorf("the clone message %+v", c)
 	}
+	a.names = c.Names
 	return a.step("clone")
 }
 func (a *stageAgent) Prepare(context.Context) error { return a.step("prepare") }
@@ -236,6 +238,27 @@ func TestStartIsWholeOrNothing(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// What ran in a guest that is restored held stands still until it is told of its
+// names, after which it is not told again.
+func TestHeldUntilCloned(t *testing.T) {
+	s := newStage("")
+	s.hold("session", 1)
+	v, err := s.starter().Restore(t.Context(), RestoreSpec{Spec: s.spec(), Session: stageSession{s}, Held: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.Contains(s.called(), "clone") {
+		t.Error("it was told before")
+	}
+	if err := v.Clone(t.Context(), guest.Names{Hostname: "h"}); err != nil || s.names.Hostname != "h" {
+		t.Errorf("%v; it is called %+v", err, s.names)
+	}
+	v.Close()
+	if left := s.left(); left != "" {
+		t.Errorf("left: %s", left)
 	}
 }
 

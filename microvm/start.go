@@ -51,6 +51,9 @@ type RestoreSpec struct {
 	// Shell is a process that was started ahead for this Spec and State, now the
 	// microVM's; nil for none. It cannot be used with a Session that is mapped.
 	Shell vmm.Shell
+	// Held leaves what ran in the guest standing still, and the guest without the
+	// message that makes it another, until VM.Clone.
+	Held bool
 }
 
 // Boot starts a microVM from its kernel and returns it when its server is ready.
@@ -64,7 +67,7 @@ func (s *Starter) Boot(ctx context.Context, spec BootSpec) (*VM, error) {
 }
 
 // Restore starts a microVM from a snapshot, and returns it when the guest knows
-// that it is a clone. Errors are *StartErrors; nothing is left then.
+// that it is a clone, or, held, when its agent has been greeted. Errors are *StartErrors; nothing is left then.
 func (s *Starter) Restore(ctx context.Context, spec RestoreSpec) (*VM, error) {
 	v := s.newVM(spec.Spec)
 	if err := s.restore(ctx, v, spec); err != nil {
@@ -174,7 +177,7 @@ func (s *Starter) restore(ctx context.Context, v *VM, spec RestoreSpec) error {
 	}
 	v.own(m)
 	v.phases.Spawn, v.phases.Load = m.Timings().Spawn, m.Timings().Load
-	return s.resume(ctx, v)
+	return s.resume(ctx, v, spec.Held)
 }
 
 func (s *Starter) restoreMachine(ctx context.Context, spec RestoreSpec) (vmm.Machine, error) {
@@ -191,7 +194,7 @@ func (s *Starter) restoreMachine(ctx context.Context, spec RestoreSpec) (vmm.Mac
 // resume takes a restored, paused machine to the first request. The connections
 // to the agent and to the server are dialled before the vCPUs run: the SYNs wait
 // in the tap's queue, and are the first thing that the guest sees.
-func (s *Starter) resume(ctx context.Context, v *VM) error {
+func (s *Starter) resume(ctx context.Context, v *VM, held bool) error {
 	ctx, stop := v.guard(ctx)
 	defer stop()
 	toAgent := v.dialAhead(guest.AgentPort)
@@ -221,12 +224,29 @@ func (s *Starter) resume(ctx context.Context, v *VM) error {
 	if err := s.greet(ctx, v, conn); err != nil {
 		return err
 	}
-	c := guest.Clone{Instance: v.spec.ID, UnixNano: time.Now().UnixNano(), Entropy: entropy(), Hook: v.spec.Server.CloneHook}
-	if err := v.agent.Clone(ctx, c); err != nil {
-		return fmt.Errorf("telling the guest that it is a clone: %w", cause.Because(ctx, err))
+	if !held {
+		if err := v.clone(ctx, guest.Names{}); err != nil {
+			return err
+		}
 	}
 	v.phases.Clone = time.Since(began)
 	v.connect(toServer)
+	return nil
+}
+
+// Clone tells a guest that was restored held that it is a clone, with these names,
+// and returns when it has taken that in: what ran in it runs again.
+func (v *VM) Clone(ctx context.Context, n guest.Names) error {
+	ctx, stop := v.guard(ctx)
+	defer stop()
+	return v.clone(ctx, n)
+}
+
+func (v *VM) clone(ctx context.Context, n guest.Names) error {
+	c := guest.Clone{Instance: v.spec.ID, UnixNano: time.Now().UnixNano(), Entropy: entropy(), Hook: v.spec.Server.CloneHook, Names: n}
+	if err := v.agent.Clone(ctx, c); err != nil {
+		return fmt.Errorf("telling the guest that it is a clone: %w", cause.Because(ctx, err))
+	}
 	return nil
 }
 

@@ -101,6 +101,14 @@ func (j *Joined) furnish(p Ports) error {
 	return addJoinRules(j.slots.opts, p)
 }
 
+// Open lets others reach the guest of a namespace that was joined with closed Ports.
+func (j *Joined) Open(p Ports) error {
+	if err := j.slots.in(j.ns, func() error { return openJoinRules(j.slots.opts, p) }); err != nil {
+		return fmt.Errorf("opening the way to the guest in network namespace %s: %w", j.Name, err)
+	}
+	return nil
+}
+
 func removeJoined() error { return errors.Join(removeTap(), deleteTable(slotTable)) }
 
 // Close takes tap and rules out of the namespace, and lets go of it. It is

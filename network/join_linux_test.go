@@ -149,6 +149,39 @@ func TestJoinedAlone(t *testing.T) {
 	}
 }
 
+// Closed, it is as if nobody listened there, but to who dials for the shim; the guest
+// itself reaches others. Opened, it is as ever.
+func TestJoinedClosed(t *testing.T) {
+	p := newPod(t)
+	ports := Ports{Loopback: []int{8080}, Closed: true}
+	j, g := p.join(t, ports)
+	listen(t, p.s, g.ns, "0.0.0.0:8080", "guest")
+	listen(t, p.s, p.outside, outsideAddress+":80", "world")
+	ask := func(want string, within time.Duration) {
+		t.Helper()
+		if got := p.from(t, p.outside, podAddress+":8080", within); got != want {
+			t.Errorf("from outside %q answers, want %q", got, want)
+		}
+		if got := p.from(t, p.in, "127.0.0.1:8080", within); got != want {
+			t.Errorf("from inside %q answers, want %q", got, want)
+		}
+	}
+	ask("", brief)
+	if got := p.from(t, g.ns, outsideAddress+":80", patient); got != "world" {
+		t.Errorf("to the guest %q answers", got)
+	}
+	c, err := j.Dial(t.Context(), 8080)
+	if err != nil {
+		t.Fatal(err)
+	}
+	greeted(t, c, "guest")
+	c.Close()
+	if err := j.Open(ports); err != nil {
+		t.Fatal(err)
+	}
+	ask("guest", patient)
+}
+
 // Joined again, after a shim that was killed, and left: nothing stays.
 func TestJoinLeavesNothing(t *testing.T) {
 	p := newPod(t)

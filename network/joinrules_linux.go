@@ -17,6 +17,9 @@ type Ports struct {
 	Loopback []int
 	// Alone says that nobody else is in the namespace.
 	Alone bool
+	// Closed keeps everybody but Dial out, as if nobody listened, until Open. The
+	// guest itself reaches others.
+	Closed bool
 }
 
 // agentMark is on packets of connections that Dial makes. Others of the namespace
@@ -36,20 +39,52 @@ const agentFirst, agentLast = 10, 11
 //	chain guard       (filter, output) to the agent's ports, without the mark: drop
 //	chain forward     (filter) to the agent's ports: drop
 func addJoinRules(opts Options, p Ports) error {
+	return withJoinTable(func(t rules) { t.addJoin(opts, p) })
+}
+
+// openJoinRules adds those that closed Ports are without.
+func openJoinRules(opts Options, p Ports) error {
+	return withJoinTable(func(t rules) { t.addInward(opts, p) })
+}
+
+func withJoinTable(add func(rules)) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("opening nftables (modprobe nf_tables): %w", err)
 	}
-	t := rules{c: c, table: c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: slotTable})}
-	toTap, notFromTap, notToTap := interfaceName(expr.MetaKeyOIFNAME, tapName), notInterface(expr.MetaKeyIIFNAME, tapName), notInterface(expr.MetaKeyOIFNAME, tapName)
-	guest, _ := netip.AddrFromSlice(opts.Guest)
-	loopback := netip.MustParsePrefix("127.0.0.0/8")
+	add(rules{c: c, table: c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: slotTable})})
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("making the nftables table of a guest (modprobe nft_nat nft_masq nft_socket nft_fib_ipv4): %w", err)
+	}
+	return nil
+}
 
-	pre := t.chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, nftables.ChainPolicyAccept)
-	out := t.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, nftables.ChainPolicyAccept)
+var loopback = netip.MustParsePrefix("127.0.0.0/8")
+
+func (t rules) addJoin(opts Options, p Ports) {
+	toTap, notToTap := interfaceName(expr.MetaKeyOIFNAME, tapName), notInterface(expr.MetaKeyOIFNAME, tapName)
+	guest, _ := netip.AddrFromSlice(opts.Guest)
 	post := t.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, nftables.ChainPolicyAccept)
 	guard := t.chain("guard", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter, nftables.ChainPolicyAccept)
 	forward := t.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, nftables.ChainPolicyAccept)
+	if !p.Closed {
+		t.addInward(opts, p)
+	}
+	t.add(post, toTap, source(loopback, expr.CmpOpEq), []expr.Any{&expr.Masq{}})
+	t.add(post, notToTap, source(netip.PrefixFrom(guest, 32), expr.CmpOpEq), []expr.Any{&expr.Masq{}})
+	for _, number := range []uint16{agentFirst, agentLast} {
+		// Not by the device: what was dnat'ed in this hook still shows the one before.
+		t.add(guard, destination(netip.PrefixFrom(guest, 32)), port(unix.IPPROTO_TCP, number), unmarked(), verdict(expr.VerdictDrop))
+		t.add(forward, destination(netip.PrefixFrom(guest, 32)), port(unix.IPPROTO_TCP, number), verdict(expr.VerdictDrop))
+	}
+}
+
+// addInward adds what leads others to the guest.
+func (t rules) addInward(opts Options, p Ports) {
+	notFromTap := notInterface(expr.MetaKeyIIFNAME, tapName)
+	guest, _ := netip.AddrFromSlice(opts.Guest)
+	pre := t.chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, nftables.ChainPolicyAccept)
+	out := t.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, nftables.ChainPolicyAccept)
 	for _, proto := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
 		if !p.Alone {
 			t.add(pre, notFromTap, protocol(proto), listened(), verdict(expr.VerdictAccept))
@@ -62,17 +97,6 @@ func addJoinRules(opts Options, p Ports) error {
 			t.add(out, destination(loopback), port(proto, uint16(number)), dnat(guest))
 		}
 	}
-	t.add(post, toTap, source(loopback, expr.CmpOpEq), []expr.Any{&expr.Masq{}})
-	t.add(post, notToTap, source(netip.PrefixFrom(guest, 32), expr.CmpOpEq), []expr.Any{&expr.Masq{}})
-	for _, number := range []uint16{agentFirst, agentLast} {
-		// Not by the device: what was dnat'ed in this hook still shows the one before.
-		t.add(guard, destination(netip.PrefixFrom(guest, 32)), port(unix.IPPROTO_TCP, number), unmarked(), verdict(expr.VerdictDrop))
-		t.add(forward, destination(netip.PrefixFrom(guest, 32)), port(unix.IPPROTO_TCP, number), verdict(expr.VerdictDrop))
-	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("making the nftables table of a guest (modprobe nft_nat nft_masq nft_socket nft_fib_ipv4): %w", err)
-	}
-	return nil
 }
 
 func notInterface(key expr.MetaKey, name string) []expr.Any {

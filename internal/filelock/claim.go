@@ -37,6 +37,18 @@ func Claim(ctx context.Context, path string) (*Lock, error) {
 	}
 }
 
+// TryClaim is Claim for who does not wait: ErrHeld while somebody has it.
+func TryClaim(path string) (*Lock, error) {
+	for {
+		if err := unix.Mkfifo(path, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
+			return nil, &os.PathError{Op: "mkfifo", Path: path, Err: err}
+		}
+		if l, err := claim(path); !errors.Is(err, fs.ErrNotExist) {
+			return l, err
+		}
+	}
+}
+
 // claim takes the claim if it is free.
 func claim(path string) (*Lock, error) {
 	st, err := os.Lstat(path)

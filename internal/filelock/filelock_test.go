@@ -78,8 +78,11 @@ func TestReleasedIsFree(t *testing.T) {
 func TestClaimIsWaitedFor(t *testing.T) {
 	testenv.NoLeaks(t)
 	path := filepath.Join(t.TempDir(), "claim")
-	first, err := filelock.Claim(t.Context(), path)
+	first, err := filelock.TryClaim(path)
 	must(t, err)
+	if _, err := filelock.TryClaim(path); !errors.Is(err, filelock.ErrHeld) {
+		t.Errorf("claimed twice: %v", err)
+	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	ended := make(chan error)
 	go func() {
