@@ -83,15 +83,15 @@ func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *s
 	if err := os.WriteFile(filepath.Join(q.Bundle, marker), nil, 0o600); err != nil {
 		return nil, err
 	}
-	began := time.Now()
-	if err := r.start(ctx, o, q); err != nil {
+	t := laps{began: time.Now()}
+	if err := r.start(ctx, o, q, &t); err != nil {
 		return nil, err
 	}
 	if r.init.io, err = openStdio(o.events.ctx, q.ID, q.Stdin, q.Stdout, q.Stderr, r.init.spec.TTY); err != nil {
 		return nil, err
 	}
 	go r.watch()
-	r.log.Info("microVM started", "snapshot", r.guest.Snapshot, "snapshot_made", r.guest.Made, "memory_mib", r.container.MemoryMiB, "duration", time.Since(began))
+	r.log.Info("microVM started", "snapshot", r.guest.Snapshot, "snapshot_made", r.guest.Made, "memory_mib", r.container.MemoryMiB, "duration", time.Since(t.began), slog.Group("of_it", t.attrs...))
 	return r, nil
 }
 
@@ -102,7 +102,7 @@ func (r *refusal) Error() string { return r.err.Error() }
 func (r *refusal) Unwrap() error { return r.err }
 
 // start starts the microVM and gives it all that the container is to find.
-func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskRequest) (err error) {
+func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskRequest, t *laps) (err error) {
 	c := r.container
 	var mounts []rootfs.Mount
 	for _, m := range q.Rootfs {
@@ -120,6 +120,7 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 	if err != nil {
 		return err
 	}
+	t.lap("disk")
 	join := network.JoinOptions{GuestMAC: guest.MAC, HostMAC: guest.HostMAC, Guest: guest.Address, Gateway: guest.Gateway, Logger: r.log}
 	join.Ports.Alone = r.spec.Annotations[annotationType] == ""
 	if c.Settings.Port != 0 {
@@ -128,6 +129,7 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 	if r.network, err = network.Join(c.NetNS, join); err != nil {
 		return err
 	}
+	t.lap("network")
 	at := placeOf(o.cfg, q.Bundle)
 	if err := os.MkdirAll(filepath.Dir(at.dir), 0o711); err != nil {
 		return err
@@ -137,6 +139,7 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 	if err != nil {
 		return err
 	}
+	t.lap("guest")
 	r.pid = r.guest.PID()
 	r.memory = c.MemoryMiB + o.host.Overhead()
 	if r.group, err = makeGroup(c.Cgroup, systemdCgroup(q), r.spec.Linux.Resources, r.memory); err != nil {
@@ -154,7 +157,25 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 			return err
 		}
 	}
-	return r.furnish(ctx)
+	t.lap("cgroup_and_hooks")
+	err = r.furnish(ctx)
+	t.lap("furnish")
+	return err
+}
+
+// laps say where the time of a start went, for the log.
+type laps struct {
+	began, last time.Time
+	attrs       []any
+}
+
+func (l *laps) lap(name string) {
+	now := time.Now()
+	if l.last.IsZero() {
+		l.last = l.began
+	}
+	l.attrs = append(l.attrs, slog.Duration(name, now.Sub(l.last)))
+	l.last = now
 }
 
 // furnish tells the guest what it is, and brings its files.

@@ -37,6 +37,8 @@ type Initramfs struct {
 	Agent  string // version of the agent in it
 	// Generation says that the driver of that name is in it or in the kernel.
 	Generation bool
+	// Sources are the files that it was made of, but for the names below Modules.
+	Sources []string
 }
 
 // Build packs agent (see FindAgent) and the modules that k needs, and publishes
@@ -51,12 +53,12 @@ func Build(dir, agentBinary string, k kernel.Kernel) (Initramfs, error) {
 	if generation {
 		wanted = append(slices.Clone(Needed), Generation)
 	}
-	b, err := PackInit(agentBinary, k, wanted)
+	b, sources, err := pack(agentBinary, k, wanted)
 	if err != nil {
 		return Initramfs{}, fmt.Errorf("making the initramfs: %w", err)
 	}
 	sum := sha256.Sum256(b)
-	i := Initramfs{Path: filepath.Join(dir, "initramfs-"+hex.EncodeToString(sum[:8])+".cpio"), Digest: "sha256:" + hex.EncodeToString(sum[:]), Agent: agent.Version, Generation: generation}
+	i := Initramfs{Path: filepath.Join(dir, "initramfs-"+hex.EncodeToString(sum[:8])+".cpio"), Digest: "sha256:" + hex.EncodeToString(sum[:]), Agent: agent.Version, Generation: generation, Sources: sources}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Initramfs{}, err
 	}
@@ -78,14 +80,20 @@ func Pack(agentBinary string, k kernel.Kernel) ([]byte, error) {
 // PackInit packs another program as /init, with the modules that it wants: the
 // same archive as Pack's otherwise.
 func PackInit(program string, k kernel.Kernel, wanted []string) ([]byte, error) {
+	b, _, err := pack(program, k, wanted)
+	return b, err
+}
+
+func pack(program string, k kernel.Kernel, wanted []string) (packed []byte, sources []string, err error) {
 	init, err := os.ReadFile(program)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	modules, err := resolve(k.Modules, wanted)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	sources = []string{program}
 	var buf bytes.Buffer
 	a := archive{w: cpio.NewWriter(&buf)}
 	for _, d := range []string{"dev", "proc", "sys", "lower", "rw", "root", strings.TrimPrefix(agent.ModuleDir, "/")} {
@@ -95,11 +103,12 @@ func PackInit(program string, k kernel.Kernel, wanted []string) ([]byte, error) 
 	for _, m := range modules {
 		path := strings.TrimPrefix(agent.ModuleDir, "/") + "/" + m.name + ".ko"
 		a.add(path, cpio.TypeReg|0o644, m.data)
+		sources = append(sources, m.path)
 		fmt.Fprintln(&order, "/"+path)
 	}
 	a.add(strings.TrimPrefix(agent.ModuleList, "/"), cpio.TypeReg|0o644, []byte(order.String()))
 	a.add("init", cpio.TypeReg|0o755, init)
-	return buf.Bytes(), errors.Join(a.err, a.w.Close())
+	return buf.Bytes(), sources, errors.Join(a.err, a.w.Close())
 }
 
 // archive writes entries until the first error.

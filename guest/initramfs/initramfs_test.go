@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -104,7 +105,7 @@ func TestBuildOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	b, err := Build(dir, agent, kernel.Kernel{})
-	if err != nil || a != b {
+	if err != nil || !reflect.DeepEqual(a, b) {
 		t.Errorf("%+v and %+v, %v", a, b, err)
 	}
 	if after, err := os.Stat(a.Path); err != nil || !os.SameFile(before, after) {

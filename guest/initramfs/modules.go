@@ -22,6 +22,7 @@ const moduleLimit = 64 << 20
 
 type module struct {
 	name string
+	path string
 	data []byte
 }
 
@@ -121,7 +122,7 @@ func (r *resolver) add(name string, chain []string) error {
 		}
 	}
 	r.done[name] = true
-	r.order = append(r.order, module{name, data})
+	r.order = append(r.order, module{name, path, data})
 	return nil
 }
 

@@ -10,8 +10,10 @@ import (
 	"path/filepath"
 
 	"github.com/skep-dev/skep/config"
+	"github.com/skep-dev/skep/guest/agent"
 	"github.com/skep-dev/skep/guest/initramfs"
 	"github.com/skep-dev/skep/guest/kernel"
+	"github.com/skep-dev/skep/internal/memo"
 	"github.com/skep-dev/skep/vmm"
 	"github.com/skep-dev/skep/vmm/firecracker"
 	"github.com/skep-dev/skep/vmm/qemu"
@@ -39,7 +41,7 @@ func newQEMU(cfg config.Config, log *slog.Logger) vmm.VMM {
 	if accel == "auto" {
 		accel = ""
 	}
-	return qemu.New(qemu.Options{Binary: cfg.QEMU, Accel: accel, Logger: log})
+	return qemu.New(qemu.Options{Binary: cfg.QEMU, Accel: accel, Logger: log, Memo: remembered(cfg)})
 }
 
 // newFirecracker returns a Firecracker that was tried, or why there is none.
@@ -47,7 +49,7 @@ func newFirecracker(ctx context.Context, cfg config.Config, log *slog.Logger) (v
 	if cfg.Accel == "tcg" {
 		return nil, errors.New("accel is tcg, software emulation, which Firecracker has not: use vmm qemu")
 	}
-	opts := firecracker.Options{Binary: Firecracker(cfg), Logger: log}
+	opts := firecracker.Options{Binary: Firecracker(cfg), Logger: log, Memo: remembered(cfg)}
 	h, err := firecracker.Probe(ctx, opts)
 	if err != nil {
 		return nil, err
@@ -74,9 +76,35 @@ func FirecrackerDir(cfg config.Config) string {
 	return filepath.Join(filepath.Dir(cfg.KernelDir), "firecracker")
 }
 
+// remembered is where what is found out about the host's programs and kernels is
+// kept for the next process.
+func remembered(cfg config.Config) memo.Dir { return memo.Dir(filepath.Join(cfg.DataDir, "memo")) }
+
 // Guest finds the guest kernel that the settings name, or the newest there is, and
 // makes the initramfs for it in dir.
-func Guest(cfg config.Config, dir string) (k kernel.Kernel, i initramfs.Initramfs, err error) {
+func Guest(cfg config.Config, dir string) (kernel.Kernel, initramfs.Initramfs, error) {
+	program, err := initramfs.FindAgent()
+	if err != nil {
+		return kernel.Kernel{}, initramfs.Initramfs{}, fmt.Errorf("finding the guest's agent: %w", err)
+	}
+	question := fmt.Sprintf("guest of kernel %q, modules %q, or the newest in %q, with agent %s, %q, in %q", cfg.Kernel, cfg.Modules, cfg.KernelDir, agent.Version, program, dir)
+	type guest struct {
+		Kernel    kernel.Kernel
+		Initramfs initramfs.Initramfs
+	}
+	g, err := memo.Ask(remembered(cfg), question, func(read func(string)) (g guest, err error) {
+		if g.Kernel, g.Initramfs, err = makeGuest(cfg, program, dir); err != nil {
+			return g, err
+		}
+		for _, f := range append(g.Initramfs.Sources, cfg.KernelDir, g.Kernel.Path, filepath.Join(filepath.Dir(g.Kernel.Path), "kernel.json"), g.Kernel.Modules, g.Initramfs.Path) {
+			read(f)
+		}
+		return g, nil
+	})
+	return g.Kernel, g.Initramfs, err
+}
+
+func makeGuest(cfg config.Config, program, dir string) (k kernel.Kernel, i initramfs.Initramfs, err error) {
 	if cfg.Kernel != "" {
 		k, err = kernel.Load(cfg.Kernel, cfg.Modules)
 	} else {
@@ -85,10 +113,6 @@ func Guest(cfg config.Config, dir string) (k kernel.Kernel, i initramfs.Initramf
 	if err != nil {
 		return k, i, err
 	}
-	agent, err := initramfs.FindAgent()
-	if err != nil {
-		return k, i, fmt.Errorf("finding the guest's agent: %w", err)
-	}
-	i, err = initramfs.Build(dir, agent, k)
+	i, err = initramfs.Build(dir, program, k)
 	return k, i, err
 }

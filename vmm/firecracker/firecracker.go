@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/skep-dev/skep/internal/memo"
 	"github.com/skep-dev/skep/vmm"
 )
 
@@ -28,6 +29,7 @@ type Options struct {
 	Binary string       // path or name; "" looks for firecracker on the PATH
 	Jailer string       // path or name; "" looks beside the binary and on the PATH; "none" does without
 	Logger *slog.Logger // nil discards
+	Memo   memo.Dir     // keeps what the binaries said of themselves
 }
 
 // VMM starts Firecracker machines.

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/skep-dev/skep/internal/memo"
 )
 
 // binary is the name that is looked for.
@@ -55,7 +57,7 @@ func probe(ctx context.Context, opts Options) (Host, error) {
 		return Host{}, fmt.Errorf("looking for Firecracker (`skep setup firecracker` fetches it): %w", err)
 	}
 	h := Host{Path: path}
-	if h.version, err = askVersion(ctx, path); err != nil {
+	if h.version, err = askVersion(ctx, opts.Memo, path); err != nil {
 		return Host{}, err
 	}
 	h.Version = h.version.String()
@@ -63,14 +65,14 @@ func probe(ctx context.Context, opts Options) (Host, error) {
 		return Host{}, fmt.Errorf("%s is Firecracker %s: at least %s is needed, which writes only the memory in use into a snapshot (Diff without track_dirty_pages); `skep setup firecracker` fetches %s", path, h.version, oldest, Release)
 	}
 	h.Dynamic = isDynamic(path)
-	out, err := exec.CommandContext(ctx, path, "--snapshot-version").Output()
+	out, err := memo.Output(ctx, opts.Memo, path, "--snapshot-version")
 	if err != nil {
 		return Host{}, fmt.Errorf("asking %s for the version of its snapshots: %w", path, err)
 	}
 	if h.Snapshots = snapshotVersion(string(out)); h.Snapshots == "" {
 		return Host{}, fmt.Errorf("asking %s for the version of its snapshots: unknown answer %.100q", path, out)
 	}
-	h.Jailer, err = findJailer(ctx, opts.Jailer, h)
+	h.Jailer, err = findJailer(ctx, opts, h)
 	return h, err
 }
 
@@ -85,7 +87,8 @@ func isDynamic(path string) bool {
 
 // findJailer returns "" when there is none and none was named. One of another
 // version than the binary's is not used.
-func findJailer(ctx context.Context, want string, h Host) (string, error) {
+func findJailer(ctx context.Context, opts Options, h Host) (string, error) {
+	want := opts.Jailer
 	if want == "none" {
 		return "", nil
 	}
@@ -107,7 +110,7 @@ func findJailer(ctx context.Context, want string, h Host) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("looking for the jailer: %w", err)
 		}
-		v, err := askVersion(ctx, path)
+		v, err := askVersion(ctx, opts.Memo, path)
 		if err != nil {
 			return "", err
 		}
@@ -122,8 +125,8 @@ func findJailer(ctx context.Context, want string, h Host) (string, error) {
 	return "", nil
 }
 
-func askVersion(ctx context.Context, path string) (version, error) {
-	out, err := exec.CommandContext(ctx, path, "--version").Output()
+func askVersion(ctx context.Context, d memo.Dir, path string) (version, error) {
+	out, err := memo.Output(ctx, d, path, "--version")
 	if err != nil {
 		return version{}, fmt.Errorf("asking %s for its version: %w", path, err)
 	}

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 
+	"github.com/skep-dev/skep/internal/memo"
 	"github.com/skep-dev/skep/vmm"
 )
 
@@ -43,7 +45,10 @@ func probe(ctx context.Context, opts Options) (*probed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("looking for QEMU (package qemu-system-x86 on Debian and Ubuntu): %w", err)
 	}
-	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	if path, err = filepath.Abs(path); err != nil {
+		return nil, err
+	}
+	out, err := memo.Output(ctx, opts.Memo, path, "--version")
 	if err != nil {
 		return nil, fmt.Errorf("asking %s for its version: %w", path, err)
 	}
@@ -57,7 +62,7 @@ func probe(ctx context.Context, opts Options) (*probed, error) {
 	if p.accel, err = chooseAccel(ctx, opts.Accel); err != nil {
 		return nil, err
 	}
-	p.sandbox, err = hasSandbox(ctx, path)
+	p.sandbox, err = hasSandbox(ctx, opts.Memo, path)
 	return p, err
 }
 
@@ -76,10 +81,9 @@ func chooseAccel(ctx context.Context, want string) (string, error) {
 
 // hasSandbox reports whether the binary was built with seccomp: one that was
 // not refuses the option before it looks at anything else.
-func hasSandbox(ctx context.Context, path string) (bool, error) {
-	err := exec.CommandContext(ctx, path, "-sandbox", sandbox, "-version").Run()
-	var exit *exec.ExitError
-	if err == nil || errors.As(err, &exit) {
+func hasSandbox(ctx context.Context, d memo.Dir, path string) (bool, error) {
+	_, err := memo.Output(ctx, d, path, "-sandbox", sandbox, "-version")
+	if err == nil || errors.Is(err, memo.ErrExit) {
 		return err == nil, context.Cause(ctx)
 	}
 	return false, fmt.Errorf("trying %s: %w", path, err)

@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/skep-dev/skep/internal/memo"
 	"github.com/skep-dev/skep/vmm"
 )
 
@@ -27,6 +28,7 @@ type Options struct {
 	Binary string       // path or name; "" looks for qemu-system-x86_64
 	Accel  string       // "kvm" or "tcg"; "" is kvm where hardware backs it, else tcg
 	Logger *slog.Logger // nil discards
+	Memo   memo.Dir     // keeps what the binary said of itself
 }
 
 // VMM starts QEMU machines.
