@@ -81,7 +81,7 @@ test-containerd: setup-test ## run the tests of skep under containerd: the host'
 
 .PHONY: containerd-tests
 containerd-tests:
-	SKEP_CONTAINERS=$${SKEP_CONTAINERS:-100} $(GO) test $(TEST_FLAGS) ./shim/... ./test/containerd
+	SKEP_CONTAINERS=$${SKEP_CONTAINERS:-100} SKEP_KILLS=$${SKEP_KILLS:-20} $(GO) test $(TEST_FLAGS) -timeout 60m ./shim/... ./test/containerd
 
 lint: setup ## gofmt, vet, staticcheck
 	@$(MAKE) --no-print-directory linters

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/procfs"
 	"github.com/skep-dev/skep/internal/marked"
 	"github.com/skep-dev/skep/network"
+	"github.com/skep-dev/skep/shim/base"
 )
 
 // clearLimit is how long what a shim has left may take to end: containerd waits
@@ -23,7 +24,7 @@ const clearLimit = 4 * time.Second
 const marker = "microvm"
 
 // clear takes away the microVM of a container whose shim is gone, by its bundle:
-// the VMM, its cgroup, tap and files.
+// the VMM, its cgroup, tap and files, and what the shim was making for others.
 func clear(ctx context.Context, bundle string) error {
 	if _, err := os.Stat(filepath.Join(bundle, marker)); errors.Is(err, os.ErrNotExist) {
 		return nil // one of runc's
@@ -52,10 +53,10 @@ func clear(ctx context.Context, bundle string) error {
 	if c.NetNS != "" {
 		errs = append(errs, network.Leave(c.NetNS))
 	}
-	for _, dir := range []string{at.dir, at.dir + "-base", filepath.Join(cfg.DataDir, "mem", at.id)} {
+	for _, dir := range []string{at.dir, at.dir + "-base"} {
 		errs = append(errs, os.RemoveAll(dir))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, base.Clean(cfg))...)
 }
 
 // endMarked kills the processes with that mark, and waits until they are gone.

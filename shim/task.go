@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -62,7 +63,9 @@ func newTasks(ctx context.Context, sd shutdown.Service, ev *events, rooms *rooms
 	}
 	t := &tasks{ctx: ctx, sd: sd, rooms: rooms, owners: map[string]taskapi.TTRPCTaskService{}}
 	t.runc = &runcService{namespace: ns, id: filepath.Base(dir), dir: dir, lost: t.fail}
+	first := time.AfterFunc(firstLimit, t.endUnused)
 	sd.RegisterCallback(func(context.Context) error {
+		first.Stop()
 		rooms.close()
 		t.runc.close()
 		ev.close()
@@ -159,8 +162,24 @@ func (t *tasks) Create(ctx context.Context, q *taskapi.CreateTaskRequest) (*task
 	a, err := o.Create(ctx, q)
 	if err != nil {
 		t.forget(q.ID)
+		if ctx.Err() != nil { // containerd has gone, which when it comes back knows of no container here
+			t.endUnused()
+		}
 	}
 	return a, err
+}
+
+// firstLimit is how long containerd may take from starting a shim to its first
+// container, before it is taken to have died in between.
+const firstLimit = time.Minute
+
+// endUnused ends a shim that has no containers.
+func (t *tasks) endUnused() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.owners) == 0 {
+		t.sd.Shutdown()
+	}
 }
 
 func (t *tasks) forget(id string) {
@@ -180,11 +199,7 @@ func (t *tasks) Delete(ctx context.Context, q *taskapi.DeleteRequest) (*taskapi.
 
 // Shutdown ends the shim, unless it has containers.
 func (t *tasks) Shutdown(context.Context, *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.owners) == 0 {
-		t.sd.Shutdown()
-	}
+	t.endUnused()
 	return &emptypb.Empty{}, nil
 }
 

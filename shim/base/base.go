@@ -23,6 +23,7 @@ import (
 	"github.com/skep-dev/skep/guest/initramfs"
 	"github.com/skep-dev/skep/guest/kernel"
 	"github.com/skep-dev/skep/image"
+	"github.com/skep-dev/skep/internal/atomicfile"
 	"github.com/skep-dev/skep/internal/cause"
 	"github.com/skep-dev/skep/internal/filelock"
 	"github.com/skep-dev/skep/memory"
@@ -62,6 +63,9 @@ func Open(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Host, er
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
+	}
+	if err := cleanOwn(cfg); err != nil {
+		log.Warn("clearing away what others have left", "error", err)
 	}
 	if h.Images, err = image.Open(h.dir("images"), image.Options{Logger: log}); err != nil {
 		return nil, err
@@ -228,14 +232,16 @@ func (h *Host) boot(ctx context.Context, s Spec, dir string) (_ *Guest, err erro
 			err = cause.Because(ctx, err)
 		}
 	}()
-	mem := filepath.Join(h.dir("mem"), s.ID)
-	for _, d := range []string{dir, mem} {
-		if err := os.Mkdir(d, 0o700); err != nil {
-			return nil, err
-		}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
 	}
-	g.releases = append(g.releases, func() { os.RemoveAll(mem) })
-	g.VM, err = h.starter.Boot(ctx, microvm.BootSpec{Spec: h.spec(s, dir), MemoryDir: mem})
+	// As what is never published: it goes with this process at the latest.
+	mem, err := atomicfile.Stage(h.dir("mem"), s.ID)
+	if err != nil {
+		return nil, err
+	}
+	g.releases = append(g.releases, func() { mem.Close() })
+	g.VM, err = h.starter.Boot(ctx, microvm.BootSpec{Spec: h.spec(s, dir), MemoryDir: mem.Dir})
 	return g, err
 }
 

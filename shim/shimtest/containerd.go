@@ -257,6 +257,68 @@ func (c *Containerd) Down() {
 	}
 }
 
+// Reboot kills all that the daemon, which is down, has started. With empty what a
+// host that starts anew does not have is gone, too: mounts, cgroups, and what is
+// below /run.
+func (c *Containerd) Reboot(empty bool) {
+	c.t.Helper()
+	cgroups := map[string]bool{}
+	for all := c.Processes(); len(all) > 0; all = c.Processes() {
+		for _, p := range all {
+			for _, dir := range cgroupsOf(p.PID) {
+				cgroups[dir] = true
+			}
+			_ = syscall.Kill(p.PID, syscall.SIGKILL)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if !empty {
+		return
+	}
+	for _, path := range slices.Backward(c.mounted()) {
+		if !slices.Contains(c.before, path) {
+			if out, err := c.Command("umount", "--lazy", path).CombinedOutput(); err != nil {
+				c.t.Fatalf("umount %s: %v: %s", path, err, out)
+			}
+		}
+	}
+	dirs := []string{filepath.Join(c.Dir, "state"), fmt.Sprintf("/proc/%d/root/run/containerd/s", c.holder.Process.Pid)}
+	for _, v := range c.opts.Env {
+		if dir, ok := strings.CutPrefix(v, "SKEP_RUN_DIR="); ok {
+			dirs = append(dirs, dir)
+		}
+	}
+	for _, dir := range dirs {
+		if err := os.RemoveAll(dir); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	for dir := range cgroups {
+		for range 100 {
+			if err := os.Remove(dir); err == nil || os.IsNotExist(err) {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+}
+
+// cgroupsOf are a VMM's own cgroups.
+func cgroupsOf(pid int) (dirs []string) {
+	env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if !bytes.Contains(env, []byte("SKEP_BUNDLE=")) {
+		return nil
+	}
+	lines, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	for line := range strings.Lines(string(lines)) {
+		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); len(f) == 3 && f[2] != "/" {
+			all, _ := filepath.Glob("/sys/fs/cgroup/*" + f[2])
+			dirs = append(dirs, all...)
+		}
+	}
+	return dirs
+}
+
 // Command is a program in the daemon's mount namespace, with its environment.
 func (c *Containerd) Command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command("nsenter", append([]string{"--mount=" + c.mounts, "--net=" + strings.TrimSuffix(c.mounts, "mnt") + "net", name}, args...)...)
@@ -289,6 +351,14 @@ type Result struct {
 func (c *Containerd) Run(args ...string) Result {
 	c.t.Helper()
 	return c.RunWith(nil, args...)
+}
+
+// Try is Run of what may come to no end, which the result then says.
+func (c *Containerd) Try(args ...string) Result {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
+	defer cancel()
+	return run(ctx, c.Ctr(args...))
 }
 
 // RunWith is Run with something to read.
@@ -390,18 +460,47 @@ func (c *Containerd) Processes() []Process {
 	return found
 }
 
+// VMM is the process of a container's microVM; 0: there is none.
+func (c *Containerd) VMM(id string) (pid int) {
+	for _, p := range c.Processes() {
+		env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.PID))
+		for v := range strings.SplitSeq(string(env), "\x00") {
+			if bundle, ok := strings.CutPrefix(v, "SKEP_BUNDLE="); ok && filepath.Base(bundle) == id {
+				pid = p.PID
+			}
+		}
+	}
+	return pid
+}
+
+// Shim is the process of a container's shim; 0: there is none.
+func (c *Containerd) Shim(id string) int {
+	for _, p := range c.Shims() {
+		if f := strings.Fields(p.Command); slices.Contains(f, id) && !slices.Contains(f, "start") && !slices.Contains(f, "delete") {
+			return p.PID
+		}
+	}
+	return 0
+}
+
 // Shims are the shims' processes.
 func (c *Containerd) Shims() []Process {
 	return slices.DeleteFunc(c.Processes(), func(p Process) bool { return p.Name != "containerd-shim-skep-v2" })
 }
 
-// Clean fails the test unless all containers' processes, mounts and cgroups are
-// gone. What takes a moment to end is given some seconds.
+// Clean fails the test unless all containers' processes, mounts, files and sockets
+// are gone. What takes a moment to end is given some seconds.
 func (c *Containerd) Clean() {
+	c.t.Helper()
+	c.CleanBut(nil)
+}
+
+// CleanBut is Clean but for what was there before, as Left has told.
+func (c *Containerd) CleanBut(before []string) {
 	c.t.Helper()
 	var left []string
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		left = c.left()
+		left = slices.DeleteFunc(c.Left(), func(l string) bool { return slices.Contains(before, l) })
 		if len(left) == 0 {
 			return
 		}
@@ -412,7 +511,8 @@ func (c *Containerd) Clean() {
 	c.t.Errorf("left behind by containerd %s:\n  %s\n%s", c.Version, strings.Join(left, "\n  "), c.Log())
 }
 
-func (c *Containerd) left() (left []string) {
+// Left is what there is of containers: processes, mounts, files and sockets.
+func (c *Containerd) Left() (left []string) {
 	for _, p := range c.Processes() {
 		left = append(left, fmt.Sprintf("process %d: %s", p.PID, p.Command))
 	}

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -254,53 +253,6 @@ func TestClones(t *testing.T) {
 		if err != nil || files == 0 {
 			t.Errorf("%d files of snapshots: %v", files, err)
 		}
-	})
-}
-
-// Whoever of shim, VMM and containerd is killed: nothing hangs, the others go on,
-// nothing is left.
-func TestKills(t *testing.T) {
-	eachVM(t, func(t *testing.T, c *shimtest.Containerd) {
-		serve := func(id string) {
-			t.Helper()
-			c.Starts(id, args("run", "-d", vm, shimtest.ProbeImage, id, "serve", "8080")...)
-			if r := get(c, id, "/"); r != "hello" {
-				t.Fatalf("%s answers %q", id, r)
-			}
-		}
-		serve("other")
-		serve("vmm")
-		if err := syscall.Kill(c.PID("vmm"), syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-		if code := c.Delete("vmm"); code != "137" {
-			t.Errorf("after its VMM was killed it has ended with %q, want 137", code)
-		}
-
-		serve("shim")
-		for _, p := range c.Shims() {
-			if strings.Contains(p.Command, "-id shim ") {
-				if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		c.Stopped("shim")
-		c.Remove("shim")
-
-		pid := c.PID("other")
-		c.Down()
-		if r := c.InsideOf(pid, "get", "http://127.0.0.1:8080/"); r.Stdout != "hello\n" {
-			t.Errorf("without containerd it answers %q %s", r.Stdout, r.Stderr)
-		}
-		c.Up()
-		if r := get(c, "other", "/"); r != "hello" {
-			t.Errorf("after containerd was killed it answers %q", r)
-		}
-		if out := c.Must("task", "exec", "--exec-id", "e", "other", "/bin/echo", "x"); out != "x\n" {
-			t.Errorf("exec says %q", out)
-		}
-		end(c, "other")
 	})
 }
 

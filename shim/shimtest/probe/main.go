@@ -142,7 +142,8 @@ func exit(a []string) error {
 	return err
 }
 
-// serve answers requests with a body per path: /env/NAME, /file/PATH, /random.
+// serve answers requests with a body per path: /env/NAME, /file/PATH, /random,
+// /touch/MIB, for which it takes memory that it has not had before.
 func serve(a []string) error {
 	port := os.Getenv("PORT")
 	if len(a) > 0 {
@@ -164,6 +165,12 @@ func serve(a []string) error {
 			fmt.Fprint(w, hexRandom())
 		case "start":
 			fmt.Fprint(w, start)
+		case "touch":
+			if err := eat([]string{arg}); err != nil {
+				http.Error(w, err.Error(), http.StatusBadRequest)
+				return
+			}
+			fmt.Fprint(w, "touched ", arg)
 		case "hostname":
 			h, _ := os.Hostname()
 			fmt.Fprint(w, h)
