@@ -112,6 +112,19 @@ func (g *group) stats() (any, error) {
 	return g.v1.Stat(cgroup1.IgnoreNotExist)
 }
 
+// oomKilled says that the kernel has ended a process of it for want of memory.
+func (g *group) oomKilled() bool {
+	switch {
+	case g == nil:
+		return false
+	case g.v2 != nil:
+		m, err := g.v2.Stat()
+		return err == nil && m.GetMemoryEvents().GetOomKill() > 0
+	}
+	m, err := g.v1.Stat(cgroup1.IgnoreNotExist)
+	return err == nil && m.GetMemoryOomControl().GetOomKill() > 0
+}
+
 func (g *group) update(l *specs.LinuxResources, memoryMiB int) error {
 	if g == nil {
 		return nil

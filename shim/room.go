@@ -68,6 +68,9 @@ func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *s
 	r := &room{id: q.ID, bundle: q.Bundle, spec: spec, container: c, log: o.log.With("container", q.ID), events: o.events, execs: map[string]*proc{}, over: make(chan struct{})}
 	defer func() {
 		if err != nil {
+			if r.group.oomKilled() {
+				err = fmt.Errorf("%w: guest and VMM needed more than the %d MiB that their cgroup may use", err, r.memory)
+			}
 			r.close()
 			err = errors.Join(err, r.group.remove())
 		}
@@ -249,11 +252,16 @@ func (r *room) responded() {
 func (r *room) watch() {
 	err := r.guest.Wait(r.events.ctx)
 	if !r.ending.Load() {
-		r.log.Error("the microVM has ended", "error", err)
+		r.log.Error("the microVM has ended", "error", err, "out_of_memory", r.group.oomKilled())
 	}
 	r.close()
 	// Its own process has ended with it, if it has not been noticed to have.
-	r.finish(guest.ProcessExit{Code: killed(unix.SIGKILL), Signal: int(unix.SIGKILL)}, time.Now())
+	r.finish(r.lost(), time.Now())
+}
+
+// lost is how a process has ended whose guest is gone.
+func (r *room) lost() guest.ProcessExit {
+	return guest.ProcessExit{Code: killed(unix.SIGKILL), Signal: int(unix.SIGKILL), OOM: r.group.oomKilled()}
 }
 
 // close ends the microVM; nothing of it is left then but its cgroup, which has
@@ -298,7 +306,7 @@ func (r *room) await() {
 	exit, err := r.init.wait()
 	if err != nil { // the guest is gone; watch knows
 		r.close()
-		exit = guest.ProcessExit{Code: killed(unix.SIGKILL), Signal: int(unix.SIGKILL)}
+		exit = r.lost()
 	}
 	r.finish(exit, time.Now())
 }

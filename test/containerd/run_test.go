@@ -325,29 +325,6 @@ func TestFiles(t *testing.T) {
 	})
 }
 
-// A guest that runs out of memory is told of as such.
-func TestOutOfMemory(t *testing.T) {
-	eachVM(t, func(t *testing.T, c *shimtest.Containerd) {
-		var out bytes.Buffer
-		events := c.Ctr("events")
-		events.Stdout = &out
-		if err := events.Start(); err != nil {
-			t.Fatal(err)
-		}
-		r := c.Run(args("run", "--rm", vm, "--memory-limit", "33554432", shimtest.ProbeImage, "hungry", "eat", "1000")...)
-		_ = events.Process.Kill()
-		_ = events.Wait()
-		if r.Code != 137 {
-			t.Errorf("it ended with %d, want 137: %s%s", r.Code, r.Stdout, r.Stderr)
-		}
-		for _, topic := range []string{"/tasks/create", "/tasks/start", "/tasks/oom", "/tasks/exit", "/tasks/delete"} {
-			if !strings.Contains(out.String(), topic) {
-				t.Errorf("there was no event %s in\n%s", topic, out.String())
-			}
-		}
-	})
-}
-
 // Many, one after the other and at once. SKEP_CONTAINERS says how many make a row:
 // make test-containerd takes a hundred, which is some minutes.
 func TestMany(t *testing.T) {

@@ -1,0 +1,115 @@
+package containerd
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/skep-dev/skep/shim/shimtest"
+)
+
+// tighten leaves a process's cgroup a few MiB of memory more than it has now.
+func tighten(t *testing.T, pid int) {
+	t.Helper()
+	lines, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(lines)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		for _, files := range [][2]string{
+			{"/sys/fs/cgroup/memory" + f[2] + "/memory.usage_in_bytes", "memory.limit_in_bytes"},
+			{"/sys/fs/cgroup" + f[2] + "/memory.current", "memory.max"},
+		} {
+			b, err := os.ReadFile(files[0])
+			if err != nil || f[2] == "/" || f[1] != "" && f[1] != "memory" {
+				continue
+			}
+			now, err := strconv.Atoi(strings.TrimSpace(string(b)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(filepath.Dir(files[0]), files[1]), fmt.Append(nil, now+8<<20), 0); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
+	t.Fatalf("process %d is in no cgroup with a limit of memory: %s", pid, lines)
+}
+
+// A guest that runs out of memory is told of as such, and so is a VMM whose cgroup
+// does.
+func TestOutOfMemory(t *testing.T) {
+	eachVM(t, func(t *testing.T, c *shimtest.Containerd) {
+		var out bytes.Buffer
+		events := c.Ctr("events")
+		events.Stdout = &out
+		if err := events.Start(); err != nil {
+			t.Fatal(err)
+		}
+		r := c.Run(args("run", "--rm", vm, "--memory-limit", "33554432", shimtest.ProbeImage, "hungry", "eat", "1000")...)
+		if r.Code != 137 {
+			t.Errorf("it ended with %d, want 137: %s%s", r.Code, r.Stdout, r.Stderr)
+		}
+		c.Starts("large", args("run", "-d", vm, shimtest.ProbeImage, "large", "serve", "8080")...)
+		tighten(t, c.VMM("large"))
+		c.Run("task", "exec", "--exec-id", "e", "large", "/bin/eat", "128") // which ends with the guest
+		if code := c.Delete("large"); code != "137" {
+			t.Errorf("the VMM ended with %s, want 137", code)
+		}
+		_ = events.Process.Kill()
+		_ = events.Wait()
+		for _, id := range []string{"hungry", "large"} {
+			for _, topic := range []string{"/tasks/create", "/tasks/start", "/tasks/oom", "/tasks/exit", "/tasks/delete"} {
+				if !told(out.String(), topic, id) {
+					t.Errorf("there was no event %s of %s in\n%s", topic, id, out.String())
+				}
+			}
+		}
+	})
+}
+
+func told(events, topic, id string) bool {
+	for line := range strings.Lines(events) {
+		if strings.Contains(line, topic+" ") && strings.Contains(line, `"`+id+`"`) {
+			return true
+		}
+	}
+	return false
+}
+
+// The CRI calls both OOMKilled.
+func TestPodOutOfMemory(t *testing.T) {
+	eachVMWith(t, shimtest.Options{CRI: true}, func(t *testing.T, c *shimtest.Containerd) {
+		p := shimtest.CRI(t, c)
+		pod := p.Pod("hungry", map[string]string{"skep.dev/container": "app"})
+		defer pod.Remove()
+		ended := func(what, id string) {
+			t.Helper()
+			var v struct {
+				Status struct{ State, Reason string }
+			}
+			for end := time.Now().Add(time.Minute); time.Now().Before(end) && v.Status.State != "CONTAINER_EXITED"; time.Sleep(100 * time.Millisecond) {
+				if err := json.Unmarshal([]byte(p.Call("inspect", "-o", "json", id)), &v); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if v.Status.Reason != "OOMKilled" {
+				t.Errorf("%s is %+v, want OOMKilled\n%s", what, v.Status, c.Log())
+			}
+			p.Call("rm", id)
+		}
+		ended("a guest without memory", pod.Run("app", "eat", "1000"))
+		id := pod.Run("app", "serve", "8080")
+		tighten(t, c.VMM(id))
+		p.Try("exec", id, "/bin/eat", "128")
+		ended("a VMM without memory", id)
+	})
+}
