@@ -29,7 +29,9 @@ func TestUnusedShimEnds(t *testing.T) {
 				t.Fatal(err)
 			}
 			if used {
+				s.mu.Lock()
 				s.owners["c"] = s.rooms
+				s.mu.Unlock()
 			}
 			over := func() bool {
 				synctest.Wait()
