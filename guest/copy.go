@@ -10,7 +10,7 @@ import (
 // CopyIn unpacks a tar stream below a directory of the guest's root, which is
 // made where it is missing, over conn, a connection to its ExecPort that CopyIn
 // closes. Each file replaces one of its name at once, whole, with its mode, owner
-// and time; nothing is put outside of the directory. It works before a Clone, too,
+// and time, but for one that is a mount, which is written to; nothing is put outside of the directory. It works before a Clone, too,
 // so that what a clone may not share is there before its processes run again. An
 // error of the guest's is a *RefusedError; what has come before it stays.
 func CopyIn(ctx context.Context, conn io.ReadWriteCloser, dir string, tar io.Reader) error {

@@ -83,6 +83,18 @@ func (c container) delivered() (all []mount) {
 	return all
 }
 
+// renewed are the mounts whose content follows the host's: what is delivered, and
+// of the names those that do not change with the clone.
+func (c container) renewed() []mount {
+	all := c.delivered()
+	for _, m := range c.Mounts {
+		if m.Source != "" && (m.Path == "/etc/hosts" || m.Path == "/etc/resolv.conf") {
+			all = append(all, m)
+		}
+	}
+	return all
+}
+
 // measure refuses what cannot be delivered, before anything is started.
 func (c container) measure() error {
 	var bytes int64
@@ -117,9 +129,14 @@ func (c container) measure() error {
 // dialer opens connections to the guest's ExecPort.
 type dialer func(ctx context.Context) (io.ReadWriteCloser, error)
 
-// deliver copies a mount's source into the guest, over what was there.
-func deliver(ctx context.Context, dial dialer, m mount) error {
+// deliver copies a mount's source into the guest, over what was there. Gone is what
+// was there and is to be no more, by its paths below the mount.
+func deliver(ctx context.Context, dial dialer, m mount, gone []string) error {
 	dir, base := path.Split(m.Path)
+	removed := make([]string, 0, len(gone))
+	for _, name := range gone {
+		removed = append(removed, path.Join(base, name))
+	}
 	source, err := filepath.EvalSymlinks(m.Source)
 	if err != nil {
 		return err
@@ -134,7 +151,7 @@ func deliver(ctx context.Context, dial dialer, m mount) error {
 		return err
 	}
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(tree.Pack(root, filepath.Base(source), base, w)) }()
+	go func() { w.CloseWithError(tree.PackChanged(root, filepath.Base(source), base, removed, w)) }()
 	err = guest.CopyIn(ctx, conn, dir, r)
 	_ = r.CloseWithError(errors.New("the guest takes no more"))
 	return err

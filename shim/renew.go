@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"time"
 )
@@ -14,9 +15,9 @@ import (
 // a kubelet takes longer than that to write a changed config map.
 const renewEvery = 5 * time.Second
 
-// renew delivers what changes on the host anew, while the container runs. What
-// is removed there stays in the guest.
-func (r *room) renew(seen map[string][sha256.Size]byte) {
+// renew delivers what changes on the host anew, while the container runs, and takes
+// away what is removed there.
+func (r *room) renew(seen map[string]content) {
 	tick := time.NewTicker(renewEvery)
 	defer tick.Stop()
 	for {
@@ -25,15 +26,15 @@ func (r *room) renew(seen map[string][sha256.Size]byte) {
 			return
 		case <-tick.C:
 		}
-		for _, m := range r.container.delivered() {
-			now, err := signature(m.Source)
-			if err != nil || now == seen[m.Path] {
+		for _, m := range r.container.renewed() {
+			now, err := contentOf(m.Source)
+			if err != nil || now.sum == seen[m.Path].sum {
 				continue
 			}
 			ctx, cancel := context.WithTimeout(r.events.ctx, time.Minute)
 			err = r.container.measure()
 			if err == nil {
-				err = deliver(ctx, r.dial, m)
+				err = deliver(ctx, r.dial, m, seen[m.Path].without(now))
 			}
 			cancel()
 			if err != nil {
@@ -47,13 +48,17 @@ func (r *room) renew(seen map[string][sha256.Size]byte) {
 	}
 }
 
-// signature changes when a file below a path does: its name, size, time of change
-// or, of a link, target.
-func signature(root string) (sum [sha256.Size]byte, err error) {
+// content is what a file or directory of the host's held at a time.
+type content struct {
+	sum   [sha256.Size]byte // changes when something in it does: its name, size, time of change or, of a link, target
+	names []string          // of what is below it, each after its directory
+}
+
+func contentOf(source string) (c content, err error) {
 	h := sha256.New()
-	root, err = filepath.EvalSymlinks(root)
+	root, err := filepath.EvalSymlinks(source)
 	if err != nil {
-		return sum, err
+		return c, err
 	}
 	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -70,7 +75,30 @@ func signature(root string) (sum [sha256.Size]byte, err error) {
 			}
 		}
 		fmt.Fprintf(h, "%q %v %d %d %q\n", path, info.Mode(), info.Size(), info.ModTime().UnixNano(), target)
+		if name, err := filepath.Rel(root, path); err == nil && name != "." {
+			c.names = append(c.names, name)
+		}
 		return nil
 	})
-	return [sha256.Size]byte(h.Sum(nil)), err
+	c.sum = [sha256.Size]byte(h.Sum(nil))
+	return c, err
+}
+
+// without are the names that another has not; what is below one of them goes with it.
+func (c content) without(other content) (gone []string) {
+	has, went := map[string]bool{}, map[string]bool{}
+	for _, name := range other.names {
+		has[name] = true
+	}
+	for _, name := range c.names {
+		switch {
+		case has[name]:
+		case went[path.Dir(name)]:
+			went[name] = true
+		default:
+			went[name] = true
+			gone = append(gone, name)
+		}
+	}
+	return gone
 }

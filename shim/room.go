@@ -2,7 +2,6 @@ package shim
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -184,6 +183,10 @@ func (l *laps) lap(name string) {
 // furnish tells the guest what it is, and brings its files.
 func (r *room) furnish(ctx context.Context) error {
 	c := r.container
+	seen := map[string]content{}
+	for _, m := range c.renewed() {
+		seen[m.Path], _ = contentOf(m.Source) // what is wrong with one is said when it is read
+	}
 	names, err := c.names()
 	if err != nil {
 		return err
@@ -196,11 +199,10 @@ func (r *room) furnish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	seen := map[string][sha256.Size]byte{}
 	for _, m := range c.delivered() {
 		// Before it is read: what changes meanwhile is delivered again.
-		if seen[m.Path], err = signature(m.Source); err == nil {
-			err = deliver(ctx, r.dial, m)
+		if seen[m.Path], err = contentOf(m.Source); err == nil {
+			err = deliver(ctx, r.dial, m, nil)
 		}
 		if err != nil {
 			return fmt.Errorf("mount at %s: %w", m.Path, err)

@@ -2,9 +2,6 @@ package shim
 
 import (
 	"encoding/json"
-	"errors"
-	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -227,43 +224,4 @@ func FuzzTranslate(f *testing.F) {
 			}
 		}
 	})
-}
-
-// A change of anything that is delivered is seen, and nothing else is one.
-func TestSignature(t *testing.T) {
-	dir := t.TempDir()
-	write := func(name, text string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	link := func(to string) {
-		t.Helper()
-		if err := errors.Join(os.Symlink(to, filepath.Join(dir, "new")), os.Rename(filepath.Join(dir, "new"), filepath.Join(dir, "..data"))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("a", "1")
-	link("one")
-	last, err := signature(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if again, _ := signature(dir); again != last {
-		t.Error("it differs though nothing has changed")
-	}
-	for name, change := range map[string]func(){
-		"a longer file": func() { write("a", "12") }, "a new file": func() { write("b", "") }, "another target": func() { link("two") },
-	} {
-		change()
-		now, err := signature(dir)
-		if err != nil || now == last {
-			t.Errorf("%s is not seen: %v", name, err)
-		}
-		last = now
-	}
-	if _, err := signature(filepath.Join(dir, "none")); err == nil {
-		t.Error("what is not there has a signature")
-	}
 }

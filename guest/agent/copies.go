@@ -52,7 +52,7 @@ func unpack(root, to string, data io.Reader) error {
 		return err
 	}
 	defer below.Close()
-	if err := tree.Unpack(below, data, tree.Options{Owner: true}); err != nil {
+	if err := tree.Unpack(below, data, tree.Options{Owner: true, Remove: true}); err != nil {
 		return err
 	}
 	_, err = io.Copy(io.Discard, data) // padding behind the archive's end

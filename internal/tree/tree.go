@@ -24,6 +24,15 @@ import (
 // nor a link nothing is written; when name itself is such it is an error. The
 // stream has its end.
 func Pack(root *os.Root, name, as string, to io.Writer) error {
+	return PackChanged(root, name, as, nil, to)
+}
+
+// removed marks an entry that takes away what has its name.
+const removed = "SKEP.removed"
+
+// PackChanged is Pack for where an earlier stream was unpacked: what is gone of that,
+// by its names in the stream, is to go there, too.
+func PackChanged(root *os.Root, name, as string, gone []string, to io.Writer) error {
 	p := packer{root: root, to: tar.NewWriter(to)}
 	info, err := root.Lstat(name)
 	if err != nil {
@@ -34,6 +43,12 @@ func Pack(root *os.Root, name, as string, to io.Writer) error {
 	}
 	if err := p.add(name, as, info); err != nil {
 		return err
+	}
+	for _, name := range gone { // last: a link may have led there until now
+		h := tar.Header{Typeflag: tar.TypeReg, Name: name, PAXRecords: map[string]string{removed: "1"}, Format: tar.FormatPAX}
+		if err := p.to.WriteHeader(&h); err != nil {
+			return err
+		}
 	}
 	return p.to.Close()
 }
@@ -151,10 +166,12 @@ type Options struct {
 	Rename func(name string) string
 	// Owner gives files the owner that the stream names, which takes root.
 	Owner bool
+	// Remove lets the stream take away what is there (PackChanged).
+	Remove bool
 }
 
 // Unpack puts what the stream holds below root, in its order. A file replaces one
-// of its name at once, whole; directories are made or kept. It refuses names and
+// of its name at once, whole, unless that is mounted there: then it is written to; directories are made or kept. It refuses names and
 // links that lead out of root, devices, pipes, and files that are packed as
 // having holes, which could be larger than any disk. On an error, what has been
 // put there stays.
@@ -194,6 +211,12 @@ func (u *unpacker) add(h *tar.Header) error {
 		if strings.HasPrefix(k, "GNU.sparse.") {
 			h.Typeflag = tar.TypeGNUSparse
 		}
+	}
+	if h.PAXRecords[removed] != "" {
+		if !u.o.Remove || name == "." {
+			return fmt.Errorf("%s is to be removed: that was not asked for", h.Name)
+		}
+		return u.root.RemoveAll(name)
 	}
 	if dir := path.Dir(name); dir != "." {
 		if err := u.root.MkdirAll(dir, 0o755); err != nil {
@@ -238,10 +261,32 @@ func (u *unpacker) replace(name string, h *tar.Header, put func(temporary string
 	if err == nil {
 		err = u.root.Rename(temporary, name)
 	}
+	if errors.Is(err, syscall.EBUSY) && h.Typeflag == tar.TypeReg {
+		err = u.overwrite(name, temporary, h)
+	}
 	if err != nil {
 		_ = u.root.Remove(temporary)
 	}
 	return err
+}
+
+// overwrite puts what a temporary file has into a file that is a mount of its own,
+// which no other can take the place of.
+func (u *unpacker) overwrite(name, temporary string, h *tar.Header) error {
+	from, err := u.root.Open(temporary)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := u.root.OpenFile(name, os.O_WRONLY|os.O_TRUNC|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(to, from)
+	if err = errors.Join(err, to.Close()); err != nil {
+		return err
+	}
+	return errors.Join(u.attributes(name, h), u.root.Remove(temporary))
 }
 
 func (u *unpacker) writeFile(temporary string, h *tar.Header) error {

@@ -8,9 +8,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/testenv"
 )
 
 func open(t *testing.T, dir string) *os.Root {
@@ -135,6 +140,81 @@ func TestNothingLeavesTheDirectory(t *testing.T) {
 		})
 	}
 }
+
+// What has gone of an earlier stream goes where that was unpacked, after all else
+// is there, if that is allowed, and nothing else does.
+func TestRemoved(t *testing.T) {
+	from, to := t.TempDir(), t.TempDir()
+	for _, dir := range []string{filepath.Join(from, "map"), filepath.Join(to, "map/..1/sub"), filepath.Join(to, "other")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, file := range []string{filepath.Join(from, "map/new"), filepath.Join(to, "map/old"), filepath.Join(to, "map/..1/sub/x"), filepath.Join(to, "other/y")} {
+		if err := os.WriteFile(file, []byte("x"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("../../other", filepath.Join(to, "map/..1/out")); err != nil {
+		t.Fatal(err)
+	}
+	pack := func(gone ...string) *bytes.Buffer {
+		t.Helper()
+		var b bytes.Buffer
+		if err := PackChanged(open(t, from), "map", "map", gone, &b); err != nil {
+			t.Fatal(err)
+		}
+		return &b
+	}
+	if err := Unpack(open(t, to), pack("map/old"), Options{}); err == nil {
+		t.Error("something was removed that was not asked for")
+	}
+	for _, name := range []string{".", "..", "../x", "a/../.."} {
+		if err := Unpack(open(t, to), pack(name), Options{Remove: true}); err == nil {
+			t.Errorf("%q was removed", name)
+		}
+	}
+	if err := Unpack(open(t, to), pack("map/old", "map/..1", "map/never"), Options{Remove: true}); err != nil {
+		t.Fatal(err)
+	}
+	left, _ := filepath.Glob(filepath.Join(to, "*/*"))
+	if want := []string{filepath.Join(to, "map/new"), filepath.Join(to, "other/y")}; !slices.Equal(left, want) {
+		t.Errorf("left: %q, want %q", left, want)
+	}
+}
+
+// A file that is mounted where it is cannot be replaced: it is written to.
+func TestMountedFile(t *testing.T) {
+	testenv.Need(t, "root")
+	dir := t.TempDir()
+	source, target := filepath.Join(dir, "source"), filepath.Join(dir, "target")
+	for _, path := range []string{source, target} {
+		if err := os.WriteFile(path, []byte("long before"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(target, unix.MNT_DETACH)
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := errors.Join(w.WriteHeader(&tar.Header{Name: "target", Typeflag: tar.TypeReg, Size: 5, Mode: 0o644}), second(w.Write([]byte("after"))), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := Unpack(open(t, dir), &b, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(source)
+	if st, _ := os.Stat(source); string(text) != "after" || err != nil || st.Mode().Perm() != 0o644 {
+		t.Errorf("it holds %q with mode %v: %v", text, st.Mode(), err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 2 {
+		t.Errorf("there are %v", left)
+	}
+}
+
+func second(_ int, err error) error { return err }
 
 func TestHoles(t *testing.T) {
 	u := unpacker{root: open(t, t.TempDir())}
