@@ -23,10 +23,12 @@ type Process struct {
 	IDs     *IDs   `json:"ids,omitempty"`  // in place of User: numbers, which no file is asked for
 	// TTY gives the process a terminal, of so many rows and columns, as its
 	// controlling one; all that is written there comes as stdout.
-	TTY   bool   `json:"tty,omitempty"`
-	Rows  uint16 `json:"rows,omitempty"`
-	Cols  uint16 `json:"cols,omitempty"`
-	Stdin bool   `json:"stdin,omitempty"` // the host will write to it; else it is /dev/null, or a silent terminal
+	TTY bool `json:"tty,omitempty"`
+	// Console makes the terminal the root's /dev/console, too.
+	Console bool   `json:"console,omitempty"`
+	Rows    uint16 `json:"rows,omitempty"`
+	Cols    uint16 `json:"cols,omitempty"`
+	Stdin   bool   `json:"stdin,omitempty"` // the host will write to it; else it is /dev/null, or a silent terminal
 	// Keep lets the process go on when its connection ends. What it writes then
 	// waits in its pipes until somebody attaches to it, who is also told of its end
 	// when that has been. Without it the process is ended: SIGHUP, then SIGKILL to

@@ -82,6 +82,7 @@ func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *s
 	if q.Terminal {
 		r.init.spec.TTY = true
 	}
+	r.init.spec.Console = r.init.spec.TTY
 	if err := os.WriteFile(filepath.Join(q.Bundle, marker), nil, 0o600); err != nil {
 		return nil, err
 	}

@@ -77,6 +77,11 @@ func openTerminal(root string, spec *guest.Process) (*streams, error) {
 		}
 		f := os.NewFile(slave, "terminal")
 		s.child = []*os.File{f, f, f}
+		if spec.Console {
+			if err := makeConsole(root, f); err != nil {
+				return err
+			}
+		}
 		return setSize(fd, spec.Rows, spec.Cols)
 	})
 	if err != nil {
@@ -84,6 +89,25 @@ func openTerminal(root string, spec *guest.Process) (*streams, error) {
 		return nil, errors.Join(fmt.Errorf("making a terminal: %w", err), s.closeOwn())
 	}
 	return s, nil
+}
+
+// makeConsole mounts a terminal as the root's /dev/console, over an earlier one.
+func makeConsole(root string, terminal *os.File) error {
+	dir, err := dirInRoot(root, "/dev")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	fd, err := unix.Openat(int(dir.Fd()), "console", unix.O_CREAT|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0o666)
+	if err != nil {
+		return fmt.Errorf("making /dev/console: %w", err)
+	}
+	console := os.NewFile(uintptr(fd), "console")
+	defer console.Close()
+	if err := unix.Mount(inFD(terminal), inFD(console), "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("making the terminal /dev/console: %w", err)
+	}
+	return nil
 }
 
 // control calls f with the file's descriptor, which stays one that does not block.
