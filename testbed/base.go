@@ -12,14 +12,16 @@ import (
 	"github.com/skep-dev/skep/internal/debian"
 )
 
-// basePackages are in the host besides Debian's essential ones: what skep and
-// its tests call, QEMU as the second VMM, and what helps to look into a failure.
+// basePackages are in the host besides Debian's essential ones: its init, what
+// skep and its tests call, QEMU as the second VMM, and what helps to look into a
+// failure.
 var basePackages = []string{
-	"ca-certificates", "e2fsprogs", "iproute2", "kmod", "mount", "nftables", "procps", "qemu-system-x86", "runc", "strace",
+	"ca-certificates", "containerd", "containernetworking-plugins", "e2fsprogs", "iproute2", "kmod", "mount", "nftables", "procps",
+	"qemu-system-x86", "runc", "strace", "systemd",
 }
 
 // baseVersion is part of the base's key: raise it when the way of making it changes.
-const baseVersion = "1"
+const baseVersion = "2"
 
 // kernelsIn is where the host has the store of guest kernels.
 const kernelsIn = "/testbed/kernels"

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/testbed/remote"
 )
 
@@ -126,12 +127,15 @@ const noFirecracker = "no firecracker on the PATH or in SKEP_FIRECRACKER; an off
 
 // environment is what tests and programs find in the host.
 func environment(firecracker bool) []string {
-	require := "root,uffd,tap,netns,nft,qemu,kernel,mkfs,kvm,cgroup,runc"
+	require := "root,uffd,tap,netns,nft,qemu,kernel,mkfs,kvm,cgroup,runc,containerd,systemd"
 	// Generous also where the host is not emulated: limits only end what hangs.
-	env := []string{"SKEP_TEST_KERNELS=" + kernelsIn, "SKEP_TEST_BINARIES=" + programsIn, "SKEP_TEST_SCALE=4"}
+	env := []string{"SKEP_TEST_KERNELS=" + kernelsIn, "SKEP_TEST_BINARIES=" + programsIn, "SKEP_TEST_SCALE=4", "SKEP_CONTAINERS=3"}
 	if firecracker {
 		require += ",firecracker"
 		env = append(env, "SKEP_FIRECRACKER="+binIn+"/firecracker")
+	}
+	if os.Getenv(testenv.ContainerdEnv) != "" {
+		env = append(env, testenv.ContainerdEnv+"="+ctrdIn)
 	}
 	return append(env, "SKEP_REQUIRE="+require)
 }

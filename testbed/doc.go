@@ -17,12 +17,12 @@
 //	         which the host itself boots too. Made once per list of packages and
 //	         kernel, in .cache/testbed.
 //	payload  ext4, read-only: compiled tests with the sources' other files, the
-//	         programs that tests start, Firecracker. Made again when one differs;
+//	         programs that tests start, Firecracker, a containerd. Made again when one differs;
 //	         a host that is up already is sent those that do.
 //	scratch  ext4: what is written. Gone with the host.
 //
-// The initramfs has testbed/init, which puts the three together and answers the
-// driver on a virtio port (package remote). The host has no network. What a
-// command leaves in /out is brought out; output and console are kept in
-// .cache/testbed/runs.
+// The initramfs has testbed/init, which puts the three together, becomes systemd
+// and, as its one service, answers the driver on a virtio port (package remote).
+// The host has no network. What a command leaves in /out is brought out; output and
+// console are kept in .cache/testbed/runs.
 package main

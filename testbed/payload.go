@@ -17,19 +17,22 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/skep-dev/skep/internal/testenv"
 )
 
 // Where the host has what the driver brings.
 const (
 	programsIn = "/testbed/programs" // what tests start: testenv.BinariesEnv
 	binIn      = "/testbed/bin"      // on the PATH
-	sourcesIn  = "/testbed/src"      // the module's files that are no Go, and each package's test binary
+	ctrdIn     = "/testbed/containerd"
+	sourcesIn  = "/testbed/src" // the module's files that are no Go, and each package's test binary
 	manifestIn = "/testbed/payload.json"
 	outIn      = "/out"
 )
 
 // programs are built for tests and people.
-var programs = []string{"cmd/skep", "cmd/skep-agent", "functions/hello", "vmm/vmmtest/init", "guest/agent/testdata/probe"}
+var programs = []string{"cmd/skep", "cmd/skep-agent", "cmd/containerd-shim-skep-v2", "functions/hello", "vmm/vmmtest/init", "guest/agent/testdata/probe", "shim/shimtest/probe"}
 
 // file is one of the payload.
 type file struct {
@@ -83,7 +86,25 @@ func gather(ctx context.Context, packages []string, firecracker string) (payload
 	if err := p.addFirecracker(firecracker); err != nil {
 		return nil, err
 	}
+	if err := p.addContainerd(os.Getenv(testenv.ContainerdEnv)); err != nil {
+		return nil, err
+	}
 	return p, p.addSources()
+}
+
+// addContainerd adds the programs of a containerd that tests meet beside the
+// host's, where a directory of such is named.
+func (p payload) addContainerd(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	for _, name := range []string{"containerd", "ctr", "crictl", "critest"} {
+		err := p.add(path.Join(ctrdIn, name), filepath.Join(dir, name))
+		if err != nil && (name == "containerd" || !errors.Is(err, fs.ErrNotExist)) {
+			return fmt.Errorf("%s is %s: %w", testenv.ContainerdEnv, dir, err)
+		}
+	}
+	return nil
 }
 
 // addFirecracker adds Firecracker, where there is one, and the jailer beside it;

@@ -24,7 +24,7 @@ import (
 
 // defaultPatterns are the packages for which it matters that KVM, Firecracker
 // or a kernel with all of cgroup v2 is there.
-var defaultPatterns = []string{"./vmm/...", "./internal/cgroup", "./internal/sys", "./guest/agent", "./test"}
+var defaultPatterns = []string{"./vmm/...", "./internal/cgroup", "./internal/sys", "./guest/agent", "./test", "./test/containerd"}
 
 // testOptions are the flags of `testbed test`.
 type testOptions struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -47,6 +48,16 @@ func probeContainerd() error {
 		return err
 	}
 	return probeCommand("containerd")()
+}
+
+// probeSystemd wants one that takes requests: its socket for root is there as long as
+// it runs.
+func probeSystemd() error {
+	c, err := net.Dial("unix", "/run/systemd/private")
+	if err != nil {
+		return fmt.Errorf("no systemd runs: %w", err)
+	}
+	return c.Close()
 }
 
 func probeCommand(name string) func() error {

@@ -37,12 +37,13 @@ var needs = map[string]need{
 	"cgroup":      {sync.OnceValue(probeCgroup), "run as root on a kernel with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1), or in the testbed, which has one: `go run ./testbed test`"},
 	"runc":        {sync.OnceValue(probeCommand("runc")), "apt-get install --no-install-recommends runc"},
 	"containerd":  {sync.OnceValue(probeContainerd), "apt-get install --no-install-recommends containerd; " + ContainerdEnv + " names a directory with the programs of another"},
+	"systemd":     {sync.OnceValue(probeSystemd), "run as root on a host that systemd has started, or in the testbed: `go run ./testbed test`"},
 	"mkfs":        {sync.OnceValue(probeCommand("mke2fs")), "apt-get install --no-install-recommends e2fsprogs"},
 }
 
 // Need skips the test when the host lacks one of these, and says how to have
 // it: root, uffd, netns, tap, nft, qemu, kvm, kernel, firecracker, mmdebstrap,
-// functions, cgroup, mkfs, runc, containerd. When RequireEnv names it, the test fails instead.
+// functions, cgroup, mkfs, runc, containerd, systemd. When RequireEnv names it, the test fails instead.
 func Need(t testing.TB, what ...string) {
 	t.Helper()
 	for _, w := range what {

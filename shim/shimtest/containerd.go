@@ -130,6 +130,8 @@ type Options struct {
 	CRI bool
 	// Env is added to its environment, and so to the shims'.
 	Env []string
+	// NoSystemd hides the systemd that has started the host.
+	NoSystemd bool
 }
 
 // Containerd is one that runs.
@@ -160,6 +162,9 @@ func start(t *testing.T, d daemon, opts Options) *Containerd {
 	c.Address = filepath.Join(c.Dir, "c.sock")
 	// /run/containerd holds sockets of shims, /run/netns namespaces: both are its own.
 	script := "mkdir -p /run/containerd /run/netns && mount -t tmpfs tmpfs /run/containerd && mount -t tmpfs tmpfs /run/netns && mount --make-shared /run/netns && echo && exec sleep infinity"
+	if opts.NoSystemd {
+		script = "mkdir -p /run/systemd && mount -t tmpfs tmpfs /run/systemd && " + script
+	}
 	flags := []string{"--mount", "--propagation", "private", "sh", "-c", script}
 	if opts.CRI { // with a network of its own, for pods' bridge
 		flags[len(flags)-1] = "ip link set lo up && " + script
@@ -234,8 +239,8 @@ func (c *Containerd) Up() {
 		c.t.Fatal(err)
 	}
 	c.cmd = cmd
-	for end := time.Now().Add(30 * time.Second); ; {
-		ctx, cancel := context.WithTimeout(c.t.Context(), 5*time.Second)
+	for end := time.Now().Add(c.Limit(30 * time.Second)); ; {
+		ctx, cancel := context.WithTimeout(c.t.Context(), c.Limit(5*time.Second))
 		_, err := c.ctr(ctx, "version")
 		cancel()
 		if err == nil {
@@ -246,6 +251,12 @@ func (c *Containerd) Up() {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// Limit is for how long its test waits where an ordinary machine needs at most d.
+func (c *Containerd) Limit(d time.Duration) time.Duration {
+	c.t.Helper()
+	return testenv.Limit(c.t, d)
 }
 
 // Down kills the daemon. Its shims go on.
@@ -347,7 +358,7 @@ type Result struct {
 	Err            error // it did not run, or not to its end
 }
 
-// Run runs the client to its end, within a minute.
+// Run runs the client to its end.
 func (c *Containerd) Run(args ...string) Result {
 	c.t.Helper()
 	return c.RunWith(nil, args...)
@@ -364,7 +375,7 @@ func (c *Containerd) Try(args ...string) Result {
 // RunWith is Run with something to read.
 func (c *Containerd) RunWith(stdin io.Reader, args ...string) Result {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(c.t.Context(), c.Limit(2*time.Minute))
 	defer cancel()
 	cmd := c.Ctr(args...)
 	cmd.Stdin = stdin
@@ -435,8 +446,9 @@ type Process struct {
 	Command string
 }
 
-// Processes are those in the daemon's mount namespace but the daemon's own:
-// shims, VMMs, clients. What runc has put into a container is not among them.
+// Processes are those in the daemon's mount namespace but the daemon's own: shims,
+// clients, VMMs; these also in one of their own, by the mark that a shim gives them.
+// What runc has put into a container is not among them.
 func (c *Containerd) Processes() []Process {
 	var found []Process
 	want, err := os.Readlink(c.mounts)
@@ -447,7 +459,7 @@ func (c *Containerd) Processes() []Process {
 	for _, dir := range dirs {
 		ns, err := os.Readlink(filepath.Join(dir, "ns/mnt"))
 		pid, _ := strconv.Atoi(filepath.Base(dir))
-		if err != nil || ns != want || pid == c.holder.Process.Pid || c.cmd != nil && pid == c.cmd.Process.Pid {
+		if err != nil || ns != want && !strings.HasPrefix(bundle(dir), c.Dir+"/") || pid == c.holder.Process.Pid || c.cmd != nil && pid == c.cmd.Process.Pid {
 			continue
 		}
 		b, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
@@ -463,14 +475,25 @@ func (c *Containerd) Processes() []Process {
 // VMM is the process of a container's microVM; 0: there is none.
 func (c *Containerd) VMM(id string) (pid int) {
 	for _, p := range c.Processes() {
-		env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.PID))
-		for v := range strings.SplitSeq(string(env), "\x00") {
-			if bundle, ok := strings.CutPrefix(v, "SKEP_BUNDLE="); ok && filepath.Base(bundle) == id {
-				pid = p.PID
-			}
+		if filepath.Base(bundle(fmt.Sprintf("/proc/%d", p.PID))) == id {
+			pid = p.PID
 		}
 	}
 	return pid
+}
+
+// bundle is that of the container whose VMM a process is, by the mark that the shim
+// gave it; "" if it is none.
+func bundle(proc string) string {
+	for _, file := range []string{"environ", "cmdline"} { // as marked.Bears
+		b, _ := os.ReadFile(filepath.Join(proc, file))
+		for v := range strings.SplitSeq(string(b), "\x00") {
+			if path, ok := strings.CutPrefix(v, "SKEP_BUNDLE="); ok {
+				return path
+			}
+		}
+	}
+	return ""
 }
 
 // Shim is the process of a container's shim; 0: there is none.
@@ -499,7 +522,7 @@ func (c *Containerd) Clean() {
 func (c *Containerd) CleanBut(before []string) {
 	c.t.Helper()
 	var left []string
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(c.Limit(10 * time.Second)); ; time.Sleep(20 * time.Millisecond) {
 		left = slices.DeleteFunc(c.Left(), func(l string) bool { return slices.Contains(before, l) })
 		if len(left) == 0 {
 			return
@@ -587,7 +610,7 @@ func (c *Containerd) Delete(id string) (code string) {
 func (c *Containerd) Stopped(id string) {
 	c.t.Helper()
 	status := ""
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(c.Limit(30 * time.Second)); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if status = c.Status(id); status == "" || status == "STOPPED" {
 			return
 		}
@@ -621,7 +644,7 @@ func (c *Containerd) Remove(id string) {
 func (c *Containerd) Settled(want []Process) {
 	c.t.Helper()
 	var now []Process
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(c.Limit(10 * time.Second)); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if now = c.Shims(); slices.Equal(now, want) {
 			return
 		}
@@ -661,7 +684,7 @@ func (c *Containerd) Inside(id string, args ...string) Result {
 // InsideOf is Inside of a process's.
 func (c *Containerd) InsideOf(pid int, args ...string) Result {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(c.t.Context(), c.Limit(time.Minute))
 	defer cancel()
 	return run(ctx, exec.Command("nsenter", append([]string{fmt.Sprintf("--net=/proc/%d/ns/net", pid), filepath.Join(c.shim, "probe")}, args...)...))
 }

@@ -47,7 +47,7 @@ func CRI(t *testing.T, c *Containerd) *Pods {
 	}
 	c.Import("k8s.io", PauseImage, Probe(t))
 	c.Import("k8s.io", ProbeImage, Probe(t))
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(p.Limit(30 * time.Second)); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if r := p.Try("info"); strings.Contains(r.Stdout, `"NetworkReady"`) && !strings.Contains(r.Stdout, "NetworkPluginNotReady") {
 			return p
 		}
@@ -59,9 +59,9 @@ func CRI(t *testing.T, c *Containerd) *Pods {
 // Try runs crictl.
 func (p *Pods) Try(args ...string) Result {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(p.t.Context(), p.Limit(2*time.Minute))
 	defer cancel()
-	return run(ctx, p.Command(p.crictl, append([]string{"--runtime-endpoint", "unix://" + p.Address, "--timeout", "100s"}, args...)...))
+	return run(ctx, p.Command(p.crictl, append([]string{"--runtime-endpoint", "unix://" + p.Address, "--timeout", p.Limit(100 * time.Second).String()}, args...)...))
 }
 
 // Call runs crictl, which has to succeed, and returns what it says.
@@ -146,7 +146,7 @@ func (d *Pod) IP() string {
 // Probe runs the probe on the host of the pods.
 func (p *Pods) Probe(args ...string) Result {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(p.t.Context(), p.Limit(time.Minute))
 	defer cancel()
 	return run(ctx, p.Command(filepath.Join(p.shim, "probe"), args...))
 }

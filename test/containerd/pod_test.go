@@ -20,12 +20,12 @@ func TestPod(t *testing.T) {
 			t.Errorf("no VMM is among %v", c.Processes())
 		}
 		for _, tt := range []struct{ url, want string }{{"http://127.0.0.1:8080/hostname", "three"}, {"http://127.0.0.1:9000/", "hello"}} {
-			if out := eventually(func() shimtest.Result { return p.Try("exec", other, "/bin/get", tt.url) }); out != tt.want {
+			if out := eventually(c, func() shimtest.Result { return p.Try("exec", other, "/bin/get", tt.url) }); out != tt.want {
 				t.Errorf("a sidecar gets %q from %s, want %q", out, tt.url, tt.want)
 			}
 		}
 		for _, port := range []string{"8080", "9000"} {
-			if out := eventually(func() shimtest.Result { return p.Probe("get", "http://"+pod.IP()+":"+port+"/") }); out != "hello" {
+			if out := eventually(c, func() shimtest.Result { return p.Probe("get", "http://"+pod.IP()+":"+port+"/") }); out != "hello" {
 				t.Errorf("from outside port %s answers %q", port, out)
 			}
 		}

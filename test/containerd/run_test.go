@@ -139,7 +139,7 @@ func TestTask(t *testing.T) {
 
 		log := filepath.Join(c.Dir, "trap.log")
 		c.Starts("trap", args("run", "-d", "--log-uri", "file://"+log, vm, shimtest.ProbeImage, "trap", "trap")...)
-		for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		for end := time.Now().Add(testenv.Limit(t, time.Minute)); ; time.Sleep(20 * time.Millisecond) {
 			if b, _ := os.ReadFile(log); strings.Contains(string(b), "ready") {
 				break
 			}
@@ -159,12 +159,12 @@ func TestTask(t *testing.T) {
 
 // get asks a container's server at 127.0.0.1 in its namespace, once it listens.
 func get(c *shimtest.Containerd, id, path string) string {
-	return eventually(func() shimtest.Result { return c.Inside(id, "get", "http://127.0.0.1:8080"+path) })
+	return eventually(c, func() shimtest.Result { return c.Inside(id, "get", "http://127.0.0.1:8080"+path) })
 }
 
 // eventually asks a server that is just starting.
-func eventually(ask func() shimtest.Result) string {
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+func eventually(c *shimtest.Containerd, ask func() shimtest.Result) string {
+	for end := time.Now().Add(c.Limit(30 * time.Second)); ; time.Sleep(50 * time.Millisecond) {
 		r := ask()
 		if !strings.Contains(r.Stderr, "connection refused") || time.Now().After(end) {
 			if r.Code == 0 {
@@ -200,7 +200,7 @@ func TestTerminal(t *testing.T) {
 		}()
 		says := func(want string) {
 			t.Helper()
-			for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			for end := time.Now().Add(testenv.Limit(t, time.Minute)); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 				mu.Lock()
 				ok := strings.Contains(out.String(), want)
 				mu.Unlock()
@@ -355,5 +355,29 @@ func TestMany(t *testing.T) {
 		}
 		wg.Wait()
 		t.Logf("10 at once: %v each", time.Since(began)/10)
+	})
+}
+
+// Firecracker, where the settings choose it, is what a container runs on, or the
+// create call says why it cannot be.
+func TestFirecrackerChosen(t *testing.T) {
+	eachVMWith(t, shimtest.Options{Env: []string{"SKEP_VMM=firecracker"}}, func(t *testing.T, c *shimtest.Containerd) {
+		flags := args("run", "-d", vm, shimtest.ProbeImage, "chosen", "pause")
+		if !testenv.Has("kvm") || !testenv.Has("firecracker") {
+			if r := c.Run(flags...); r.Code == 0 || !strings.Contains(r.Stderr, "vmm is firecracker") {
+				t.Errorf("without it: exit code %d, %s", r.Code, r.Stderr)
+			}
+			c.Must("container", "delete", "chosen")
+			return
+		}
+		c.Starts("chosen", flags...)
+		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", c.PID("chosen"))); err != nil || filepath.Base(exe) != "firecracker" {
+			t.Errorf("its VMM is %s, %v", exe, err)
+		}
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.PID("chosen")))
+		if strings.Contains(string(b), "\nUid:\t0\t") {
+			t.Errorf("its VMM is root's:\n%s", b)
+		}
+		end(c, "chosen")
 	})
 }

@@ -1,6 +1,6 @@
-// Command init is PID 1 of the testbed's host. It makes one root of the host's
-// disks and the machine ready, and then runs what the driver asks for. The host
-// is powered off when the driver has gone.
+// Command init makes the testbed's host ready. As PID 1 it makes one root of the
+// host's disks and becomes systemd, which starts it again as a service: that runs
+// what the driver asks for. The host is powered off when the driver has gone.
 package main
 
 import (
@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -24,38 +23,54 @@ func main() {
 		if err := serve(); err != nil {
 			fmt.Fprintln(os.Stderr, "testbed: the connection to the driver:", err)
 		}
-		return
+		return // and so the host ends: see unit
 	}
 	err := setUp()
 	if err == nil {
-		err = superviseServer()
+		err = becomeSystemd()
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "testbed: the host's init:", err)
-	}
+	fmt.Fprintln(os.Stderr, "testbed: the host's init:", err)
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) // its disks are thrown away
 }
 
-// superviseServer has this program again as the server, so that PID 1 can reap
-// whatever loses its parent. It ends with the server.
-func superviseServer() error {
-	server := exec.Command("/proc/self/exe")
-	server.Args[0] = "testbed"
-	server.Stdout, server.Stderr = os.Stdout, os.Stderr
-	if err := server.Start(); err != nil {
+// server is this program as the service finds it.
+const server = "/run/testbed/server"
+
+// unit is the service, and all that systemd starts: the rest of what a host's
+// start is made of takes a minute under emulation, and setUp has done what counts.
+// Cgroups are not delegated to it: tests meet a systemd that minds its own.
+const unit = `[Unit]
+Description=what the driver of the testbed asks for
+DefaultDependencies=no
+SuccessAction=poweroff-force
+FailureAction=poweroff-force
+[Service]
+ExecStart=` + server + `
+StandardOutput=tty
+StandardError=tty
+PassEnvironment=PATH HOME LANG TERM
+OOMPolicy=continue
+TasksMax=infinity
+LimitNOFILE=1048576
+`
+
+// becomeSystemd starts the service by way of systemd, and returns only to say what
+// went wrong.
+func becomeSystemd() error {
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
 		return err
 	}
-	for {
-		var status unix.WaitStatus
-		pid, err := unix.Wait4(-1, &status, 0, nil)
-		switch {
-		case err == unix.EINTR:
-		case err != nil:
-			return fmt.Errorf("waiting for processes: %w", err)
-		case pid == server.Process.Pid:
-			return nil
+	for path, text := range map[string]string{server: string(self), "/run/systemd/system/testbed.service": unit} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+			return err
 		}
 	}
+	const systemd = "/lib/systemd/systemd"
+	return &os.PathError{Op: "exec", Path: systemd, Err: unix.Exec(systemd, []string{systemd, "--unit=testbed.service"}, os.Environ())}
 }
 
 // serve answers the driver until it is gone.

@@ -79,7 +79,7 @@ func enterRoot() error {
 	); err != nil {
 		return err
 	}
-	for _, dir := range []string{"upper", "work", "tmp", "home", "var", "out"} {
+	for _, dir := range []string{"upper", "work", "tmp", "vartmp", "home", "var", "out"} {
 		if err := os.MkdirAll("/rw/"+dir, 0o755); err != nil {
 			return err
 		}
@@ -87,6 +87,7 @@ func enterRoot() error {
 	if err := mountAll(
 		mount{"overlay", "/root", "overlay", 0, "lowerdir=/payload:/base,upperdir=/rw/upper,workdir=/rw/work"},
 		mount{"/rw/tmp", "/root/tmp", "", unix.MS_BIND, ""},
+		mount{"/rw/vartmp", "/root/var/tmp", "", unix.MS_BIND, ""},
 		mount{"/rw/home", "/root/root", "", unix.MS_BIND, ""},
 		mount{"/rw/var", "/root/var/lib/skep", "", unix.MS_BIND, ""},
 		mount{"/rw/out", "/root/out", "", unix.MS_BIND, ""},
@@ -128,6 +129,7 @@ func settle() error {
 	}
 	return errors.Join(
 		os.Chmod("/tmp", 0o1777),
+		os.Chmod("/var/tmp", 0o1777),
 		os.Symlink("/proc/self/fd", "/dev/fd"),
 		unix.Sethostname([]byte("testbed")),
 		exec.Command("ip", "link", "set", "lo", "up").Run(),
