@@ -48,8 +48,11 @@ require (
 	github.com/containerd/plugin v1.1.0
 	github.com/containerd/ttrpc v1.2.9
 	github.com/miekg/dns v1.1.73
+	github.com/opencontainers/cgroups v0.1.0
 	github.com/opencontainers/runtime-spec v1.3.0
 )
+
+require github.com/cyphar/filepath-securejoin v0.7.0 // indirect
 
 require (
 	github.com/cilium/ebpf v0.22.0 // indirect

@@ -3,155 +3,213 @@ package shim
 import (
 	"errors"
 	"fmt"
-	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
-	"github.com/containerd/cgroups/v3"
 	"github.com/containerd/cgroups/v3/cgroup1"
 	"github.com/containerd/cgroups/v3/cgroup2"
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/manager"
+	"github.com/opencontainers/cgroups/systemd"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// group is the cgroup that containerd names for a container: its VMM is in it.
+// group is the cgroup that containerd names for a container: its VMM is in it. It
+// is made as runc makes it, of version 1 or 2, by systemd or without; its counters
+// are read as containerd's clients want them.
 type group struct {
-	v1 cgroup1.Cgroup
-	v2 *cgroup2.Manager
+	manager cgroups.Manager
+	at      string // its path below the mount points
+	named   string // as containerd has it
+
+	killed  atomic.Bool   // a process of it was, for its limit of memory
+	watched chan struct{} // closed when watch has seen the last process go; nil without
 }
 
-// makeGroup makes the cgroup at path, in which a VMM has as much memory as its
-// guest and itself need. systemd says that path is one of systemd's: slice:prefix:name.
-func makeGroup(path string, systemd bool, l *specs.LinuxResources, memoryMiB int) (*group, error) {
-	if path == "" {
+// openGroup returns the cgroup of that name, which may not be there yet; nil if no
+// name is given. The name is a path, or one of systemd's.
+func openGroup(name string) (*group, error) {
+	if name == "" {
 		return nil, nil
 	}
-	r := groupLimits(l, memoryMiB)
-	g, err := &group{}, error(nil)
-	slice, name, ok := systemdNames(path)
-	switch {
-	case systemd && !ok:
-		return nil, fmt.Errorf("cgroup %q: want slice:prefix:name, as systemd's are", path)
-	case cgroups.Mode() == cgroups.Unified && systemd:
-		g.v2, err = cgroup2.NewSystemd(slice, name, -1, cgroup2.ToResources(r))
-	case cgroups.Mode() == cgroups.Unified:
-		g.v2, err = cgroup2.NewManager("/sys/fs/cgroup", path, cgroup2.ToResources(r))
-	case systemd:
-		g.v1, err = cgroup1.New(cgroup1.Slice(slice, name), r, cgroup1.WithHierarchy(cgroup1.Systemd))
-	default:
-		g.v1, err = cgroup1.New(cgroup1.StaticPath(path), r)
+	g := &group{named: name, at: filepath.Join("/", name)}
+	if g.at == "/" {
+		return nil, &refusal{fmt.Errorf("cgroup %s is the root of all: a container has one of its own", name)}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("making cgroup %s: %w", path, err)
+	conf := &cgroups.Cgroup{Path: g.at, Resources: limits(nil, 0)}
+	if isSystemds(name) {
+		if !systemd.IsRunningSystemd() {
+			return nil, &refusal{fmt.Errorf("cgroup %s is one of systemd's, which does not run on this host: have the kubelet (cgroupDriver) and containerd (SystemdCgroup) make cgroups without it", name)}
+		}
+		p := strings.Split(name, ":")
+		conf = &cgroups.Cgroup{Systemd: true, Parent: p[0], ScopePrefix: p[1], Name: p[2], Resources: conf.Resources}
+		slice := p[0]
+		if slice == "" {
+			slice = "system.slice"
+		}
+		path, err := systemd.ExpandSlice(slice)
+		if err != nil {
+			return nil, &refusal{fmt.Errorf("cgroup %s: %w", name, err)}
+		}
+		g.at = filepath.Join(path, p[1]+"-"+p[2]+".scope")
+	}
+	var err error
+	if g.manager, err = manager.New(conf); err != nil {
+		return nil, fmt.Errorf("opening cgroup %s: %w", name, err)
 	}
 	return g, nil
 }
 
-// openGroup opens the cgroup that a shim has left; nil if there is none.
-func openGroup(path string, systemd bool) *group {
-	slice, name, _ := systemdNames(path)
-	g, err := &group{}, error(nil)
-	switch {
-	case path == "":
-		return nil
-	case cgroups.Mode() == cgroups.Unified && systemd:
-		g.v2, err = cgroup2.LoadSystemd(slice, name)
-	case cgroups.Mode() == cgroups.Unified:
-		g.v2, err = cgroup2.Load(path)
-	case systemd:
-		g.v1, err = cgroup1.Load(cgroup1.Slice(slice, name), cgroup1.WithHierarchy(cgroup1.Systemd))
-	default:
-		g.v1, err = cgroup1.Load(cgroup1.StaticPath(path))
+// isSystemds tells a name of systemd's, slice:prefix:name, from a path. Nothing else
+// does: the CRI gives the one or the other by the pod's parent.
+func isSystemds(name string) bool {
+	return strings.Count(name, ":") == 2 && !strings.Contains(name, "/")
+}
+
+// enter makes the cgroup with these limits, and puts a process into it.
+func (g *group) enter(pid int, l *cgroups.Resources) error {
+	err := g.manager.Apply(pid)
+	if err == nil {
+		err = g.manager.Set(l)
 	}
 	if err != nil {
-		return nil
+		return fmt.Errorf("putting the VMM into cgroup %s: %w", g.named, err)
 	}
-	return g
+	if cgroups.IsCgroup2UnifiedMode() {
+		return g.watch()
+	}
+	return nil
 }
 
-// systemdNames splits slice:prefix:name.
-func systemdNames(path string) (slice, name string, ok bool) {
-	p := strings.Split(path, ":")
-	if len(p) != 3 {
-		return "", "", false
+// watch notes that a process is killed for the limit of memory. It cannot be asked
+// for afterwards: systemd removes a cgroup with its last process.
+func (g *group) watch() error {
+	m, err := cgroup2.Load(g.at)
+	if err != nil {
+		return fmt.Errorf("watching cgroup %s: %w", g.named, err)
 	}
-	return p[0], p[1] + "-" + p[2] + ".scope", true
+	events, end := m.EventChan()
+	g.watched = make(chan struct{})
+	go func() { // ends with the last process
+		defer close(g.watched)
+		for ended := false; !ended; {
+			select {
+			case e := <-events:
+				g.note(e)
+			case <-end:
+				ended = true
+			}
+		}
+		select {
+		case e := <-events: // the last one, of which the end came first
+			g.note(e)
+		default:
+		}
+	}()
+	return nil
 }
 
-// groupLimits are a container's, but for what the guest itself keeps to: its
-// memory and devices.
-func groupLimits(l *specs.LinuxResources, memoryMiB int) *specs.LinuxResources {
-	r := &specs.LinuxResources{}
-	if l != nil {
-		r.CPU, r.BlockIO = l.CPU, l.BlockIO
+// limits are a container's, but for what the guest itself keeps to (devices, the
+// number of processes), and for the memory, which is the guest's and its VMM's.
+func limits(l *specs.LinuxResources, memoryMiB int) *cgroups.Resources {
+	r := &cgroups.Resources{SkipDevices: true, Memory: int64(memoryMiB) << 20}
+	if l == nil {
+		return r
 	}
-	if memoryMiB > 0 {
-		limit := int64(memoryMiB) << 20
-		r.Memory = &specs.LinuxMemory{Limit: &limit}
+	if c := l.CPU; c != nil {
+		r.CpuShares, r.CpuWeight = value(c.Shares), cgroups.ConvertCPUSharesToCgroupV2Value(value(c.Shares))
+		r.CpuQuota, r.CpuPeriod, r.CpuBurst, r.CPUIdle = value(c.Quota), value(c.Period), c.Burst, c.Idle
+		r.CpuRtRuntime, r.CpuRtPeriod = value(c.RealtimeRuntime), value(c.RealtimePeriod)
+		r.CpusetCpus, r.CpusetMems = c.Cpus, c.Mems
+	}
+	if b := l.BlockIO; b != nil {
+		r.BlkioWeight, r.BlkioLeafWeight = value(b.Weight), value(b.LeafWeight)
+		for _, d := range b.WeightDevice {
+			r.BlkioWeightDevice = append(r.BlkioWeightDevice, cgroups.NewWeightDevice(d.Major, d.Minor, value(d.Weight), value(d.LeafWeight)))
+		}
+		r.BlkioThrottleReadBpsDevice = throttles(b.ThrottleReadBpsDevice)
+		r.BlkioThrottleWriteBpsDevice = throttles(b.ThrottleWriteBpsDevice)
+		r.BlkioThrottleReadIOPSDevice = throttles(b.ThrottleReadIOPSDevice)
+		r.BlkioThrottleWriteIOPSDevice = throttles(b.ThrottleWriteIOPSDevice)
 	}
 	return r
 }
 
-func (g *group) add(pid int) error {
-	if g == nil {
-		return nil
+func throttles(list []specs.LinuxThrottleDevice) (out []*cgroups.ThrottleDevice) {
+	for _, d := range list {
+		out = append(out, cgroups.NewThrottleDevice(d.Major, d.Minor, d.Rate))
 	}
-	if g.v2 != nil {
-		return g.v2.AddProc(uint64(pid))
-	}
-	return g.v1.AddProc(uint64(pid))
+	return out
 }
 
-// stats are the kernel's counters, as containerd's clients want them.
+// value is what p points at; the zero value, which is no limit, without one.
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+// stats are the kernel's counters.
 func (g *group) stats() (any, error) {
-	switch {
-	case g == nil:
+	if g == nil {
 		return nil, errors.New("the container has no cgroup")
-	case g.v2 != nil:
-		return g.v2.Stat()
 	}
-	return g.v1.Stat(cgroup1.IgnoreNotExist)
+	if cgroups.IsCgroup2UnifiedMode() {
+		m, err := cgroup2.Load(g.at)
+		if err != nil {
+			return nil, err
+		}
+		return m.Stat()
+	}
+	c, err := cgroup1.Load(cgroup1.StaticPath(g.at))
+	if err != nil {
+		return nil, err
+	}
+	return c.Stat(cgroup1.IgnoreNotExist)
 }
 
-// oomKilled says that the kernel has ended a process of it for want of memory.
+func (g *group) note(e cgroup2.Event) {
+	if e.OOMKill > 0 {
+		g.killed.Store(true)
+	}
+}
+
+// watchLimit bounds the wait for what watch sees of a process that has ended.
+const watchLimit = 2 * time.Second
+
+// oomKilled says, of a group whose process has ended, that the kernel has ended it
+// for the group's limit of memory.
 func (g *group) oomKilled() bool {
-	switch {
-	case g == nil:
+	if g == nil {
 		return false
-	case g.v2 != nil:
-		m, err := g.v2.Stat()
-		return err == nil && m.GetMemoryEvents().GetOomKill() > 0
 	}
-	m, err := g.v1.Stat(cgroup1.IgnoreNotExist)
-	return err == nil && m.GetMemoryOomControl().GetOomKill() > 0
+	if g.watched != nil {
+		select {
+		case <-g.watched:
+		case <-time.After(watchLimit): // somebody else is in it
+		}
+	}
+	n, err := g.manager.OOMKillCount() // fails when it is gone
+	return g.killed.Load() || err == nil && n > 0
 }
 
-func (g *group) update(l *specs.LinuxResources, memoryMiB int) error {
+func (g *group) update(l *cgroups.Resources) error {
 	if g == nil {
 		return nil
 	}
-	r := groupLimits(l, memoryMiB)
-	if g.v2 != nil {
-		return g.v2.Update(cgroup2.ToResources(r))
-	}
-	return g.v1.Update(r)
+	return g.manager.Set(l)
 }
 
-// remove removes it. The kernel takes a moment to see that a process has ended.
+// remove removes it, if it is there.
 func (g *group) remove() error {
 	if g == nil {
 		return nil
 	}
-	var err error
-	for range 50 {
-		if g.v2 != nil {
-			err = g.v2.Delete()
-		} else {
-			err = g.v1.Delete()
-		}
-		if err == nil || errors.Is(err, os.ErrNotExist) || errors.Is(err, cgroup1.ErrCgroupDeleted) {
-			return nil
-		}
-		time.Sleep(20 * time.Millisecond)
+	if err := g.manager.Destroy(); err != nil {
+		return fmt.Errorf("removing cgroup %s: %w", g.named, err)
 	}
-	return fmt.Errorf("removing a cgroup: %w", err)
+	return nil
 }

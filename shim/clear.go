@@ -45,10 +45,10 @@ func clear(ctx context.Context, bundle string) error {
 	ctx, cancel := context.WithTimeout(ctx, clearLimit)
 	defer cancel()
 	errs := []error{endMarked(ctx, at.mark)}
-	for _, systemd := range []bool{false, true} {
-		if g := openGroup(c.Cgroup, systemd); g != nil {
-			errs = append(errs, g.remove())
-		}
+	if g, err := openGroup(c.Cgroup); err != nil {
+		errs = append(errs, err)
+	} else {
+		errs = append(errs, g.remove())
 	}
 	if c.NetNS != "" {
 		errs = append(errs, network.Leave(c.NetNS))

@@ -14,9 +14,7 @@ import (
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/containerd/api/types/runc/options"
 	rootfs "github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -67,15 +65,18 @@ func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *s
 	r := &room{id: q.ID, bundle: q.Bundle, spec: spec, container: c, log: o.log.With("container", q.ID), events: o.events, execs: map[string]*proc{}, over: make(chan struct{})}
 	defer func() {
 		if err != nil {
+			r.close()
 			if r.group.oomKilled() {
 				err = fmt.Errorf("%w: guest and VMM needed more than the %d MiB that their cgroup may use", err, r.memory)
 			}
-			r.close()
 			err = errors.Join(err, r.group.remove())
 		}
 	}()
 	if err := r.container.measure(); err != nil {
 		return nil, &refusal{err}
+	}
+	if _, err := openGroup(r.container.Cgroup); err != nil { // before anything is made
+		return nil, err
 	}
 	r.init = newProc("", r.container.Process, q.Stdin, q.Stdout, q.Stderr)
 	r.init.spec.Keep = true
@@ -137,20 +138,14 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 	if err := os.MkdirAll(filepath.Dir(at.dir), 0o711); err != nil {
 		return err
 	}
+	r.memory = c.MemoryMiB + o.host.Overhead()
 	r.guest, err = o.host.Start(ctx, base.Spec{ID: at.id, Mark: at.mark, RunDir: at.dir, Disk: disk, MemoryMiB: c.MemoryMiB, VCPUs: c.VCPUs,
-		Policy: c.Settings.Policy, Boot: c.Settings.Boot, Network: r.network})
+		Policy: c.Settings.Policy, Boot: c.Settings.Boot, Network: r.network, Started: r.started})
 	if err != nil {
 		return err
 	}
 	t.lap("guest")
 	r.pid = r.guest.PID()
-	r.memory = c.MemoryMiB + o.host.Overhead()
-	if r.group, err = makeGroup(c.Cgroup, systemdCgroup(q), r.spec.Linux.Resources, r.memory); err != nil {
-		return err
-	}
-	if err := r.group.add(r.pid); err != nil {
-		return fmt.Errorf("putting the VMM into cgroup %s: %w", c.Cgroup, err)
-	}
 	if h := c.Hooks; h != nil {
 		//lint:ignore SA1019 runtimes still have to run them
 		if err := runHooks(ctx, "prestart", h.Prestart, r.state(specs.StateCreating)); err != nil {
@@ -160,7 +155,7 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 			return err
 		}
 	}
-	t.lap("cgroup_and_hooks")
+	t.lap("hooks")
 	err = r.furnish(ctx)
 	t.lap("furnish")
 	return err
@@ -179,6 +174,15 @@ func (l *laps) lap(name string) {
 	}
 	l.attrs = append(l.attrs, slog.Duration(name, now.Sub(l.last)))
 	l.last = now
+}
+
+// started puts the new VMM into its cgroup, so that all of the guest's memory counts
+// and is bounded there.
+func (r *room) started(pid int) (err error) {
+	if r.group, err = openGroup(r.container.Cgroup); err != nil || r.group == nil {
+		return err
+	}
+	return r.group.enter(pid, limits(r.spec.Linux.Resources, r.memory))
 }
 
 // furnish tells the guest what it is, and brings its files.
@@ -231,19 +235,6 @@ func (r *room) dial(ctx context.Context) (io.ReadWriteCloser, error) {
 
 func (r *room) state(status specs.ContainerState) specs.State {
 	return specs.State{Version: r.spec.Version, ID: r.id, Status: status, Pid: r.pid, Bundle: r.bundle, Annotations: r.spec.Annotations}
-}
-
-// systemdCgroup tells whether cgroups are systemd's, by the runtime's options.
-func systemdCgroup(q *taskapi.CreateTaskRequest) bool {
-	if q.Options == nil {
-		return false
-	}
-	v, err := typeurl.UnmarshalAny(q.Options)
-	if err != nil {
-		return false
-	}
-	o, ok := v.(*options.Options)
-	return ok && o.SystemdCgroup
 }
 
 // responded says that what the guest has touched so far is what a start needs.

@@ -469,7 +469,7 @@ func (s *rooms) Update(_ context.Context, q *taskapi.UpdateTaskRequest) (*emptyp
 	if m := l.Memory; m != nil && m.Limit != nil && *m.Limit > int64(r.container.MemoryMiB)<<20 {
 		return nil, asked(q.ID, &refusal{fmt.Errorf("the guest has %d MiB of memory, and cannot get more while it runs", r.container.MemoryMiB)})
 	}
-	return &emptypb.Empty{}, asked(q.ID, r.group.update(l, r.memory))
+	return &emptypb.Empty{}, asked(q.ID, r.group.update(limits(l, r.memory)))
 }
 
 func (s *rooms) Stats(_ context.Context, q *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {

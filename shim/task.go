@@ -148,6 +148,9 @@ func (t *tasks) Create(ctx context.Context, q *taskapi.CreateTaskRequest) (*task
 	}
 	var o taskapi.TTRPCTaskService = t.rooms
 	if k == kindRunc {
+		if q.Options, err = runcOptions(q.Options, spec); err != nil {
+			return nil, errgrpc.ToGRPC(fmt.Errorf("creating container %s: %w: %w", q.ID, err, errdefs.ErrInvalidArgument))
+		}
 		if o, err = t.runc.get(); err != nil {
 			return nil, errgrpc.ToGRPC(fmt.Errorf("creating container %s: %w", q.ID, err))
 		}

@@ -110,6 +110,10 @@ type Host struct {
 	// Env is added to the process's environment (the mark by which orphans are found).
 	Env    []string
 	Limits Limits
+	// Started, when set, is called with the process's id before that has any of its
+	// guest's memory, such as to put it into a cgroup of the caller's. When it fails
+	// the start does, and nothing is left.
+	Started func(pid int) error
 }
 
 // Limits of a machine's process, beside what its guest was promised. A zero is no

@@ -115,6 +115,9 @@ type Spec struct {
 	Policy    string // of memory; "" is the default
 	Boot      bool   // without a snapshot
 	Network   *network.Joined
+	// Started is called with the id of the guest's VMM before that has its memory; not
+	// with that of another which only makes the snapshot.
+	Started func(pid int) error
 }
 
 // Guest is a microVM whose agent waits to be told what it is for.
@@ -206,6 +209,7 @@ func (h *Host) make(ctx context.Context, s Spec) (id string, err error) {
 		return "", err
 	}
 	defer stage.Abort()
+	s.Started = nil
 	g, err := h.boot(ctx, s, s.RunDir+"-base")
 	if err != nil {
 		return "", err
@@ -296,7 +300,7 @@ func (h *Host) spec(s Spec, dir string) microvm.Spec {
 		Machine: vmm.Config{VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, Kernel: h.kernel.Path, Initramfs: h.ramdisk.Path, Cmdline: kernel.Cmdline(),
 			RootDisk: s.Disk.Disk, Generation: h.ramdisk.Generation},
 		Host: vmm.Host{ID: s.ID, Dir: dir, NetNS: s.Network.NetNS, Tap: s.Network.Tap, MAC: append(net.HardwareAddr(nil), guest.MAC...),
-			UID: uid, GID: gid, Env: []string{s.Mark}},
+			UID: uid, GID: gid, Env: []string{s.Mark}, Started: s.Started},
 		Dial: s.Network.Dial,
 	}
 }

@@ -94,13 +94,22 @@ type Pod struct {
 	ID, file string
 }
 
+// CgroupParent is whose child a pod's cgroups are: a slice, as the kubelet has it,
+// where systemd runs.
+func (p *Pods) CgroupParent() string {
+	if testenv.Has("systemd") {
+		return "skeptest-pods.slice"
+	}
+	return "/skep-test-" + filepath.Base(p.Dir)
+}
+
 // Pod makes a sandbox of the runtime skep.
 func (p *Pods) Pod(name string, annotations map[string]string) *Pod {
 	p.t.Helper()
 	config := p.file(map[string]any{
 		"metadata":      map[string]any{"name": name, "namespace": "default", "uid": name, "attempt": 1},
 		"log_directory": filepath.Join(p.Dir, "pods", name), "annotations": annotations, "hostname": name,
-		"linux": map[string]any{"cgroup_parent": "/skep-test-" + filepath.Base(p.Dir)},
+		"linux": map[string]any{"cgroup_parent": p.CgroupParent()},
 	})
 	return &Pod{p, p.Call("runp", "--runtime", "skep", config), config}
 }

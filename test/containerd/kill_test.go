@@ -122,7 +122,7 @@ func (l *life) acknowledged() bool {
 func purge(t *testing.T, c *shimtest.Containerd, id string) {
 	t.Helper()
 	var said []string
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(c.Limit(30 * time.Second)); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		said = nil
 		for _, a := range [][]string{{"task", "kill", "--signal", "SIGKILL", id}, {"task", "delete", id}, {"container", "delete", id}} {
 			said = append(said, c.Try(a...).Stderr)
@@ -138,7 +138,7 @@ func purge(t *testing.T, c *shimtest.Containerd, id string) {
 // it has never touched: one more MiB each time.
 func serves(t *testing.T, c *shimtest.Containerd, id string, vmm int, when string) {
 	t.Helper()
-	r := eventually(func() shimtest.Result { return c.InsideOf(vmm, "get", "http://127.0.0.1:8080/touch/4") })
+	r := eventually(c, func() shimtest.Result { return c.InsideOf(vmm, "get", "http://127.0.0.1:8080/touch/4") })
 	if r != "touched 4" {
 		t.Errorf("%s: container %s answers %q\n%s", when, id, r, c.Log())
 	}
@@ -300,7 +300,7 @@ func (k *kills) end(l *life, when string) {
 func (k *kills) clean(when string, ids ...string) {
 	k.t.Helper()
 	for _, id := range ids {
-		if left, _ := filepath.Glob("/sys/fs/cgroup/*/default/" + id); len(left) > 0 {
+		if left := cgroupsLeft(id); len(left) > 0 {
 			k.t.Errorf("%s: left: %v", when, left)
 		}
 	}

@@ -1,7 +1,6 @@
 package containerd
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -48,12 +47,7 @@ func tighten(t *testing.T, pid int) {
 // does.
 func TestOutOfMemory(t *testing.T) {
 	eachVM(t, func(t *testing.T, c *shimtest.Containerd) {
-		var out bytes.Buffer
-		events := c.Ctr("events")
-		events.Stdout = &out
-		if err := events.Start(); err != nil {
-			t.Fatal(err)
-		}
+		events := c.Events()
 		r := c.Run(args("run", "--rm", vm, "--memory-limit", "33554432", shimtest.ProbeImage, "hungry", "eat", "1000")...)
 		if r.Code != 137 {
 			t.Errorf("it ended with %d, want 137: %s%s", r.Code, r.Stdout, r.Stderr)
@@ -64,25 +58,15 @@ func TestOutOfMemory(t *testing.T) {
 		if code := c.Delete("large"); code != "137" {
 			t.Errorf("the VMM ended with %s, want 137", code)
 		}
-		_ = events.Process.Kill()
-		_ = events.Wait()
 		for _, id := range []string{"hungry", "large"} {
 			for _, topic := range []string{"/tasks/create", "/tasks/start", "/tasks/oom", "/tasks/exit", "/tasks/delete"} {
-				if !told(out.String(), topic, id) {
-					t.Errorf("there was no event %s of %s in\n%s", topic, id, out.String())
+				if !events.Saw(topic, id) {
+					t.Errorf("there was no event %s of %s in\n%s", topic, id, events)
 				}
 			}
 		}
+		events.Close()
 	})
-}
-
-func told(events, topic, id string) bool {
-	for line := range strings.Lines(events) {
-		if strings.Contains(line, topic+" ") && strings.Contains(line, `"`+id+`"`) {
-			return true
-		}
-	}
-	return false
 }
 
 // The CRI calls both OOMKilled.
@@ -96,7 +80,7 @@ func TestPodOutOfMemory(t *testing.T) {
 			var v struct {
 				Status struct{ State, Reason string }
 			}
-			for end := time.Now().Add(time.Minute); time.Now().Before(end) && v.Status.State != "CONTAINER_EXITED"; time.Sleep(100 * time.Millisecond) {
+			for end := time.Now().Add(c.Limit(time.Minute)); time.Now().Before(end) && v.Status.State != "CONTAINER_EXITED"; time.Sleep(100 * time.Millisecond) {
 				if err := json.Unmarshal([]byte(p.Call("inspect", "-o", "json", id)), &v); err != nil {
 					t.Fatal(err)
 				}

@@ -16,9 +16,7 @@ func TestPod(t *testing.T) {
 		side := pod.Run("side", "serve", "9000")
 		app := pod.Run("app", "serve", "8080")
 		other := pod.Run("other", "pause")
-		if !shimtest.Has(c.Processes(), "qemu-system-x86_64") && !shimtest.Has(c.Processes(), "firecracker") {
-			t.Errorf("no VMM is among %v", c.Processes())
-		}
+		checkVMMs(t, c, p.CgroupParent(), app)
 		for _, tt := range []struct{ url, want string }{{"http://127.0.0.1:8080/hostname", "three"}, {"http://127.0.0.1:9000/", "hello"}} {
 			if out := eventually(c, func() shimtest.Result { return p.Try("exec", other, "/bin/get", tt.url) }); out != tt.want {
 				t.Errorf("a sidecar gets %q from %s, want %q", out, tt.url, tt.want)
@@ -51,5 +49,26 @@ func TestPod(t *testing.T) {
 			t.Errorf("a second container of a pod without the annotation: %d %s", r.Code, r.Stderr)
 		}
 		pod.Remove()
+		if slice, ok := strings.CutSuffix(p.CgroupParent(), "-pods.slice"); ok {
+			stopSlice(t, slice+".slice")
+		}
 	})
+}
+
+// checkVMMs wants one VMM, in the cgroup of a container below a pod's parent.
+func checkVMMs(t *testing.T, c *shimtest.Containerd, parent, id string) {
+	t.Helper()
+	n := 0
+	for _, p := range c.Processes() {
+		if p.Name != "qemu-system-x86_64" && p.Name != "firecracker" {
+			continue
+		}
+		n++
+		if at := cgroupOf(t, p.PID, "memory"); !strings.Contains(at, parent+"/") || !strings.Contains(at, id) {
+			t.Errorf("the VMM is in cgroup %s: want one of container %s below %s", at, id, parent)
+		}
+	}
+	if n != 1 {
+		t.Errorf("%d VMMs are among %v, want 1", n, c.Processes())
+	}
 }

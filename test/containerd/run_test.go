@@ -282,7 +282,7 @@ func TestRefused(t *testing.T) {
 			if c.Run("container", "info", id).Code == 0 {
 				c.Must("container", "delete", id)
 			}
-			if left, _ := filepath.Glob("/sys/fs/cgroup/*/default/" + id); len(left) > 0 {
+			if left := cgroupsLeft(id); len(left) > 0 {
 				t.Errorf("%v: left: %v", tt.flags, left)
 			}
 		}

@@ -76,6 +76,11 @@ func Start(spec Spec) (*Process, error) {
 	}
 	limit(p.PID(), spec)
 	go p.wait()
+	if spec.Host.Started != nil {
+		if err := spec.Host.Started(p.PID()); err != nil {
+			return nil, errors.Join(err, p.Kill())
+		}
+	}
 	return p, nil
 }
 

@@ -182,3 +182,24 @@ func TestStartAvoidsTheMainThread(t *testing.T) {
 		t.Errorf("%d calls, %v; want two", calls, err)
 	}
 }
+
+// Whoever starts a process hears of it before it is handed out, and can undo it.
+func TestStarted(t *testing.T) {
+	testenv.NoLeaks(t)
+	told := 0
+	p, err := shell(t, "exec sleep 1000", func(s *Spec) { s.Host.Started = func(pid int) error { told = pid; return nil } })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if told != p.PID() {
+		t.Errorf("it was told of process %d, want %d", told, p.PID())
+	}
+	want := errors.New("no place for it")
+	_, err = shell(t, "exec sleep 1000", func(s *Spec) { s.Host.Started = func(pid int) error { told = pid; return want } })
+	if !errors.Is(err, want) {
+		t.Errorf("%v, want %v", err, want)
+	}
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d", told)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("process %d is left (%v)", told, err)
+	}
+}
