@@ -58,20 +58,24 @@ var _ Fetcher = (*Store)(nil)
 // Open opens the store in dir, makes it if it is not there, and removes what dead
 // processes left half made.
 func Open(dir string, opts Options) (*Store, error) {
-	if opts.MaxBytes == 0 {
-		opts.MaxBytes = 16 << 30
-	}
-	if opts.MaxEntries == 0 {
-		opts.MaxEntries = 1_000_000
-	}
-	if opts.Logger == nil {
-		opts.Logger = slog.New(slog.DiscardHandler)
-	}
-	s := &Store{dir: dir, opts: opts, used: map[string]*filelock.Lock{}}
+	s := &Store{dir: dir, opts: opts.withDefaults(), used: map[string]*filelock.Lock{}}
 	if err := errors.Join(os.MkdirAll(dir, 0o711), s.clean()); err != nil {
 		return nil, fmt.Errorf("opening the image store: %w", err)
 	}
 	return s, nil
+}
+
+func (o Options) withDefaults() Options {
+	if o.MaxBytes == 0 {
+		o.MaxBytes = 16 << 30
+	}
+	if o.MaxEntries == 0 {
+		o.MaxEntries = 1_000_000
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
 }
 
 // Close lets go of the store and of the images that are in use. Nothing may be

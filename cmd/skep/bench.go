@@ -20,11 +20,11 @@ import (
 func (c *cli) benchCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "bench",
-		Short:   "measure starts, herds of requests, and the gateway",
+		Short:   "measure starts, herds of requests, the gateway, and containers under containerd",
 		Example: `  skep bench start -n 20 --out samples.jsonl`,
 	}
 	onlyVerbs(cmd)
-	cmd.AddCommand(c.benchStartCmd(), c.benchHerdCmd(), c.benchGatewayCmd())
+	cmd.AddCommand(c.benchStartCmd(), c.benchHerdCmd(), c.benchGatewayCmd(), c.benchContainerdCmd())
 	return cmd
 }
 
