@@ -20,7 +20,7 @@ import (
 func (c *cli) benchCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "bench",
-		Short:   "measure starts, herds of requests, the gateway, and containers under containerd",
+		Short:   "measure starts, herds of requests, the gateway, containers",
 		Example: `  skep bench start -n 20 --out samples.jsonl`,
 	}
 	onlyVerbs(cmd)
