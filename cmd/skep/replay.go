@@ -31,8 +31,9 @@ func (c *cli) replayCmd() *cobra.Command {
 		Long: `Replay which pages a function touched after its restore, at native speed and
 without a VM: a process maps memory of the guest's size, registers it as a VMM
 would and touches the recorded pages in order, checking each. The same server
-and policies fill its memory as a guest's. Beside them stand floors from the
-same run: a bare loop that copies the same runs, one that answers faults, and
+and policies fill its memory as a guest's. Under mmap it maps the memory file
+itself, as Firecracker does; under mmap-huge with the advice to use huge pages,
+as QEMU does. Beside them stand floors from the same run: a bare loop that copies the same runs, one that answers faults, and
 the disk.
 
 SNAPSHOT is the id of one with a trace (any restore under stream, reap, wsfile
@@ -45,7 +46,7 @@ or parallel records it), or its directory. Without one a snapshot is made up.`,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringSliceVar(&r.o.Policies, "policy", nil, "memory policies (default: all that serve faults)")
+	f.StringSliceVar(&r.o.Policies, "policy", nil, "memory policies (default: all)")
 	f.IntVarP(&r.o.Runs, "runs", "n", 10, "runs of each policy, in turns")
 	f.IntVar(&r.o.Touchers, "touchers", 1, "threads that touch")
 	f.IntVar(&r.o.Instances, "instances", 1, "replays at once")

@@ -67,7 +67,7 @@ func measureFloors(ctx context.Context, o Options, t *workingset.Trace, run int)
 
 func floorInstall(ctx context.Context, o Options, src memory.Source, t *workingset.Trace, content *pages) (Floor, error) {
 	o.Touchers = 1
-	g, err := spawn(ctx, o, src, t)
+	g, err := spawn(ctx, o, "", src, t)
 	if err != nil {
 		return Floor{}, err
 	}
@@ -89,7 +89,7 @@ func floorInstall(ctx context.Context, o Options, src memory.Source, t *workings
 
 func floorFault(ctx context.Context, o Options, src memory.Source, t *workingset.Trace, content *pages) (Floor, error) {
 	o.Touchers, o.Pauses = 1, false
-	g, err := spawn(ctx, o, src, t)
+	g, err := spawn(ctx, o, "", src, t)
 	if err != nil {
 		return Floor{}, err
 	}

@@ -29,8 +29,21 @@ type guest struct {
 	session memory.Session // that serves it, if any
 }
 
-// spawn starts a child and takes over its memory.
-func spawn(ctx context.Context, o Options, src memory.Source, t *workingset.Trace) (*guest, error) {
+// spawn starts a child and takes over its memory, unless it is to map that itself.
+func spawn(ctx context.Context, o Options, policy string, src memory.Source, t *workingset.Trace) (*guest, error) {
+	if mapped(policy) {
+		ord := newOrder(o, src, t, "")
+		ord.Huge = policy == MmapHuge
+		g := &guest{src: src}
+		if err := g.start(); err != nil {
+			return nil, fmt.Errorf("starting a child: %w", err)
+		}
+		if err := g.tell(ord); err != nil {
+			g.end()
+			return nil, err
+		}
+		return g, nil
+	}
 	dir, err := os.MkdirTemp("", "skep-replay-")
 	if err != nil {
 		return nil, err
@@ -84,9 +97,16 @@ func (g *guest) start() error {
 	return g.cmd.Start()
 }
 
-func (g *guest) connect(ctx context.Context, l *net.UnixListener, o order) error {
+func (g *guest) tell(o order) error {
 	if err := g.enc.Encode(o); err != nil {
 		return fmt.Errorf("telling the child what to do: %w", err)
+	}
+	return nil
+}
+
+func (g *guest) connect(ctx context.Context, l *net.UnixListener, o order) error {
+	if err := g.tell(o); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -146,6 +166,20 @@ func (g *guest) restore(ctx context.Context, p memory.Policy, o Options) (Sample
 	return sample(o, s, res, run.Sub(begin), run.Sub(attach)), nil
 }
 
+// restoreMapped lets the child map the memory file, as a VMM does under the policy
+// mmap: the kernel serves its faults.
+func (g *guest) restoreMapped(o Options) (Sample, error) {
+	begin := time.Now()
+	waitUntil(begin.Add(o.Start))
+	run := time.Now()
+	res, err := g.touchAll()
+	if err != nil {
+		return Sample{}, err
+	}
+	s := Sample{Install: res.Mapped, Serve: res.Took, Total: run.Sub(begin) + res.Mapped + res.Took, Faults: res.Faults, Bytes: res.Read}
+	return s.finish(o, res), nil
+}
+
 // touchAll lets the child touch its pages.
 func (g *guest) touchAll() (res touched, err error) { return res, g.ask(&res) }
 
@@ -196,21 +230,27 @@ func sample(o Options, s memory.Session, res touched, untilRun, install time.Dur
 	st := s.Stats()
 	out := Sample{
 		Fetch: st.FetchTime, Install: install, Copying: st.InstallTime, Serve: res.Took, Total: untilRun + res.Took,
-		Faults: st.Faults, Pages: st.Prefetched, Bytes: st.BytesRead, Touch: median(res.Touches), Note: st.Note,
+		Faults: st.Faults, Pages: st.Prefetched, Bytes: st.BytesRead, Note: st.Note,
 	}
-	per := out.Fetch
+	return out.finish(o, res)
+}
+
+// finish adds what follows from the rest.
+func (s Sample) finish(o Options, res touched) Sample {
+	s.Touch = median(res.Touches)
+	per := s.Fetch
 	if per == 0 {
-		per = out.Serve
+		per = s.Serve
 	}
 	if per > 0 {
-		out.MBps = float64(out.Bytes) / 1e6 / per.Seconds()
+		s.MBps = float64(s.Bytes) / 1e6 / per.Seconds()
 	}
 	if o.Raw {
 		for _, d := range res.Touches {
-			out.Touches = append(out.Touches, d.Nanoseconds())
+			s.Touches = append(s.Touches, d.Nanoseconds())
 		}
 	}
-	return out
+	return s
 }
 
 func median(d []time.Duration) time.Duration {

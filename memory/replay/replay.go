@@ -22,7 +22,7 @@ type Options struct {
 	// Sources[i mod len].
 	Sources   []memory.Source
 	Table     *memory.Policies // default: a table of its own
-	Policies  []string         // default: all that serve faults
+	Policies  []string         // default: all, and MmapHuge
 	Runs      int              // of each policy, in turns; default 10
 	Touchers  int              // threads that touch; default 1
 	Instances int              // at once; default 1
@@ -83,13 +83,21 @@ func (o Options) withDefaults() Options {
 	o.Touchers, o.Instances = max(o.Touchers, 1), max(o.Instances, 1)
 	if len(o.Policies) == 0 && o.Table != nil {
 		for _, name := range o.Table.Names() {
-			if name != "mmap" {
-				o.Policies = append(o.Policies, name)
+			if o.Policies = append(o.Policies, name); name == "mmap" {
+				o.Policies = append(o.Policies, MmapHuge)
 			}
 		}
 	}
 	return o
 }
+
+// MmapHuge is the policy mmap with the mapping advised to be of huge pages, which
+// makes the kernel read more around each fault. QEMU maps memory so, Firecracker
+// does not.
+const MmapHuge = "mmap-huge"
+
+// mapped says that the child maps the memory file itself under that policy.
+func mapped(policy string) bool { return policy == "mmap" || policy == MmapHuge }
 
 // Run replays and measures. A page that reached a child with wrong contents is
 // an error, not a figure.
@@ -154,9 +162,12 @@ func loadTraces(sources []memory.Source) ([]*workingset.Trace, error) {
 
 // runOnce is one run of one policy: all instances at once.
 func runOnce(ctx context.Context, o Options, traces []*workingset.Trace, policy string, run int) ([]Sample, error) {
-	p, err := o.Table.Lookup(policy)
-	if err != nil {
-		return nil, err
+	var p memory.Policy
+	if !mapped(policy) {
+		var err error
+		if p, err = o.Table.Lookup(policy); err != nil {
+			return nil, err
+		}
 	}
 	guests := make([]*guest, o.Instances)
 	defer func() {
@@ -168,7 +179,8 @@ func runOnce(ctx context.Context, o Options, traces []*workingset.Trace, policy 
 	}()
 	for i := range guests {
 		n := i % len(o.Sources)
-		if guests[i], err = spawn(ctx, o, o.Sources[n], traces[n]); err != nil {
+		var err error
+		if guests[i], err = spawn(ctx, o, policy, o.Sources[n], traces[n]); err != nil {
 			return nil, err
 		}
 	}
@@ -181,7 +193,11 @@ func runOnce(ctx context.Context, o Options, traces []*workingset.Trace, policy 
 	var group errgroup.Group
 	for i, g := range guests {
 		group.Go(func() (err error) {
-			samples[i], err = g.restore(ctx, p, o)
+			if p == nil {
+				samples[i], err = g.restoreMapped(o)
+			} else {
+				samples[i], err = g.restore(ctx, p, o)
+			}
 			samples[i].Policy, samples[i].Run, samples[i].Instance = policy, run, i
 			return err
 		})

@@ -26,4 +26,19 @@ func TestRun(t *testing.T) {
 	if err := rep.Table(os.Stderr); err != nil {
 		t.Fatal(err)
 	}
+	seen := map[string]int{}
+	for _, s := range rep.Samples {
+		seen[s.Policy]++
+		if own := s.Policy == "mmap" || s.Policy == replay.MmapHuge; own && (s.Faults == 0 || s.Fetch != 0) {
+			t.Errorf("a file that was mapped: %+v", s)
+		}
+		if s.Total < s.Serve || s.Serve <= 0 {
+			t.Errorf("its times do not add up: %+v", s)
+		}
+	}
+	for _, policy := range []string{"lazy", "mmap", replay.MmapHuge, "reap", "stream"} {
+		if seen[policy] != 4 {
+			t.Errorf("%d samples of %s: want 4", seen[policy], policy)
+		}
+	}
 }
