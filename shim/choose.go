@@ -2,10 +2,13 @@ package shim
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/skep-dev/skep/internal/suggest"
 )
 
 // Annotations of the CRI's, which every containerd gives to what it makes for
@@ -49,8 +52,11 @@ const (
 // So the last rule takes the first that comes, and refuses the next one of
 // another name: whoever runs such a pod has to say which is meant.
 type chooser struct {
-	mu   sync.Mutex // guards only
-	only string     // name of the container that was taken to be the only one
+	mu     sync.Mutex // guards what follows
+	only   string     // name of the container that was taken to be the only one
+	named  string     // name that the pod's annotation has
+	came   bool       // a container of that name has come
+	others []string   // names of those that have come and are another
 }
 
 func (c *chooser) kindOf(spec *specs.Spec) (kind, error) {
@@ -62,6 +68,7 @@ func (c *chooser) kindOf(spec *specs.Spec) (kind, error) {
 		return kindRunc, nil
 	}
 	name, named := a[annotationName], a[annotationContainer]
+	c.note(name, named)
 	switch {
 	case name == "":
 		return kindRunc, fmt.Errorf("container of pod %s: containerd does not say its name (annotation %s), so whether it is to be a microVM is unknown", podOf(a), annotationName)
@@ -78,6 +85,29 @@ func (c *chooser) kindOf(spec *specs.Spec) (kind, error) {
 	}
 	return kindRunc, fmt.Errorf("pod %s has more than one container (%s, %s), and nothing says which is to be the microVM: name it in the pod's annotation %s, and have containerd hand it over (pod_annotations = [\"skep.dev/*\"] in the runtime's table, as `skep containerd install` writes it)",
 		podOf(a), c.only, name, annotationContainer)
+}
+
+// note remembers who has come, for unmet.
+func (c *chooser) note(name, named string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.named = named
+	c.came = c.came || name == named
+	if name != named && !slices.Contains(c.others, name) {
+		c.others = append(c.others, name)
+	}
+}
+
+// unmet says that the pod's annotation names a container that has never come, if so: a
+// misspelt name leaves all of a pod to runc. That is not known before the pod's end.
+func (c *chooser) unmet() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.named == "" || c.came || len(c.others) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("no container of this pod was a microVM: its annotation %s says %q, and those that came were %s%s",
+		annotationContainer, c.named, strings.Join(c.others, ", "), suggest.Text(c.named, c.others))
 }
 
 // isKnative tells a container of a pod of Knative's.

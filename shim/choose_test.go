@@ -66,3 +66,31 @@ func TestWhichContainer(t *testing.T) {
 		})
 	}
 }
+
+// A pod whose annotation names none of its containers says so at its end.
+func TestUnmet(t *testing.T) {
+	for _, tt := range []struct {
+		named string
+		came  []string
+		want  string
+	}{
+		{"", []string{"app"}, ""},
+		{"app", []string{"init", "app", "side"}, ""},
+		{"app", nil, ""}, // nothing of the pod came this far
+		{"apo", []string{"init", "app", "app"}, `skep.dev/container says "apo", and those that came were init, app; did you mean app?`},
+	} {
+		var c chooser
+		for _, name := range tt.came {
+			spec := &specs.Spec{Annotations: map[string]string{annotationType: "container", annotationName: name}}
+			if tt.named != "" {
+				spec.Annotations[annotationContainer] = tt.named
+			}
+			if _, err := c.kindOf(spec); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := c.unmet(); !strings.HasSuffix(got, tt.want) || (got == "") != (tt.want == "") {
+			t.Errorf("%q and %q: %q, want %q", tt.named, tt.came, got, tt.want)
+		}
+	}
+}

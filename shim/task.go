@@ -66,6 +66,9 @@ func newTasks(ctx context.Context, sd shutdown.Service, ev *events, rooms *rooms
 	first := time.AfterFunc(firstLimit, t.endUnused)
 	sd.RegisterCallback(func(context.Context) error {
 		first.Stop()
+		if s := t.choose.unmet(); s != "" {
+			logLine("%s", s)
+		}
 		rooms.close()
 		t.runc.close()
 		ev.close()
