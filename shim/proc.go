@@ -101,6 +101,26 @@ func (p *proc) wait() (guest.ProcessExit, error) {
 	return exit, err
 }
 
+// exit is how it has ended, as far as that is known of a process whose guest is
+// gone. Nothing tells the connection of that.
+func (p *proc) exit(lost guest.ProcessExit) guest.ProcessExit {
+	p.mu.Lock()
+	r := p.running
+	p.mu.Unlock()
+	if r == nil {
+		return lost
+	}
+	select {
+	case <-r.Done():
+		if e, err := r.Wait(context.Background()); err == nil {
+			return e
+		}
+	default:
+	}
+	go r.Close() // waits for who takes its output, which the end of its streams ends
+	return lost
+}
+
 // end notes how it ended, once.
 func (p *proc) end(code int, at time.Time) bool {
 	p.mu.Lock()

@@ -20,6 +20,7 @@ import (
 
 	"github.com/skep-dev/skep/config"
 	"github.com/skep-dev/skep/guest"
+	"github.com/skep-dev/skep/internal/cause"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/shim/base"
@@ -204,13 +205,15 @@ func (r *room) furnish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	there, stop := r.guest.While(ctx) // no connection says that the guest is gone
+	defer stop()
 	for _, m := range c.delivered() {
 		// Before it is read: what changes meanwhile is delivered again.
 		if seen[m.Path], err = contentOf(m.Source); err == nil {
-			err = deliver(ctx, r.dial, m, nil)
+			err = deliver(there, r.dial, m, nil)
 		}
 		if err != nil {
-			return fmt.Errorf("mount at %s: %w", m.Path, err)
+			return fmt.Errorf("mount at %s: %w", m.Path, cause.Because(there, err))
 		}
 	}
 	if len(seen) > 0 {
@@ -227,6 +230,20 @@ func hostname(env []string, id string) string {
 		}
 	}
 	return id[:min(len(id), 63)]
+}
+
+// while derives a context that ends when nothing of the microVM is left. The
+// returned function must be called.
+func (r *room) while(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-r.over:
+			cancel(errors.New("the microVM has ended"))
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 func (r *room) dial(ctx context.Context) (io.ReadWriteCloser, error) {
@@ -326,10 +343,10 @@ func (r *room) finish(exit guest.ProcessExit, at time.Time) {
 	r.close()
 	for _, p := range execs {
 		if s, _, _ := p.status(); s != statusCreated {
-			<-p.done // its connection is gone
+			r.ended(p, p.exit(guest.ProcessExit{Code: killed(unix.SIGKILL)}), time.Now())
 		}
 	}
-	r.ended(r.init, exit, at)
+	r.ended(r.init, r.init.exit(exit), at)
 }
 
 func (r *room) bringBack() {

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/skep-dev/skep/guest"
+	"github.com/skep-dev/skep/internal/cause"
 	"github.com/skep-dev/skep/shim/base"
 	"github.com/skep-dev/skep/shim/rootdisk"
 )
@@ -176,7 +177,13 @@ func (s *rooms) Start(ctx context.Context, q *taskapi.StartRequest) (*taskapi.St
 	if err != nil {
 		return nil, err
 	}
-	if err := p.start(ctx, r.dial); err != nil {
+	there, stop := r.while(ctx)
+	err = p.start(there, r.dial)
+	if err != nil {
+		err = cause.Because(there, err)
+	}
+	stop()
+	if err != nil {
 		// A process that could not be started has ended.
 		switch {
 		case errors.Is(err, errStarted), errors.Is(err, errEnded):
