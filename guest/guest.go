@@ -105,6 +105,7 @@ type Start struct {
 
 	Names
 	Tmpfs         []Tmpfs           `json:"tmpfs,omitempty"`
+	LimitMiB      int               `json:"limit_mib,omitempty"`      // of memory, for all processes; 0: what the guest does not need itself
 	ReadOnlyRoot  bool              `json:"read_only_root,omitempty"` // but for what is mounted in it; the host's copies still arrive
 	Sysctls       map[string]string `json:"sysctls,omitempty"`        // "net.core.somaxconn"
 	MaskedPaths   []string          `json:"masked_paths,omitempty"`   // as an OCI runtime hides them; one that is missing is left

@@ -1,7 +1,9 @@
 package shim
 
 import (
+	"cmp"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -49,17 +51,22 @@ const (
 //   - else the only one there is.
 //
 // A runtime is not told which containers a pod has, only which one comes next.
-// So the last rule takes the first that comes, and refuses the next one of
-// another name: whoever runs such a pod has to say which is meant.
+// So the last rule takes the first that comes, and while that is there refuses one
+// of another name: whoever runs such a pod has to say which is meant. When it is
+// gone another may follow, unless it is to find files that the first has left in
+// an emptyDir: those were in a guest's memory.
 type chooser struct {
 	mu     sync.Mutex // guards what follows
 	only   string     // name of the container that was taken to be the only one
+	id     string     // its id while it is there; else ""
+	left   []string   // emptyDirs that it had, and those before it
 	named  string     // name that the pod's annotation has
 	came   bool       // a container of that name has come
 	others []string   // names of those that have come and are another
 }
 
-func (c *chooser) kindOf(spec *specs.Spec) (kind, error) {
+// kindOf says what a container of this id becomes.
+func (c *chooser) kindOf(id string, spec *specs.Spec) (kind, error) {
 	a := spec.Annotations
 	switch a[annotationType] {
 	case "":
@@ -72,19 +79,56 @@ func (c *chooser) kindOf(spec *specs.Spec) (kind, error) {
 	switch {
 	case name == "":
 		return kindRunc, fmt.Errorf("container of pod %s: containerd does not say its name (annotation %s), so whether it is to be a microVM is unknown", podOf(a), annotationName)
-	case named != "" && name == named, name == knativeUser && named == "":
-		return kindMicroVM, nil
-	case named != "", isKnative(spec):
+	case !isOnly(spec):
+		if name == cmp.Or(named, knativeUser) {
+			return kindMicroVM, nil
+		}
 		return kindRunc, nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.only == "" || c.only == name {
-		c.only = name
-		return kindMicroVM, nil
+	dirs := emptyDirsOf(spec)
+	if c.only != "" && c.only != name {
+		if c.id != "" {
+			return kindRunc, fmt.Errorf("pod %s has more than one container (%s, %s), and nothing says which is to be the microVM: %s", podOf(a), c.only, name, sayWhich)
+		}
+		if i := slices.IndexFunc(dirs, func(d string) bool { return slices.Contains(c.left, d) }); i >= 0 {
+			return kindRunc, fmt.Errorf("container %s of pod %s is to find what %s has left in an emptyDir (%s), which was in the memory of its microVM: %s", name, podOf(a), c.only, path.Base(dirs[i]), sayWhich)
+		}
 	}
-	return kindRunc, fmt.Errorf("pod %s has more than one container (%s, %s), and nothing says which is to be the microVM: name it in the pod's annotation %s, and have containerd hand it over (pod_annotations = [\"skep.dev/*\"] in the runtime's table, as `skep containerd install` writes it)",
-		podOf(a), c.only, name, annotationContainer)
+	c.only, c.id = name, id
+	c.left = append(c.left, dirs...)
+	return kindMicroVM, nil
+}
+
+// gone is told that a container of this id is not there any more.
+func (c *chooser) gone(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.id == id {
+		c.id = ""
+	}
+}
+
+const sayWhich = "name the one that is to be the microVM in the pod's annotation " + annotationContainer + ", and have containerd hand it over (pod_annotations = [\"skep.dev/*\"] in the runtime's table, as `skep containerd install` writes it)"
+
+// isOnly tells a container of a pod in which nothing names the one that becomes
+// the microVM: it is the only one there is while it is there.
+func isOnly(spec *specs.Spec) bool {
+	return spec.Annotations[annotationType] == "container" && spec.Annotations[annotationContainer] == "" &&
+		spec.Annotations[annotationName] != knativeUser && !isKnative(spec)
+}
+
+// emptyDirsOf are the kubelet's emptyDirs that a container has mounted, or of which
+// it has a part.
+func emptyDirsOf(spec *specs.Spec) (dirs []string) {
+	for _, m := range spec.Mounts {
+		if before, after, ok := strings.Cut(path.Clean(m.Source)+"/", emptyDirs); ok {
+			name, _, _ := strings.Cut(after, "/")
+			dirs = append(dirs, before+emptyDirs+name)
+		}
+	}
+	return dirs
 }
 
 // note remembers who has come, for unmet.

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -22,6 +23,14 @@ func inPod(name string, more ...string) *specs.Spec {
 	return s
 }
 
+// gone stands for the end of the container before it.
+var gone = &specs.Spec{}
+
+func emptyDir(s *specs.Spec, name string) *specs.Spec {
+	s.Mounts = append(s.Mounts, specs.Mount{Type: "bind", Source: "/var/lib/kubelet/pods/p" + emptyDirs + name + "/sub", Destination: "/d"})
+	return s
+}
+
 func TestWhichContainer(t *testing.T) {
 	pause := &specs.Spec{Annotations: map[string]string{annotationType: "sandbox", annotationSandbox: "s1"}}
 	named := annotationContainer + "=app"
@@ -29,13 +38,18 @@ func TestWhichContainer(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		specs []*specs.Spec
-		want  string // a letter each: v microVM, r runc, x refused
+		want  string // a letter each: v microVM, r runc, x refused, - gone
 	}{
 		{"outside Kubernetes", []*specs.Spec{{}, {Annotations: map[string]string{"a": "b"}}}, "vv"},
 		{"pause and one", []*specs.Spec{pause, inPod("app")}, "rv"},
 		{"the only one, again after it has ended", []*specs.Spec{pause, inPod("app"), inPod("app")}, "rvv"},
 		{"two, and nothing says which", []*specs.Spec{pause, inPod("app"), inPod("side")}, "rvx"},
 		{"the refused one changes nothing", []*specs.Spec{pause, inPod("app"), inPod("side"), inPod("app"), inPod("side")}, "rvxvx"},
+		{"another, after the first is gone", []*specs.Spec{pause, inPod("init"), gone, inPod("app"), inPod("side")}, "rv-vx"},
+		{"another, of one emptyDir", []*specs.Spec{pause, emptyDir(inPod("init"), "a"), gone, emptyDir(inPod("app"), "a"), inPod("app")}, "rv-xv"},
+		{"the third, of the first's emptyDir", []*specs.Spec{emptyDir(inPod("init"), "a"), gone, inPod("b"), gone, emptyDir(inPod("app"), "a")}, "v-v-x"},
+		{"another, of its own emptyDir", []*specs.Spec{emptyDir(inPod("init"), "a"), gone, emptyDir(inPod("app"), "b")}, "v-v"},
+		{"the same, of one emptyDir", []*specs.Spec{emptyDir(inPod("app"), "a"), gone, emptyDir(inPod("app"), "a")}, "v-v"},
 		{"named, whenever it comes", []*specs.Spec{pause, inPod("init", named), inPod("app", named), inPod("side", named)}, "rrvr"},
 		{"named, and Knative's", []*specs.Spec{inPod(knativeUser, named), inPod("app", named), inPod(knativeQueue, named)}, "rvr"},
 		{"Knative", []*specs.Spec{pause, inPod(knativeUser, knativeRevision+"r"), inPod(knativeQueue)}, "rvr"},
@@ -46,8 +60,13 @@ func TestWhichContainer(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			var c chooser
 			got := ""
-			for _, s := range tt.specs {
-				k, err := c.kindOf(s)
+			for i, s := range tt.specs {
+				if s == gone {
+					c.gone(fmt.Sprint(i - 1))
+					got += "-"
+					continue
+				}
+				k, err := c.kindOf(fmt.Sprint(i), s)
 				switch {
 				case err != nil:
 					got += "x"
@@ -85,7 +104,7 @@ func TestUnmet(t *testing.T) {
 			if tt.named != "" {
 				spec.Annotations[annotationContainer] = tt.named
 			}
-			if _, err := c.kindOf(spec); err != nil {
+			if _, err := c.kindOf("c", spec); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -65,7 +65,7 @@ func translateMount(m specs.Mount, at string) (*mount, error) {
 		return nil, fmt.Errorf("its source %q is no absolute path", m.Source)
 	}
 	source := path.Clean(m.Source)
-	readOnly := slices.Contains(m.Options, "ro")
+	readOnly := slices.Contains(m.Options, "ro") || slices.Contains(m.Options, "rro") // what is mounted below it is copied with it
 	switch {
 	case at == "/dev/shm":
 		return inMemory(specs.Mount{Options: []string{"mode=1777", "size=64m"}}, at)

@@ -127,7 +127,7 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 	}
 	t.lap("disk")
 	join := network.JoinOptions{GuestMAC: guest.MAC, HostMAC: guest.HostMAC, Guest: guest.Address, Gateway: guest.Gateway, Logger: r.log}
-	join.Ports.Alone = r.spec.Annotations[annotationType] == ""
+	join.Ports.Alone = r.spec.Annotations[annotationType] == "" || isOnly(r.spec)
 	if c.Settings.Port != 0 {
 		join.Ports.Loopback = []int{c.Settings.Port}
 	}
@@ -200,7 +200,7 @@ func (r *room) furnish(ctx context.Context) error {
 	if names.Hostname == "" {
 		names.Hostname = hostname(c.Process.Env, r.id)
 	}
-	err = r.guest.VM.Start(ctx, guest.Start{Names: names, Tmpfs: c.inMemory(), DiskMiB: max(1, c.MemoryMiB/2), ReadOnlyRoot: c.ReadOnly,
+	err = r.guest.VM.Start(ctx, guest.Start{Names: names, Tmpfs: c.inMemory(), DiskMiB: max(1, c.MemoryMiB/2), LimitMiB: c.ProcessesMiB, ReadOnlyRoot: c.ReadOnly,
 		Sysctls: c.Sysctls, MaskedPaths: c.Masked, ReadonlyPaths: c.ReadonlyPaths})
 	if err != nil {
 		return err

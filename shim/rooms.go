@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -35,7 +36,8 @@ type rooms struct {
 
 	mu     sync.Mutex // guards what follows
 	all    map[string]*room
-	opened *opener // what opener has opened; nil before
+	opened *opener           // what opener has opened; nil before
+	pod    map[string]string // sysctls of the pod; nil: it has none, or this is no pod's shim
 
 	collecting sync.WaitGroup
 }
@@ -143,6 +145,27 @@ func (s *rooms) proc(id, exec string) (*room, *proc, error) {
 	return r, p, asked(id, err)
 }
 
+// inPod is told what the pod is that the containers to come are of: its pause
+// container. Its sysctls are those of namespaces that they would join.
+func (s *rooms) inPod(pause *specs.Spec) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pod = nil
+	if pause.Linux != nil {
+		s.pod = pause.Linux.Sysctl
+	}
+}
+
+// inherit gives a container its pod's sysctls, but for those of its own.
+func inherit(spec *specs.Spec, sysctls map[string]string) {
+	if spec.Linux == nil || len(sysctls) == 0 {
+		return
+	}
+	all := maps.Clone(sysctls)
+	maps.Copy(all, spec.Linux.Sysctl)
+	spec.Linux.Sysctl = all
+}
+
 func (s *rooms) Create(ctx context.Context, q *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	if q.Checkpoint != "" {
 		return nil, asked(q.ID, &refusal{errors.New("a microVM does not start from a checkpoint of CRIU's")})
@@ -151,6 +174,9 @@ func (s *rooms) Create(ctx context.Context, q *taskapi.CreateTaskRequest) (*task
 	if err != nil {
 		return nil, asked(q.ID, err)
 	}
+	s.mu.Lock()
+	inherit(spec, s.pod)
+	s.mu.Unlock()
 	// What is wrong with a specification is said before anything is opened.
 	c, err := translate(spec)
 	if err != nil {

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +21,7 @@ type container struct {
 	MemoryMiB     int  // of the guest
 	VCPUs         int
 	LimitMiB      int     // of memory, as the specification has it; 0: none
+	ProcessesMiB  int     // of memory that its processes may have of the guest's; 0: all but the guest's own
 	CPUs          float64 // as the specification has it; 0: no limit
 	CPUSet        string  // of the host's, that the VMM may run on
 	NetNS         string  // path of the network namespace it is to be in; "": one of its own
@@ -147,7 +149,8 @@ func (t translation) namespaces() error {
 	}
 	paths, has := map[specs.LinuxNamespaceType]string{}, map[specs.LinuxNamespaceType]bool{}
 	for _, n := range t.spec.Linux.Namespaces {
-		paths[n.Type], has[n.Type] = n.Path, true
+		// The CRI names a pause container's, which is the host's where the pod's is.
+		paths[n.Type], has[n.Type] = n.Path, n.Path == "" || !isHosts(n)
 	}
 	for _, n := range []struct {
 		kind specs.LinuxNamespaceType
@@ -163,7 +166,8 @@ func (t translation) namespaces() error {
 			return fmt.Errorf("the container is to share the host's %s: a microVM has a kernel of its own", n.what)
 		}
 	}
-	if p := paths[specs.PIDNamespace]; p != "" {
+	// Where there is no other container, there is none to share them with.
+	if p := paths[specs.PIDNamespace]; p != "" && !isOnly(t.spec) {
 		return fmt.Errorf("the container is to share the processes of another (shareProcessNamespace; %s): a microVM has a kernel of its own", p)
 	}
 	if len(t.spec.Linux.TimeOffsets) > 0 {
@@ -171,6 +175,17 @@ func (t translation) namespaces() error {
 	}
 	t.c.NetNS = paths[specs.NetworkNamespace]
 	return nil
+}
+
+// isHosts tells a namespace that is the host's, which are the shim's own.
+func isHosts(n specs.LinuxNamespace) bool {
+	file, ok := map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "net", specs.PIDNamespace: "pid", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts", specs.MountNamespace: "mnt"}[n.Type]
+	if !ok {
+		return false
+	}
+	own, err1 := os.Stat("/proc/self/ns/" + file)
+	its, err2 := os.Stat(n.Path)
+	return err1 == nil && err2 == nil && os.SameFile(own, its)
 }
 
 // guestDevices are those that every guest has.
@@ -220,6 +235,8 @@ func (t translation) resources() error {
 			return fmt.Errorf("annotation %s says %d MiB, the container's limit is %d MiB: want no less", annotationMemory, c.Settings.MemoryMiB, c.LimitMiB)
 		}
 		c.MemoryMiB = c.Settings.MemoryMiB
+	} else {
+		c.ProcessesMiB = c.LimitMiB
 	}
 	if c.Settings.VCPUs > 0 {
 		c.VCPUs = c.Settings.VCPUs

@@ -100,6 +100,10 @@ func TestTranslate(t *testing.T) {
 		{"no limit, as some say it", limited(-1, 0, 0), size, []any{256, 1, 0, 0.0}},
 		{"a limit without a period", limited(0, 300_000, 0), size, []any{256, 3, 0, 3.0}},
 		{"sized by annotation", both(limited(64<<20, 100_000, 100_000), annotated(annotationMemory, "2Gi", annotationVCPUs, "4")), size, []any{2048, 4, 64, 1.0}},
+		{"what its processes may have", limited(64<<20, 100_000, 100_000), func(c container) any { return c.ProcessesMiB }, 64},
+		{"what they may have, sized by annotation", both(limited(64<<20, 100_000, 100_000), annotated(annotationMemory, "2Gi")), func(c container) any { return c.ProcessesMiB }, 0},
+		{"the processes of a pod that has no others", both(without(specs.PIDNamespace, "/proc/1/ns/pid"), annotated(annotationType, "container", annotationName, "app")),
+			func(c container) any { return c.Process.Argv[0] }, "/app"},
 		{"settings", annotated(annotationPolicy, "reap", annotationPort, "80", annotationMemory, "512", annotationSnapshot, "off", annotationContainer, "app"),
 			func(c container) any { return c.Settings }, settings{Policy: "reap", Port: 80, MemoryMiB: 512, Boot: true}},
 		{"Knative's port", func(s *specs.Spec) { s.Process.Env = []string{"PORT=8080", "K_SERVICE=hello"} }, func(c container) any { return c.Settings.Port }, 8080},
@@ -110,6 +114,11 @@ func TestTranslate(t *testing.T) {
 		{"shared memory", mounted(specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/x/shm", Options: []string{"rbind", "ro"}}), mounts, []mount{{Path: "/dev/shm", SizeMiB: 64, Mode: 0o1777}}},
 		{"a config map", mounted(bind("/etc/app", "/var/lib/kubelet/pods/u/volumes/kubernetes.io~configmap/c", "ro")), mounts,
 			[]mount{{Path: "/etc/app", Source: "/var/lib/kubelet/pods/u/volumes/kubernetes.io~configmap/c", ReadOnly: true}}},
+		{"read-only with all below", mounted(bind("/m", "/mnt", "rro")), mounts, []mount{{Path: "/m", Source: "/mnt", ReadOnly: true}}},
+		{"the pod's sysctls", func(s *specs.Spec) {
+			s.Linux.Sysctl = map[string]string{"a": "own"}
+			inherit(s, map[string]string{"a": "pod's", "b": "pod's"})
+		}, func(c container) any { return c.Sysctls }, map[string]string{"a": "own", "b": "pod's"}},
 		{"an emptyDir", mounted(bind("/cache", "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/cache", "rw")), mounts, []mount{{Path: "/cache", Mode: 0o777}}},
 		{"a volume of the image's", mounted(bind("/data", "/var/lib/containerd/io.containerd.grpc.v1.cri/containers/c/volumes/abc", "rw")), mounts, []mount(nil)},
 		{"names", mounted(bind("/etc/hosts", "/h", "rw"), bind("/etc/resolv.conf", "/r", "rw"), bind("/dev/termination-log", "/t", "rw")), mounts,
@@ -153,8 +162,13 @@ func TestTranslateRefuses(t *testing.T) {
 		{"a relative directory", func(s *specs.Spec) { s.Process.Cwd = "x" }, "working directory"},
 		{"scheduling", func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{} }, "scheduling"},
 		{"the host's network", without(specs.NetworkNamespace, ""), "hostNetwork"},
+		{"the host's network, by the pause container's", without(specs.NetworkNamespace, "/proc/self/ns/net"), "hostNetwork"},
+		{"the host's IPC, by the pause container's", without(specs.IPCNamespace, "/proc/self/ns/ipc"), "hostIPC"},
+		{"the host's processes, by the pause container's", without(specs.PIDNamespace, "/proc/self/ns/pid"), "hostPID"},
 		{"the host's processes", without(specs.PIDNamespace, ""), "hostPID"},
 		{"the pod's processes", without(specs.PIDNamespace, "/proc/1/ns/pid"), "shareProcessNamespace"},
+		{"the processes of a pod that may have others", both(without(specs.PIDNamespace, "/proc/1/ns/pid"), annotated(annotationType, "container", annotationName, "app", annotationContainer, "app")), "shareProcessNamespace"},
+		{"the processes of one of Knative's pods", both(without(specs.PIDNamespace, "/proc/1/ns/pid"), annotated(annotationType, "container", annotationName, knativeUser)), "shareProcessNamespace"},
 		{"the host's IPC", without(specs.IPCNamespace, ""), "hostIPC"},
 		{"the host's name", without(specs.UTSNamespace, ""), "host name"},
 		{"the host's mounts", without(specs.MountNamespace, ""), "mounts"},
@@ -210,7 +224,7 @@ func FuzzTranslate(f *testing.F) {
 		if err != nil {
 			return
 		}
-		_, _ = new(chooser).kindOf(s)
+		_, _ = new(chooser).kindOf("c", s)
 		c, err := translate(s)
 		if err != nil {
 			return

@@ -145,9 +145,12 @@ func (t *tasks) Create(ctx context.Context, q *taskapi.CreateTaskRequest) (*task
 	if err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("creating container %s: %w", q.ID, err))
 	}
-	k, err := t.choose.kindOf(spec)
+	k, err := t.choose.kindOf(q.ID, spec)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("creating container %s: %w: %w", q.ID, err, errdefs.ErrInvalidArgument))
+	}
+	if spec.Annotations[annotationType] == "sandbox" {
+		t.rooms.inPod(spec)
 	}
 	var o taskapi.TTRPCTaskService = t.rooms
 	if k == kindRunc {
@@ -192,6 +195,7 @@ func (t *tasks) forget(id string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.owners, id)
+	t.choose.gone(id)
 }
 
 // Delete ends what is left of a container, or of a process of one.

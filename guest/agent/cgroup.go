@@ -29,9 +29,10 @@ type cgroup struct {
 	made    int      // groups below it
 }
 
-// makeGroup makes the function's cgroup. A limit that the kernel does not have
-// is said on the console.
-func makeGroup() (*cgroup, error) {
+// makeGroup makes the function's cgroup, with as much memory as the guest can
+// spare, or limitMiB where that is less and not 0. A limit that the kernel does not
+// have is said on the console.
+func makeGroup(limitMiB int) (*cgroup, error) {
 	complain := func(err error) {
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "skep-agent: limiting the function:", err)
@@ -46,7 +47,11 @@ func makeGroup() (*cgroup, error) {
 		return nil, err
 	}
 	total := int64(info.Totalram) * int64(info.Unit)
-	for name, v := range map[string]int64{"memory.max": max(total/2, total-reserveMiB<<20), "pids.max": maxTasks, "memory.oom.group": 1} {
+	memory := max(total/2, total-reserveMiB<<20)
+	if limitMiB > 0 {
+		memory = min(memory, int64(limitMiB)<<20)
+	}
+	for name, v := range map[string]int64{"memory.max": memory, "pids.max": maxTasks, "memory.oom.group": 1} {
 		complain(os.WriteFile(filepath.Join(group, name), fmt.Append(nil, v), 0))
 	}
 	return openGroup(group)

@@ -59,7 +59,7 @@ func (f *function) start(s guest.Start) error {
 	}
 	var err error
 	if f.group == nil {
-		if f.group, err = makeGroup(); err != nil {
+		if f.group, err = makeGroup(s.LimitMiB); err != nil {
 			return err
 		}
 	}

@@ -43,12 +43,12 @@ func tighten(t *testing.T, pid int) {
 	t.Fatalf("process %d is in no cgroup with a limit of memory: %s", pid, lines)
 }
 
-// A guest that runs out of memory is told of as such, and so is a VMM whose cgroup
-// does.
+// A container that wants more memory than its limit is told of as such, also where
+// its guest has more, and so is a VMM whose cgroup runs out of it.
 func TestOutOfMemory(t *testing.T) {
 	eachVM(t, func(t *testing.T, c *shimtest.Containerd) {
 		events := c.Events()
-		r := c.Run(args("run", "--rm", vm, "--memory-limit", "33554432", shimtest.ProbeImage, "hungry", "eat", "1000")...)
+		r := c.Run(args("run", "--rm", vm, "--memory-limit", "33554432", shimtest.ProbeImage, "hungry", "eat", "60")...)
 		if r.Code != 137 {
 			t.Errorf("it ended with %d, want 137: %s%s", r.Code, r.Stdout, r.Stderr)
 		}
