@@ -47,7 +47,8 @@ const (
 	KindEnded    Kind = 32 // agent: ProcessExit, when all output is out
 	KindRefused  Kind = 33 // agent: RefusedError
 	KindDetached Kind = 34 // agent: the process runs on without this connection; why, if the host did not ask
-	KindCopied   Kind = 35 // agent: the copy is complete
+	KindCopied   Kind = 35 // agent: the copy is complete, or nothing that is watched was opened
+	KindWatch    Kind = 36 // host: the path of what is to be watched; none: whether it was opened
 )
 
 // MaxOutput bounds the payload of a frame of output, in bytes.
@@ -103,7 +104,7 @@ func FromExecHost(k Kind) int {
 		return MaxStart
 	case KindAttach:
 		return maxID
-	case KindCopyIn, KindCopyOut:
+	case KindCopyIn, KindCopyOut, KindWatch:
 		return MaxPath
 	case KindStdin, KindData:
 		return MaxOutput

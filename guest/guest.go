@@ -55,9 +55,10 @@
 //	33 refused  agent  1 byte Refusal; text                          4 KiB
 //	34 detached agent  text; none when the host asked                4 KiB
 //	35 copied   agent  none                                          0
+//	36 watch    host   path; none only asks                          4 KiB
 //
-// The first frame is exec or attach, answered by started, or copy-in or
-// copy-out; refused answers any of them. Nothing is dropped: the agent reads what a process writes
+// The first frame is exec or attach, answered by started, or copy-in, copy-out or
+// watch; refused answers any of them. Nothing is dropped: the agent reads what a process writes
 // only as fast as the host reads the connection. The host sends no more of stdin
 // than StdinWindow bytes beyond what was taken, so that the agent always reads on
 // and a signal is not stuck behind input that nobody reads. Eof ends stdin, and

@@ -120,7 +120,8 @@ const (
 	RefusedUser          Refusal = 4 // no such user or group
 	RefusedNoProcess     Refusal = 5 // nothing of that id to attach to
 	RefusedBusy          Refusal = 6 // the id is taken, or the guest holds too much
-	lastRefusal                  = RefusedBusy
+	RefusedOpened        Refusal = 7 // something was opened that is watched
+	lastRefusal                  = RefusedOpened
 )
 
 // RefusedError is the guest's answer to what it did not do.

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,7 +51,7 @@ func (c container) names() (n guest.Names, err error) {
 		if err != nil {
 			return n, fmt.Errorf("mount at %s: %w", m.Path, err)
 		}
-		*to = string(b)
+		*to = cmp.Or(string(b), "\n") // an empty one is no other's
 	}
 	n.Hostname = strings.TrimSpace(n.Hostname)
 	return n, nil
@@ -85,8 +86,9 @@ func (c container) delivered() (all []mount) {
 
 // renewed are the mounts whose content follows the host's: what is delivered, and
 // of the names those that do not change with the clone.
-func (c container) renewed() []mount {
-	all := c.delivered()
+func (c container) renewed() []mount { return append(c.delivered(), c.named()...) }
+
+func (c container) named() (all []mount) {
 	for _, m := range c.Mounts {
 		if m.Source != "" && (m.Path == "/etc/hosts" || m.Path == "/etc/resolv.conf") {
 			all = append(all, m)
@@ -132,6 +134,11 @@ type dialer func(ctx context.Context) (io.ReadWriteCloser, error)
 // deliver copies a mount's source into the guest, over what was there. Gone is what
 // was there and is to be no more, by its paths below the mount.
 func deliver(ctx context.Context, dial dialer, m mount, gone []string) error {
+	return send(ctx, dial, m, gone, nil)
+}
+
+// send is deliver of what change, which may be nil, makes of the tar stream.
+func send(ctx context.Context, dial dialer, m mount, gone []string, change func(from io.Reader, to io.Writer) error) error {
 	dir, base := path.Split(m.Path)
 	removed := make([]string, 0, len(gone))
 	for _, name := range gone {
@@ -152,10 +159,19 @@ func deliver(ctx context.Context, dial dialer, m mount, gone []string) error {
 	}
 	r, w := io.Pipe()
 	go func() { w.CloseWithError(tree.PackChanged(root, filepath.Base(source), base, removed, w)) }()
-	err = guest.CopyIn(ctx, conn, dir, r)
-	_ = r.CloseWithError(errors.New("the guest takes no more"))
+	from := r
+	if change != nil {
+		changed, to := io.Pipe()
+		go func() { err := change(r, to); _ = r.CloseWithError(errGuestFull); to.CloseWithError(err) }()
+		from = changed
+	}
+	err = guest.CopyIn(ctx, conn, dir, from)
+	_ = from.CloseWithError(errGuestFull)
+	_ = r.CloseWithError(errGuestFull)
 	return err
 }
+
+var errGuestFull = errors.New("the guest takes no more")
 
 // takeBack writes what the guest has in a file to the host's.
 func takeBack(ctx context.Context, dial dialer, m mount) error {

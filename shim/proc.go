@@ -21,21 +21,28 @@ type proc struct {
 	stdin, stdout, stderr string
 	io                    *stdio
 	done                  chan struct{} // closed when it has ended
+	hurry                 chan struct{} // closed when it was sent something before it ran
 	mu                    sync.Mutex    // guards what follows
 	running               *guest.Running
 	starting, started     bool
-	rows, cols            uint16 // of its terminal, when it was told before its start
+	waiting               []signalled // what it was sent before it ran
+	rows, cols            uint16      // of its terminal, when it was told before its start
 	resized               bool
 	finishing             bool // guarded by the room's mutex
 	code                  int
 	ended                 time.Time
 }
 
+type signalled struct {
+	number uint32
+	all    bool
+}
+
 // killed is the exit code of what a signal has ended.
 func killed(s unix.Signal) int { return 128 + int(s) }
 
 func newProc(id string, spec guest.Process, stdin, stdout, stderr string) *proc {
-	p := &proc{id: id, spec: spec, stdin: stdin, stdout: stdout, stderr: stderr, done: make(chan struct{})}
+	p := &proc{id: id, spec: spec, stdin: stdin, stdout: stdout, stderr: stderr, done: make(chan struct{}), hurry: make(chan struct{})}
 	p.spec.ID = "init"
 	if id != "" {
 		p.spec.ID = "exec-" + id
@@ -50,40 +57,68 @@ var (
 	errEnded      = errors.New("it has ended")
 )
 
-// start runs it in the guest behind conn.
-func (p *proc) start(ctx context.Context, dial func(context.Context) (io.ReadWriteCloser, error)) error {
+// start runs it in the guest that dial reaches.
+func (p *proc) start(ctx context.Context, dial dialer) error {
+	if err := p.reserve(); err != nil {
+		return err
+	}
+	r, err := p.run(ctx, dial, p.spec, p.io.stdout, p.io.stderr)
+	if err != nil {
+		return err
+	}
+	p.adopt(r)
+	return nil
+}
+
+// reserve makes sure that it is started once.
+func (p *proc) reserve() error {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	switch {
 	case p.hasEnded():
-		p.mu.Unlock()
 		return errEnded
 	case p.starting:
-		p.mu.Unlock()
 		return errStarted
 	}
 	p.starting = true
 	if p.resized {
 		p.spec.Rows, p.spec.Cols = p.rows, p.cols
 	}
-	p.mu.Unlock()
+	return nil
+}
+
+// run runs it as spec says, with output to there.
+func (p *proc) run(ctx context.Context, dial dialer, spec guest.Process, stdout, stderr io.Writer) (*guest.Running, error) {
 	if err := p.io.openStdin(context.WithoutCancel(ctx)); err != nil {
-		return fmt.Errorf("opening its input: %w", err)
+		return nil, fmt.Errorf("opening its input: %w", err)
 	}
 	conn, err := dial(ctx)
 	if err != nil {
-		return fmt.Errorf("dialling the guest's agent: %w", err)
+		return nil, fmt.Errorf("dialling the guest's agent: %w", err)
 	}
-	r, err := guest.Exec(ctx, conn, p.spec, p.io.stdout, p.io.stderr)
+	return guest.Exec(ctx, conn, spec, stdout, stderr)
+}
+
+// attach finds it where it runs already.
+func (p *proc) attach(ctx context.Context, dial dialer) (*guest.Running, error) {
+	conn, err := dial(ctx)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("dialling the guest's agent: %w", err)
 	}
+	return guest.Attach(ctx, conn, p.spec.ID, p.io.stdout, p.io.stderr)
+}
+
+// adopt makes what runs the process.
+func (p *proc) adopt(r *guest.Running) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.running, p.started = r, true
-	p.mu.Unlock()
+	for _, s := range p.waiting {
+		_ = r.Signal(int(s.number), s.all) // else it has ended
+	}
 	if p.io.stdin != nil {
 		go p.feed(r)
 	}
-	return nil
 }
 
 // feed passes input on until its end or the process's.
@@ -145,10 +180,18 @@ func (p *proc) hasEnded() bool {
 	}
 }
 
-// signal sends it one, or to all that it has started.
+// signal sends it one, or to all that it has started. While it is being started, that
+// waits until it runs.
 func (p *proc) signal(number uint32, all bool) error {
 	p.mu.Lock()
 	r := p.running
+	if r == nil && p.starting && !p.hasEnded() {
+		defer p.mu.Unlock()
+		if p.waiting = append(p.waiting, signalled{number, all}); len(p.waiting) == 1 {
+			close(p.hurry)
+		}
+		return nil
+	}
 	p.mu.Unlock()
 	switch {
 	case p.hasEnded():

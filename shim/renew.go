@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"sync"
 	"time"
 )
 
@@ -15,9 +16,63 @@ import (
 // a kubelet takes longer than that to write a changed config map.
 const renewEvery = 5 * time.Second
 
-// renew delivers what changes on the host anew, while the container runs, and takes
-// away what is removed there.
-func (r *room) renew(seen map[string]content) {
+// fresh knows what a container's files were when they were delivered.
+type fresh struct {
+	mu   sync.Mutex // guards what follows
+	seen map[string]content
+	kept bool // somebody looks whether they change
+}
+
+// deliver delivers files, and takes away what was there the last time and is gone. What
+// changes on the host meanwhile is delivered again.
+func (f *fresh) deliver(ctx context.Context, dial dialer, all []mount) error {
+	return f.each(all, func(m mount, now content) error { return deliver(ctx, dial, m, f.last(m).without(now)) })
+}
+
+// know takes files for delivered as they are now.
+func (f *fresh) know(all []mount) error {
+	return f.each(all, func(mount, content) error { return nil })
+}
+
+func (f *fresh) each(all []mount, do func(mount, content) error) error {
+	for _, m := range all {
+		now, err := contentOf(m.Source) // before it is read
+		if err == nil {
+			err = do(m, now)
+		}
+		if err != nil {
+			return fmt.Errorf("mount at %s: %w", m.Path, err)
+		}
+		f.mu.Lock()
+		if f.seen == nil {
+			f.seen = map[string]content{}
+		}
+		f.seen[m.Path] = now
+		f.mu.Unlock()
+	}
+	return nil
+}
+
+func (f *fresh) last(m mount) content {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.seen[m.Path]
+}
+
+// keepFresh delivers what changes on the host anew, from the first call on, while the
+// container runs.
+func (r *room) keepFresh() {
+	f := &r.fresh
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.seen) > 0 && !f.kept {
+		f.kept = true
+		go r.renew()
+	}
+}
+
+// renew delivers what changes on the host anew, and takes away what is removed there.
+func (r *room) renew() {
 	tick := time.NewTicker(renewEvery)
 	defer tick.Stop()
 	for {
@@ -28,22 +83,18 @@ func (r *room) renew(seen map[string]content) {
 		}
 		for _, m := range r.container.renewed() {
 			now, err := contentOf(m.Source)
-			if err != nil || now.sum == seen[m.Path].sum {
+			if err != nil || now.sum == r.fresh.last(m).sum {
 				continue
 			}
 			ctx, cancel := context.WithTimeout(r.events.ctx, time.Minute)
 			err = r.container.measure()
 			if err == nil {
-				err = deliver(ctx, r.dial, m, seen[m.Path].without(now))
+				err = r.fresh.deliver(ctx, r.dial, []mount{m})
 			}
 			cancel()
-			if err != nil {
-				if !r.ending.Load() {
-					r.log.Warn("delivering what has changed on the host", "path", m.Path, "error", err)
-				}
-				continue
+			if err != nil && !r.isEnding() {
+				r.log.Warn("delivering what has changed on the host", "path", m.Path, "error", err)
 			}
-			seen[m.Path] = now
 		}
 	}
 }

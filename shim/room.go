@@ -35,17 +35,26 @@ type room struct {
 	log        *slog.Logger
 	events     *events
 
+	host    *base.Host
+	wanted  base.Spec // of its guest
 	network *network.Joined
-	guest   *base.Guest
+	ports   network.Ports
 	group   *group
 	memory  int           // MiB that its cgroup is allowed
-	pid     int           // of its VMM
 	over    chan struct{} // closed when nothing of the microVM is left
 
+	plan  *readyPlan  // nil: it has nothing to do with ready snapshots
+	ready *base.Ready // nil: it starts the base way
+	fresh fresh       // the files that it was delivered
+
 	closing sync.Once
-	ending  atomic.Bool // it is being ended, by us
+	ending  chan struct{} // closed when it is being ended, by us
+	turn    sync.Mutex    // held while another guest takes its guest's place
+
+	vmm atomic.Int64 // pid of its VMM
 
 	mu     sync.Mutex // guards what follows
+	guest  *base.Guest
 	init   *proc
 	execs  map[string]*proc
 	paused bool
@@ -63,7 +72,8 @@ type opener struct {
 // open makes a container, up to where its own process can be started. When it
 // fails nothing is left.
 func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *specs.Spec, c container) (_ *room, err error) {
-	r := &room{id: q.ID, bundle: q.Bundle, spec: spec, container: c, log: o.log.With("container", q.ID), events: o.events, execs: map[string]*proc{}, over: make(chan struct{})}
+	r := &room{id: q.ID, bundle: q.Bundle, spec: spec, container: c, log: o.log.With("container", q.ID), events: o.events, execs: map[string]*proc{},
+		host: o.host, over: make(chan struct{}), ending: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			r.close()
@@ -89,14 +99,16 @@ func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *s
 		return nil, err
 	}
 	t := laps{began: time.Now()}
-	if err := r.start(ctx, o, q, &t); err != nil {
+	why, err := r.start(ctx, o, q, &t)
+	if err != nil {
 		return nil, err
 	}
 	if r.init.io, err = openStdio(o.events.ctx, q.ID, q.Stdin, q.Stdout, q.Stderr, r.init.spec.TTY); err != nil {
 		return nil, err
 	}
-	go r.watch()
-	r.log.Info("microVM started", "snapshot", r.guest.Snapshot, "snapshot_made", r.guest.Made, "memory_mib", r.container.MemoryMiB, "duration", time.Since(t.began), slog.Group("of_it", t.attrs...))
+	g := r.current()
+	go r.watch(g)
+	r.log.Info("microVM started", "snapshot", g.Snapshot, "snapshot_made", g.Made, "ready", why, "memory_mib", r.container.MemoryMiB, "duration", time.Since(t.began), slog.Group("of_it", t.attrs...))
 	return r, nil
 }
 
@@ -106,8 +118,9 @@ type refusal struct{ err error }
 func (r *refusal) Error() string { return r.err.Error() }
 func (r *refusal) Unwrap() error { return r.err }
 
-// start starts the microVM and gives it all that the container is to find.
-func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskRequest, t *laps) (err error) {
+// start starts the microVM and gives it all that the container is to find before its
+// process begins, and says what it has to do with ready snapshots.
+func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskRequest, t *laps) (ready string, err error) {
 	c := r.container
 	var mounts []rootfs.Mount
 	for _, m := range q.Rootfs {
@@ -123,43 +136,44 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 	maker := rootdisk.Maker{Address: o.address, Namespace: o.namespace, Images: o.host.Images}
 	disk, err := maker.Disk(ctx, rootdisk.Container{ID: q.ID, Mounts: mounts, Target: target})
 	if err != nil {
-		return err
+		return "", err
 	}
 	t.lap("disk")
-	join := network.JoinOptions{GuestMAC: guest.MAC, HostMAC: guest.HostMAC, Guest: guest.Address, Gateway: guest.Gateway, Logger: r.log}
-	join.Ports.Alone = r.spec.Annotations[annotationType] == "" || isOnly(r.spec)
-	if c.Settings.Port != 0 {
-		join.Ports.Loopback = []int{c.Settings.Port}
-	}
-	if r.network, err = network.Join(c.NetNS, join); err != nil {
-		return err
-	}
-	t.lap("network")
 	at := placeOf(o.cfg, q.Bundle)
 	if err := os.MkdirAll(filepath.Dir(at.dir), 0o711); err != nil {
-		return err
+		return "", err
 	}
 	r.memory = c.MemoryMiB + o.host.Overhead()
-	r.guest, err = o.host.Start(ctx, base.Spec{ID: at.id, Mark: at.mark, RunDir: at.dir, Disk: disk, MemoryMiB: c.MemoryMiB, VCPUs: c.VCPUs,
-		Policy: c.Settings.Policy, Boot: c.Settings.Boot, Network: r.network, Started: r.started})
+	r.wanted = base.Spec{ID: at.id, Mark: at.mark, RunDir: at.dir, Disk: disk, MemoryMiB: c.MemoryMiB, VCPUs: c.VCPUs,
+		Policy: c.Settings.Policy, Boot: c.Settings.Snapshot == snapshotOff, Started: r.started}
+	if ready, err = r.lookForReady(ctx); err != nil {
+		return "", err
+	}
+	if err := r.join(); err != nil {
+		return "", err
+	}
+	t.lap("network")
+	g, err := r.startGuest(ctx)
 	if err != nil {
-		return err
+		return "", err
 	}
 	t.lap("guest")
-	r.pid = r.guest.PID()
+	if err := r.take(g); err != nil {
+		return "", err
+	}
 	if h := c.Hooks; h != nil {
 		//lint:ignore SA1019 runtimes still have to run them
 		if err := runHooks(ctx, "prestart", h.Prestart, r.state(specs.StateCreating)); err != nil {
-			return err
+			return "", err
 		}
 		if err := runHooks(ctx, "createRuntime", h.CreateRuntime, r.state(specs.StateCreating)); err != nil {
-			return err
+			return "", err
 		}
 	}
 	t.lap("hooks")
 	err = r.furnish(ctx)
 	t.lap("furnish")
-	return err
+	return ready, err
 }
 
 // laps say where the time of a start went, for the log.
@@ -178,48 +192,125 @@ func (l *laps) lap(name string) {
 }
 
 // started puts the new VMM into its cgroup, so that all of the guest's memory counts
-// and is bounded there.
+// and is bounded there. Another that takes its place is put into the same.
 func (r *room) started(pid int) (err error) {
-	if r.group, err = openGroup(r.container.Cgroup); err != nil || r.group == nil {
+	if r.group == nil {
+		r.group, err = openGroup(r.container.Cgroup)
+	}
+	if err != nil || r.group == nil {
 		return err
 	}
 	return r.group.enter(pid, limits(r.spec.Linux.Resources, r.memory))
 }
 
-// furnish tells the guest what it is, and brings its files.
+// join puts the guest behind a tap in the container's network namespace. Until a ready
+// snapshot is made, nobody is to reach it: what a client says would be in there.
+func (r *room) join() (err error) {
+	r.ports.Alone = r.spec.Annotations[annotationType] == "" || isOnly(r.spec)
+	if port := r.container.Settings.Port; port != 0 {
+		r.ports.Loopback = []int{port}
+	}
+	r.ports.Closed = r.makes()
+	r.network, err = network.Join(r.container.NetNS, network.JoinOptions{GuestMAC: guest.MAC, HostMAC: guest.HostMAC, Guest: guest.Address, Gateway: guest.Gateway,
+		Ports: r.ports, Logger: r.log})
+	r.wanted.Network = r.network
+	return err
+}
+
+// take makes a guest the room's own. It is closed when the room is ending.
+func (r *room) take(g *base.Guest) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.isEnding() {
+		g.Close()
+		return errEnded
+	}
+	r.guest = g
+	r.vmm.Store(int64(g.PID()))
+	return nil
+}
+
+// part takes the guest out of the room: it is somebody else's to end.
+func (r *room) part() *base.Guest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	g := r.guest
+	r.guest = nil
+	return g
+}
+
+func (r *room) current() *base.Guest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.guest
+}
+
+func (r *room) pid() int { return int(r.vmm.Load()) }
+
+func (r *room) isEnding() bool {
+	select {
+	case <-r.ending:
+		return true
+	default:
+		return false
+	}
+}
+
+// furnish tells the guest what it is, and brings its files. One of a ready snapshot
+// knows the most.
 func (r *room) furnish(ctx context.Context) error {
-	c := r.container
-	seen := map[string]content{}
-	for _, m := range c.renewed() {
-		seen[m.Path], _ = contentOf(m.Source) // what is wrong with one is said when it is read
-	}
-	names, err := c.names()
-	if err != nil {
-		return err
-	}
-	if names.Hostname == "" {
-		names.Hostname = hostname(c.Process.Env, r.id)
-	}
-	err = r.guest.VM.Start(ctx, guest.Start{Names: names, Tmpfs: c.inMemory(), DiskMiB: max(1, c.MemoryMiB/2), LimitMiB: c.ProcessesMiB, ReadOnlyRoot: c.ReadOnly,
-		Sysctls: c.Sysctls, MaskedPaths: c.Masked, ReadonlyPaths: c.ReadonlyPaths})
-	if err != nil {
-		return err
-	}
-	there, stop := r.guest.While(ctx) // no connection says that the guest is gone
+	g := r.current()
+	there, stop := g.While(ctx) // no connection says that the guest is gone
 	defer stop()
-	for _, m := range c.delivered() {
-		// Before it is read: what changes meanwhile is delivered again.
-		if seen[m.Path], err = contentOf(m.Source); err == nil {
-			err = deliver(there, r.dial, m, nil)
-		}
-		if err != nil {
-			return fmt.Errorf("mount at %s: %w", m.Path, cause.Because(there, err))
-		}
-	}
-	if len(seen) > 0 {
-		go r.renew(seen)
+	if err := r.furnishGuest(there, g); err != nil {
+		return cause.Because(there, err)
 	}
 	return nil
+}
+
+func (r *room) furnishGuest(ctx context.Context, g *base.Guest) error {
+	c := r.container
+	if r.restored() {
+		return r.fresh.deliver(ctx, r.dial, c.late())
+	}
+	n, err := r.names()
+	if err != nil {
+		return err
+	}
+	err = g.VM.Start(ctx, c.startOf(n))
+	if err != nil {
+		return err
+	}
+	if r.makes() {
+		err := r.fresh.deliver(ctx, r.dial, c.prompt())
+		for _, m := range c.late() {
+			if err == nil {
+				err = r.withhold(ctx, m)
+			}
+		}
+		return err
+	}
+	err = r.fresh.deliver(ctx, r.dial, c.delivered())
+	if err == nil {
+		r.keepFresh()
+	}
+	return err
+}
+
+// startOf is what a guest is told of the container before its process begins.
+func (c container) startOf(n guest.Names) guest.Start {
+	return guest.Start{Names: n, Tmpfs: c.inMemory(), DiskMiB: max(1, c.MemoryMiB/2), LimitMiB: c.ProcessesMiB, ReadOnlyRoot: c.ReadOnly,
+		Sysctls: c.Sysctls, MaskedPaths: c.Masked, ReadonlyPaths: c.ReadonlyPaths}
+}
+
+// names are what the container is called, and whom it knows.
+func (r *room) names() (guest.Names, error) {
+	_ = r.fresh.know(r.container.named()) // what is wrong with one is said when it is read
+	n, err := r.container.names()
+	if n.Hostname == "" {
+		n.Hostname = hostname(r.container.Process.Env, r.id)
+	}
+	return n, err
 }
 
 // hostname is what the CRI means: it is in the environment.
@@ -251,18 +342,24 @@ func (r *room) dial(ctx context.Context) (io.ReadWriteCloser, error) {
 }
 
 func (r *room) state(status specs.ContainerState) specs.State {
-	return specs.State{Version: r.spec.Version, ID: r.id, Status: status, Pid: r.pid, Bundle: r.bundle, Annotations: r.spec.Annotations}
+	return specs.State{Version: r.spec.Version, ID: r.id, Status: status, Pid: r.pid(), Bundle: r.bundle, Annotations: r.spec.Annotations}
 }
 
 // responded says that what the guest has touched so far is what a start needs.
 func (r *room) responded() {
-	r.guest.WithSession(func(s memory.Session) { s.Responded() })
+	if g := r.current(); g != nil {
+		g.WithSession(func(s memory.Session) { s.Responded() })
+	}
 }
 
-// watch ends the room when its VMM does, whoever ended it.
-func (r *room) watch() {
-	err := r.guest.Wait(r.events.ctx)
-	if !r.ending.Load() {
+// watch ends the room when its VMM does, whoever ended it, unless the guest is not
+// the room's any more.
+func (r *room) watch(g *base.Guest) {
+	err := g.Wait(r.events.ctx)
+	if r.current() != g {
+		return
+	}
+	if !r.isEnding() {
 		r.log.Error("the microVM has ended", "error", err, "out_of_memory", r.group.oomKilled())
 	}
 	r.close()
@@ -278,11 +375,16 @@ func (r *room) lost() guest.ProcessExit {
 // close ends the microVM; nothing of it is left then but its cgroup, which has
 // its counters.
 func (r *room) close() {
-	r.ending.Store(true)
 	r.closing.Do(func() {
-		if r.guest != nil {
-			r.guest.Close()
+		r.mu.Lock()
+		close(r.ending)
+		r.mu.Unlock()
+		r.turn.Lock() // which does not take long any more
+		defer r.turn.Unlock()
+		if g := r.current(); g != nil {
+			g.Close()
 		}
+		r.ready.Release()
 		if r.network != nil {
 			if err := r.network.Close(); err != nil {
 				r.log.Warn("taking a guest out of its network", "error", err)

@@ -193,9 +193,9 @@ func (s *rooms) Create(ctx context.Context, q *taskapi.CreateTaskRequest) (*task
 	s.mu.Lock()
 	s.all[q.ID] = r
 	s.mu.Unlock()
-	s.events.send(&eventsapi.TaskCreate{ContainerID: q.ID, Bundle: q.Bundle, Rootfs: q.Rootfs, Checkpoint: q.Checkpoint, Pid: uint32(r.pid),
+	s.events.send(&eventsapi.TaskCreate{ContainerID: q.ID, Bundle: q.Bundle, Rootfs: q.Rootfs, Checkpoint: q.Checkpoint, Pid: uint32(r.pid()),
 		IO: &eventsapi.TaskIO{Stdin: q.Stdin, Stdout: q.Stdout, Stderr: q.Stderr, Terminal: q.Terminal}})
-	return &taskapi.CreateTaskResponse{Pid: uint32(r.pid)}, nil
+	return &taskapi.CreateTaskResponse{Pid: uint32(r.pid())}, nil
 }
 
 func (s *rooms) Start(ctx context.Context, q *taskapi.StartRequest) (*taskapi.StartResponse, error) {
@@ -203,8 +203,12 @@ func (s *rooms) Start(ctx context.Context, q *taskapi.StartRequest) (*taskapi.St
 	if err != nil {
 		return nil, err
 	}
+	start := r.begin
+	if q.ExecID != "" {
+		start = func(ctx context.Context) error { return p.start(ctx, r.dial) }
+	}
 	there, stop := r.while(ctx)
-	err = p.start(there, r.dial)
+	err = start(there)
 	if err != nil {
 		err = cause.Because(there, err)
 	}
@@ -212,6 +216,8 @@ func (s *rooms) Start(ctx context.Context, q *taskapi.StartRequest) (*taskapi.St
 	if err != nil {
 		// A process that could not be started has ended.
 		switch {
+		case errors.Is(err, errEnded) && q.ExecID == "" && r.isEnding():
+			r.finish(r.lost(), time.Now())
 		case errors.Is(err, errStarted), errors.Is(err, errEnded):
 		case q.ExecID != "":
 			p.end(notStarted(err), time.Now())
@@ -220,7 +226,7 @@ func (s *rooms) Start(ctx context.Context, q *taskapi.StartRequest) (*taskapi.St
 		}
 		return nil, asked(q.ID, fmt.Errorf("starting %q: %w", p.spec.Argv[0], err))
 	}
-	a := &taskapi.StartResponse{Pid: uint32(r.pid)}
+	a := &taskapi.StartResponse{Pid: uint32(r.pid())}
 	if q.ExecID != "" {
 		s.events.send(&eventsapi.TaskExecStarted{ContainerID: q.ID, ExecID: q.ExecID, Pid: a.Pid})
 		go r.awaitExec(p)
@@ -267,7 +273,7 @@ func (r *room) ended(p *proc, exit guest.ProcessExit, at time.Time) {
 	if id == "" {
 		id = r.id
 	}
-	r.events.send(&eventsapi.TaskExit{ContainerID: r.id, ID: id, Pid: uint32(r.pid), ExitStatus: uint32(exit.Code), ExitedAt: timestamppb.New(at)})
+	r.events.send(&eventsapi.TaskExit{ContainerID: r.id, ID: id, Pid: uint32(r.pid()), ExitStatus: uint32(exit.Code), ExitedAt: timestamppb.New(at)})
 }
 
 func (s *rooms) Delete(ctx context.Context, q *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
@@ -279,7 +285,7 @@ func (s *rooms) Delete(ctx context.Context, q *taskapi.DeleteRequest) (*taskapi.
 	if status == task.Status_RUNNING {
 		return nil, asked(q.ID, errRunning)
 	}
-	a := &taskapi.DeleteResponse{Pid: uint32(r.pid), ExitStatus: uint32(code), ExitedAt: timestamppb.New(at)}
+	a := &taskapi.DeleteResponse{Pid: uint32(r.pid()), ExitStatus: uint32(code), ExitedAt: timestamppb.New(at)}
 	if q.ExecID != "" {
 		p.end(code, time.Now()) // one that was not started
 		r.mu.Lock()
@@ -389,7 +395,7 @@ func (s *rooms) State(_ context.Context, q *taskapi.StateRequest) (*taskapi.Stat
 	if id == "" {
 		id = r.id
 	}
-	return &taskapi.StateResponse{ID: id, Bundle: r.bundle, Pid: uint32(r.pid), Status: status, Stdin: p.stdin, Stdout: p.stdout, Stderr: p.stderr,
+	return &taskapi.StateResponse{ID: id, Bundle: r.bundle, Pid: uint32(r.pid()), Status: status, Stdin: p.stdin, Stdout: p.stdout, Stderr: p.stderr,
 		Terminal: p.spec.TTY, ExitStatus: uint32(code), ExitedAt: timestamppb.New(at), ExecID: q.ExecID}, nil
 }
 
@@ -415,7 +421,7 @@ func (s *rooms) Pids(_ context.Context, q *taskapi.PidsRequest) (*taskapi.PidsRe
 	}
 	a := &taskapi.PidsResponse{}
 	if !p.hasEnded() {
-		info := &task.ProcessInfo{Pid: uint32(r.pid)}
+		info := &task.ProcessInfo{Pid: uint32(r.pid())}
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		a.Processes = append(a.Processes, info)
@@ -427,7 +433,7 @@ func (s *rooms) Pids(_ context.Context, q *taskapi.PidsRequest) (*taskapi.PidsRe
 			if err != nil {
 				return nil, err
 			}
-			a.Processes = append(a.Processes, &task.ProcessInfo{Pid: uint32(r.pid), Info: d})
+			a.Processes = append(a.Processes, &task.ProcessInfo{Pid: uint32(r.pid()), Info: d})
 		}
 	}
 	return a, nil
@@ -526,7 +532,7 @@ func (s *rooms) Connect(_ context.Context, q *taskapi.ConnectRequest) (*taskapi.
 	if err != nil {
 		return nil, err
 	}
-	return &taskapi.ConnectResponse{TaskPid: uint32(r.pid)}, nil
+	return &taskapi.ConnectResponse{TaskPid: uint32(r.pid())}, nil
 }
 
 func (s *rooms) Shutdown(context.Context, *taskapi.ShutdownRequest) (*emptypb.Empty, error) {

@@ -1,8 +1,10 @@
 package shim
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,8 +20,20 @@ type settings struct {
 	Port      int    // that the container's server listens at; 0: none is known
 	MemoryMiB int    // of the guest; 0: by the container's limit
 	VCPUs     int    // the same
-	Boot      bool   // without a snapshot
+	Snapshot  snapshotUse
+	ReadyPath string   // of the server, which answers there when it is ready; "": none is known
+	ReadyCmd  []string // that ends with 0 in the container when it is ready; the same
 }
+
+// snapshotUse says from which snapshots a container may start.
+type snapshotUse string
+
+const (
+	snapshotAuto  snapshotUse = ""      // ready ones, unless something secret would be in them, and base ones
+	snapshotReady snapshotUse = "ready" // ready ones, whatever is in its environment
+	snapshotBase  snapshotUse = "base"  // base ones only
+	snapshotOff   snapshotUse = "off"   // it boots
+)
 
 // Annotations, all below one prefix.
 const (
@@ -29,6 +43,8 @@ const (
 	annotationMemory   = annotationPrefix + "memory"
 	annotationVCPUs    = annotationPrefix + "vcpus"
 	annotationSnapshot = annotationPrefix + "snapshot"
+	annotationPath     = annotationPrefix + "ready-path"
+	annotationCommand  = annotationPrefix + "ready-command"
 )
 
 // policies are the names of those of memory.
@@ -65,12 +81,32 @@ var annotations = map[string]func(s *settings, v string) error{
 	},
 	annotationVCPUs: func(s *settings, v string) (err error) { s.VCPUs, err = number(v, 1, maxVCPUs); return err },
 	annotationSnapshot: func(s *settings, v string) error {
-		switch v {
-		case "on", "off":
-			s.Boot = v == "off"
-			return nil
+		switch s.Snapshot = snapshotUse(v); s.Snapshot {
+		case "on":
+			s.Snapshot = snapshotAuto
+		case snapshotReady, snapshotBase, snapshotOff:
+		default:
+			return fmt.Errorf("want on, ready, base or off")
 		}
-		return fmt.Errorf("want on or off")
+		return nil
+	},
+	annotationPath: func(s *settings, v string) error {
+		if u, err := url.Parse(v); err != nil || v == "" || v[0] != '/' || u.Fragment != "" {
+			return fmt.Errorf("want a path, such as /healthz")
+		}
+		s.ReadyPath = v
+		return nil
+	},
+	annotationCommand: func(s *settings, v string) error {
+		if !strings.HasPrefix(v, "[") {
+			s.ReadyCmd = []string{"/bin/sh", "-c", v}
+		} else if err := json.Unmarshal([]byte(v), &s.ReadyCmd); err != nil {
+			return fmt.Errorf(`want a command for /bin/sh, or an array such as ["/bin/check", "-q"]: %w`, err)
+		}
+		if len(s.ReadyCmd) == 0 || s.ReadyCmd[0] == "" || v == "" {
+			return fmt.Errorf("want a command")
+		}
+		return nil
 	},
 }
 

@@ -105,7 +105,7 @@ func TestTranslate(t *testing.T) {
 		{"the processes of a pod that has no others", both(without(specs.PIDNamespace, "/proc/1/ns/pid"), annotated(annotationType, "container", annotationName, "app")),
 			func(c container) any { return c.Process.Argv[0] }, "/app"},
 		{"settings", annotated(annotationPolicy, "reap", annotationPort, "80", annotationMemory, "512", annotationSnapshot, "off", annotationContainer, "app"),
-			func(c container) any { return c.Settings }, settings{Policy: "reap", Port: 80, MemoryMiB: 512, Boot: true}},
+			func(c container) any { return c.Settings }, settings{Policy: "reap", Port: 80, MemoryMiB: 512, Snapshot: snapshotOff}},
 		{"Knative's port", func(s *specs.Spec) { s.Process.Env = []string{"PORT=8080", "K_SERVICE=hello"} }, func(c container) any { return c.Settings.Port }, 8080},
 		{"somebody's PORT", func(s *specs.Spec) { s.Process.Env = []string{"PORT=8080"} }, func(c container) any { return c.Settings.Port }, 0},
 		{"mounts that guests have", mounted(specs.Mount{Destination: "/proc", Type: "proc"}, specs.Mount{Destination: "/dev", Type: "tmpfs"}, specs.Mount{Destination: "/dev/pts", Type: "devpts"},
@@ -197,7 +197,7 @@ func TestTranslateRefuses(t *testing.T) {
 		{"less memory than the limit", both(limited(1<<30, 0, 0), annotated(annotationMemory, "512Mi")), "limit is 1024 MiB"},
 		{"more memory than there can be", limited(1<<62, 0, 0), "at most"},
 		{"too many CPUs", annotated(annotationVCPUs, "1000"), "1 to 32"},
-		{"a snapshot, perhaps", annotated(annotationSnapshot, "maybe"), "on or off"},
+		{"a snapshot, perhaps", annotated(annotationSnapshot, "maybe"), "ready, base or off"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := plain()

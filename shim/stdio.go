@@ -59,9 +59,12 @@ func openStdio(ctx context.Context, id, stdin, stdout, stderr string, tty bool) 
 }
 
 // openStdin opens the input, when the process is started: a client that has
-// written all before it knows of the task would not say so.
+// written all before it knows of the task would not say so. It is idempotent.
 func (s *stdio) openStdin(ctx context.Context) (err error) {
-	if s.input == "" {
+	s.mu.Lock()
+	is := s.stdin != nil
+	s.mu.Unlock()
+	if s.input == "" || is {
 		return nil
 	}
 	// Its end is read when no writer is left, which the shim is until it is told

@@ -123,6 +123,9 @@ func (a *Agent) prepare(l *link) error {
 	if err == nil {
 		err = a.fn.rehearse()
 	}
+	if err == nil { // its processes open nothing more
+		err = a.procs.watches.end()
+	}
 	if err != nil {
 		err = errors.Join(err, a.fn.group.thaw())
 		a.procs.thawed()

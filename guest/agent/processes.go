@@ -17,7 +17,8 @@ import (
 // processes are those that the host runs beside the function, and the copies that
 // it makes. A guest that is restored touches none of this.
 type processes struct {
-	fn *function
+	fn      *function
+	watches watches
 
 	mu     sync.Mutex // guards what follows
 	frozen bool       // a snapshot is being made, or this is a clone that has not been told so
@@ -110,6 +111,8 @@ func (s *processes) serve(conn net.Conn) {
 		s.copyIn(c, string(p))
 	case guest.KindCopyOut:
 		s.copyOut(c, string(p))
+	case guest.KindWatch:
+		s.watch(c, string(p))
 	}
 	drain(c)
 }

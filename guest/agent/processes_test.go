@@ -551,6 +551,62 @@ func TestSnapshotEndsConnections(t *testing.T) {
 	}
 }
 
+// What is watched may be looked at by its name, and not be opened before a snapshot.
+func TestWatches(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"sub/file", "alone", "other"} {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, nil, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, open := range []string{"sub/file", "alone", "sub"} {
+		s := newStation(t)
+		watch := func(path string) error { return guest.Watch(s.ctx(), s.dial(), path) }
+		for _, path := range []string{dir + "/sub", dir + "/alone", ""} {
+			if err := watch(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := os.Stat(filepath.Join(dir, open))
+		_, err2 := os.ReadFile(dir + "/other")
+		if err := errors.Join(err, err2, watch("")); err != nil {
+			t.Errorf("nothing was opened: %v", err)
+		}
+		f, err := os.Open(filepath.Join(dir, open))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		var refused *guest.RefusedError
+		for range 2 {
+			if err := watch(""); !errors.As(err, &refused) || refused.Why != guest.RefusedOpened {
+				t.Errorf("%s was opened: %v", open, err)
+			}
+		}
+		if err := s.watches.end(); err == nil {
+			t.Error("a snapshot could be made")
+		}
+		unix.Close(s.watches.fd)
+	}
+	s := newStation(t)
+	if err := guest.Watch(s.ctx(), s.dial(), dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.watches.end(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.ReadFile(dir + "/alone"); err != nil {
+		t.Fatal(err)
+	}
+	if err := guest.Watch(s.ctx(), s.dial(), ""); err != nil {
+		t.Errorf("after the snapshot: %v", err)
+	}
+	if err := guest.Watch(s.ctx(), s.dial(), dir+"/none"); err == nil {
+		t.Error("what is not there is watched")
+	}
+}
+
 func TestCopies(t *testing.T) {
 	s := newStation(t)
 	dir := t.TempDir()

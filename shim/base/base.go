@@ -1,9 +1,15 @@
-// Package base starts the microVMs of containers. Each begins as a clone of a
-// guest that has a root and an agent, and has not been told anything yet: no
-// argument, variable, name, file or secret of any container is in its snapshot.
-// So all containers of one image and size share it, and the first boots it.
+// Package base starts the microVMs of containers, from snapshots that all shims of
+// a host share. There are two kinds:
 //
-// Package shim calls it when a container is created.
+//   - A base snapshot is of a guest that has a root and an agent, and has not been
+//     told anything yet: no argument, variable, name, file or secret of any
+//     container is in it. So all containers of one image and size share it, and the
+//     first boots it.
+//   - A ready snapshot is of a guest in which a container's process runs already, and
+//     serves. Those containers share it that are the same but for what a clone can be
+//     told (its name, whom it knows, files), by a key that the caller makes.
+//
+// Package shim calls it when a container is created and started.
 package base
 
 import (
@@ -16,6 +22,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/skep-dev/skep/config"
@@ -59,7 +66,7 @@ func Open(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Host, er
 			err = errors.Join(err, h.Close())
 		}
 	}()
-	for _, dir := range []string{cfg.DataDir, h.dir("mem"), h.dir("claims"), h.dir("initramfs")} {
+	for _, dir := range []string{cfg.DataDir, h.dir("mem"), h.dir("claims"), h.dir("initramfs"), h.dir("unready")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
@@ -128,12 +135,15 @@ type Guest struct {
 
 	dir      string
 	releases []func()
+	closing  sync.Once
 }
 
-// Close ends the guest; nothing of it is left then. It is called once.
+// Close ends the guest; nothing of it is left then. It is idempotent.
 func (g *Guest) Close() {
-	g.VM.Close()
-	g.abandon()
+	g.closing.Do(func() {
+		g.VM.Close()
+		g.abandon()
+	})
 }
 
 // Limits of time, for hosts that emulate.
@@ -155,12 +165,9 @@ func (h *Host) Start(ctx context.Context, s Spec) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := h.restore(ctx, s, snap)
-	if err == nil || microvm.SnapshotsFault(err) {
-		h.snaps.Restored(snap.Manifest.ID, err)
-	}
+	g, err := h.restore(ctx, s, snap, false)
 	if err != nil {
-		return nil, fmt.Errorf("restoring a microVM from snapshot %s: %w", snap.Manifest.ID, err)
+		return nil, err
 	}
 	g.Made = made
 	return g, nil
@@ -168,22 +175,30 @@ func (h *Host) Start(ctx context.Context, s Spec) (*Guest, error) {
 
 // family is what a base snapshot's "function" is called.
 func (s Spec) family() string {
-	sum := sha256.Sum256([]byte(s.Disk.DiskDigest))
-	return fmt.Sprintf("base-%s-%d-%d", hex.EncodeToString(sum[:6]), s.MemoryMiB, s.VCPUs)
+	return fmt.Sprintf("%s%s-%d-%d", basePrefix, short(s.Disk.DiskDigest, 6), s.MemoryMiB, s.VCPUs)
+}
+
+const basePrefix = "base-"
+
+// short is a name for a text, of so many bytes in hexadecimal.
+func short(text string, bytes int) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:bytes])
 }
 
 // specVersion is part of every base snapshot: what its guest was when it was made.
 const specVersion = "base 1"
 
-func (h *Host) want(s Spec) snapshot.Want {
-	return snapshot.Want{Function: s.family(), ImageDigest: s.Disk.Digest, DiskDigest: s.Disk.DiskDigest, GuestKernel: h.kernel.Digest,
-		Initramfs: h.ramdisk.Digest, Spec: specVersion, HostKernel: snapshot.HostKernel(), VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, VMM: h.info, CPU: h.cpu}
+func (h *Host) want(s Spec, family, spec string) snapshot.Want {
+	return snapshot.Want{Function: family, ImageDigest: s.Disk.Digest, DiskDigest: s.Disk.DiskDigest, GuestKernel: h.kernel.Digest,
+		Initramfs: h.ramdisk.Digest, Spec: spec, HostKernel: snapshot.HostKernel(), VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, VMM: h.info, CPU: h.cpu}
 }
 
 // base returns the snapshot, made unless it is there. Of several processes that
 // want it one makes it; the others wait.
 func (h *Host) base(ctx context.Context, s Spec) (snap *snapshot.Snapshot, made bool, err error) {
-	if snap, _ = h.snaps.Newest(ctx, h.want(s)); snap != nil {
+	want := h.want(s, s.family(), specVersion)
+	if snap, _ = h.snaps.Newest(ctx, want); snap != nil {
 		return snap, false, nil
 	}
 	claim, err := filelock.Claim(ctx, filepath.Join(h.dir("claims"), s.family()))
@@ -191,37 +206,45 @@ func (h *Host) base(ctx context.Context, s Spec) (snap *snapshot.Snapshot, made 
 		return nil, false, fmt.Errorf("waiting for another to make the snapshot: %w", err)
 	}
 	defer claim.Release()
-	if snap, _ = h.snaps.Newest(ctx, h.want(s)); snap != nil {
+	if snap, _ = h.snaps.Newest(ctx, want); snap != nil {
 		return snap, false, nil
 	}
 	id, err := h.make(ctx, s)
 	if err != nil {
 		return nil, false, fmt.Errorf("making a snapshot to start from: %w", err)
 	}
-	snap, err = h.snaps.Acquire(ctx, id, h.want(s))
+	snap, err = h.snaps.Acquire(ctx, id, want)
 	return snap, true, err
 }
 
 // make boots a guest and turns it into a snapshot.
 func (h *Host) make(ctx context.Context, s Spec) (id string, err error) {
-	stage, err := h.snaps.Stage(s.family())
-	if err != nil {
-		return "", err
-	}
-	defer stage.Abort()
 	s.Started = nil
 	g, err := h.boot(ctx, s, s.RunDir+"-base")
 	if err != nil {
 		return "", err
 	}
+	return h.take(ctx, s, g, snapshot.Manifest{Function: s.family(), Reason: "base", Spec: specVersion})
+}
+
+// take turns a booted guest into a snapshot, of which m says the function, the
+// reason and the spec. The guest ends, whether it works or not.
+func (h *Host) take(ctx context.Context, s Spec, g *Guest, m snapshot.Manifest) (id string, err error) {
+	stage, err := h.snaps.Stage(m.Function)
+	if err != nil {
+		g.Close()
+		return "", err
+	}
+	defer stage.Abort()
 	err = g.VM.Snapshot(ctx, stage.State(), stage.Memory())
 	g.Close()
 	if err != nil {
 		return "", err
 	}
-	published, err := stage.Publish(ctx, snapshot.Manifest{Reason: "base", VMM: h.info, CPU: h.cpu, HostKernel: snapshot.HostKernel(),
-		GuestKernel: h.kernel.Digest, Initramfs: h.ramdisk.Digest, Agent: h.ramdisk.Agent, ImageDigest: s.Disk.Digest, DiskDigest: s.Disk.DiskDigest,
-		Spec: specVersion, VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB})
+	m.VMM, m.CPU, m.HostKernel = h.info, h.cpu, snapshot.HostKernel()
+	m.GuestKernel, m.Initramfs, m.Agent = h.kernel.Digest, h.ramdisk.Digest, h.ramdisk.Agent
+	m.ImageDigest, m.DiskDigest, m.VCPUs, m.MemoryMiB = s.Disk.Digest, s.Disk.DiskDigest, s.VCPUs, s.MemoryMiB
+	published, err := stage.Publish(ctx, m)
 	return published.ID, err
 }
 
@@ -249,8 +272,20 @@ func (h *Host) boot(ctx context.Context, s Spec, dir string) (_ *Guest, err erro
 	return g, err
 }
 
-// restore starts a guest from the snapshot, which is the guest's from then on.
-func (h *Host) restore(ctx context.Context, s Spec, snap *snapshot.Snapshot) (_ *Guest, err error) {
+// restore starts a guest from the snapshot, which is the guest's from then on. Held,
+// it waits to be told that it is a clone.
+func (h *Host) restore(ctx context.Context, s Spec, snap *snapshot.Snapshot, held bool) (*Guest, error) {
+	g, err := h.tryRestore(ctx, s, snap, held)
+	if err == nil || microvm.SnapshotsFault(err) {
+		h.snaps.Restored(snap.Manifest.ID, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("restoring a microVM from snapshot %s: %w", snap.Manifest.ID, err)
+	}
+	return g, nil
+}
+
+func (h *Host) tryRestore(ctx context.Context, s Spec, snap *snapshot.Snapshot, held bool) (_ *Guest, err error) {
 	limit := restoreLimit + time.Duration(s.MemoryMiB)*10*time.Millisecond
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not there after %v", limit))
 	defer cancel()
@@ -274,7 +309,7 @@ func (h *Host) restore(ctx context.Context, s Spec, snap *snapshot.Snapshot) (_ 
 		session.Close()
 		return nil, err
 	}
-	g.VM, err = h.starter.Restore(ctx, microvm.RestoreSpec{Spec: h.spec(s, s.RunDir), State: snap.StatePath(), Memory: snap.MemoryPath(), Session: session})
+	g.VM, err = h.starter.Restore(ctx, microvm.RestoreSpec{Spec: h.spec(s, s.RunDir), State: snap.StatePath(), Memory: snap.MemoryPath(), Session: session, Held: held})
 	return g, err
 }
 

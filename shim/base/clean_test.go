@@ -25,7 +25,7 @@ import (
 func newHost(t *testing.T) *Host {
 	t.Helper()
 	h := &Host{cfg: config.Config{DataDir: testenv.Dir(t)}, log: slog.New(slog.DiscardHandler)}
-	for _, dir := range []string{"mem", "claims"} {
+	for _, dir := range []string{"mem", "claims", "unready"} {
 		must(t, os.Mkdir(h.dir(dir), 0o700))
 	}
 	var err error
@@ -127,7 +127,7 @@ func TestCollect(t *testing.T) {
 	}
 	kept, gone, busy := disk("kept"), disk("gone"), disk("busy")
 	snaps := map[string]*snapshot.Snapshot{}
-	for function, image := range map[string]string{"base-kept": kept, "base-gone": gone, "other-gone": gone, "base-busy": busy} {
+	for function, image := range map[string]string{"base-kept": kept, "base-gone": gone, "other-gone": gone, "base-busy": busy, "ready-gone": gone, "ready-kept": kept} {
 		snaps[function] = snapshotOf(t, h, function, image)
 	}
 	asked := 0
@@ -167,7 +167,7 @@ func TestCollect(t *testing.T) {
 	ago(grace+time.Minute, grace+time.Minute)
 	collect(1, 2) // gone, and nothing else
 	for function, snap := range snaps {
-		if at, err := h.snaps.Manifest(snap.Manifest.ID); (err == nil) == (function == "base-gone") {
+		if at, err := h.snaps.Manifest(snap.Manifest.ID); (err == nil) == (function == "base-gone" || function == "ready-gone") {
 			t.Errorf("the snapshot of %s: %v, %v", function, at.ID, err)
 		}
 	}

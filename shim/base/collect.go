@@ -40,7 +40,7 @@ func (h *Host) Collect(ctx context.Context, grace time.Duration, known func(cont
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{h.forget()}
 	gone := map[string]bool{}
 	for _, digest := range all {
 		last, _, err := h.Images.Usage(digest)
@@ -70,7 +70,7 @@ func (h *Host) removeSnapshots(gone map[string]bool) error {
 	var errs []error
 	for _, s := range list {
 		m, err := h.snaps.Manifest(s.ID)
-		if err == nil && strings.HasPrefix(m.Function, "base-") && gone[m.ImageDigest] {
+		if err == nil && (strings.HasPrefix(m.Function, basePrefix) || strings.HasPrefix(m.Function, readyPrefix)) && gone[m.ImageDigest] {
 			errs = append(errs, h.snaps.Remove(s.ID))
 		}
 	}

@@ -54,6 +54,7 @@ var commands = map[string]func(args []string) error{
 	"size":     size,
 	"exit":     exit,
 	"serve":    serve,
+	"rigid":    rigid,
 	"pause":    func([]string) error { wait(); return nil },
 	"read":     read,
 	"write":    write,
@@ -66,6 +67,24 @@ var commands = map[string]func(args []string) error{
 	"cwd":      func([]string) error { d, err := os.Getwd(); fmt.Println(d); return err },
 	"orphan":   func([]string) error { return exec.Command("/proc/self/exe", "sleep", "1000").Start() },
 }
+
+// rigid serves at a port, and ends at the first request for which its host name is not
+// what it was: it does not bear being a clone.
+func rigid(a []string) error {
+	was, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	before = func() {
+		if now, _ := os.Hostname(); now != was {
+			os.Exit(9)
+		}
+	}
+	return serve(a)
+}
+
+// before is called before each request is answered.
+var before = func() {}
 
 // wait ends with a signal, as pause does.
 func wait() {
@@ -142,13 +161,34 @@ func exit(a []string) error {
 	return err
 }
 
-// serve answers requests with a body per path: /env/NAME, /file/PATH, /random,
-// /touch/MIB, for which it takes memory that it has not had before.
+// serve answers requests with a body per path: /env/NAME, /file/PATH, /random, /start
+// (the same as long as the process lives), /hostname, /log/TEXT, which it writes,
+// /touch/MIB, for which it takes memory that it has not had before. A second argument is for how many seconds it does
+// not listen; /health fails for so long again. A third names a file that it reads first,
+// which /told has.
 func serve(a []string) error {
 	port := os.Getenv("PORT")
 	if len(a) > 0 {
 		port = a[0]
 	}
+	slow := 0.0
+	if len(a) > 1 {
+		var err error
+		if slow, err = strconv.ParseFloat(a[1], 64); err != nil {
+			return err
+		}
+	}
+	var told []byte
+	if len(a) > 2 {
+		var err error
+		if told, err = os.ReadFile(a[2]); err != nil {
+			return err
+		}
+		fmt.Printf("told %q\n", told)
+	}
+	pause := time.Duration(slow * float64(time.Second))
+	time.Sleep(pause)
+	began := time.Now()
 	start := hexRandom()
 	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		switch what, arg, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/"); what {
@@ -171,6 +211,14 @@ func serve(a []string) error {
 				return
 			}
 			fmt.Fprint(w, "touched ", arg)
+		case "log":
+			fmt.Println(arg)
+		case "told":
+			w.Write(told)
+		case "health":
+			if time.Since(began) < pause {
+				http.Error(w, "not yet", http.StatusServiceUnavailable)
+			}
 		case "hostname":
 			h, _ := os.Hostname()
 			fmt.Fprint(w, h)
@@ -179,7 +227,10 @@ func serve(a []string) error {
 		}
 	})
 	fmt.Println("serving at", port)
-	return http.ListenAndServe(":"+port, nil)
+	return http.ListenAndServe(":"+port, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		before()
+		http.DefaultServeMux.ServeHTTP(w, r)
+	}))
 }
 
 func hexRandom() string {

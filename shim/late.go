@@ -1,0 +1,140 @@
+package shim
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/skep-dev/skep/guest"
+)
+
+// Where the kubelet keeps what may be secret, or differs between the pods of one
+// specification; of a part of a volume nobody can tell which kind that is.
+var lateSources = []string{"/volumes/kubernetes.io~secret/", "/volumes/kubernetes.io~projected/", "/volumes/kubernetes.io~csi/",
+	"/volumes/kubernetes.io~downward-api/", "/volume-subpaths/"}
+
+// late are the mounts whose content may not be in a snapshot, prompt the others that
+// are delivered.
+func (c container) late() []mount {
+	return slices.DeleteFunc(c.delivered(), func(m mount) bool { return !isLate(m) })
+}
+
+func (c container) prompt() []mount { return slices.DeleteFunc(c.delivered(), isLate) }
+
+func isLate(m mount) bool {
+	for _, dir := range []string{"/run/secrets", "/var/run/secrets"} {
+		if m.Path == dir || strings.HasPrefix(m.Path, dir+"/") {
+			return true
+		}
+	}
+	return slices.ContainsFunc(lateSources, func(part string) bool { return strings.Contains(m.Source+"/", part) })
+}
+
+// withhold puts files into the guest that have nothing in them yet, and has the agent
+// notice when one is opened: what a process makes of an empty one is not to be in a
+// snapshot.
+func (r *room) withhold(ctx context.Context, m mount) error {
+	err := send(ctx, r.dial, m, nil, hollow)
+	if err == nil {
+		err = r.watchFiles(ctx, m.Path)
+	}
+	if err != nil {
+		return fmt.Errorf("mount at %s: %w", m.Path, err)
+	}
+	return nil
+}
+
+func (r *room) watchFiles(ctx context.Context, path string) error {
+	conn, err := r.dial(ctx)
+	if err != nil {
+		return err
+	}
+	return guest.Watch(ctx, conn, path)
+}
+
+// asked says that a process has opened what was withheld.
+func (r *room) asked(ctx context.Context) bool {
+	var refused *guest.RefusedError
+	return errors.As(r.watchFiles(ctx, ""), &refused) && refused.Why == guest.RefusedOpened
+}
+
+// hollow passes on a tar stream without what is in its files.
+func hollow(from io.Reader, to io.Writer) error {
+	r, w := tar.NewReader(from), tar.NewWriter(to)
+	for {
+		h, err := r.Next()
+		if err == io.EOF {
+			return w.Close()
+		}
+		if err != nil {
+			return err
+		}
+		h.Size = 0
+		if err := w.WriteHeader(h); err != nil {
+			return err
+		}
+	}
+}
+
+// maxHeld bounds what is held of a process's output, in bytes.
+const maxHeld = 256 << 10
+
+// held keeps what a process writes until it is known whether that counts, or is too
+// much.
+type held struct {
+	mu     sync.Mutex // guards what follows
+	pieces []piece
+	bytes  int
+	open   bool // nothing is held any more
+}
+
+type piece struct {
+	to   io.Writer
+	data []byte
+}
+
+// writer writes to w, once that counts.
+func (h *held) writer(w io.Writer) io.Writer {
+	if w == nil {
+		return nil
+	}
+	return heldWriter{h, w}
+}
+
+type heldWriter struct {
+	h  *held
+	to io.Writer
+}
+
+func (w heldWriter) Write(p []byte) (int, error) {
+	h := w.h
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.open {
+		h.pieces, h.bytes = append(h.pieces, piece{w.to, slices.Clone(p)}), h.bytes+len(p)
+		if h.bytes > maxHeld {
+			h.flush()
+		}
+		return len(p), nil
+	}
+	return w.to.Write(p)
+}
+
+// release passes on what is held, and all that comes.
+func (h *held) release() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.flush()
+}
+
+func (h *held) flush() {
+	for _, p := range h.pieces {
+		_, _ = p.to.Write(p.data) // nobody reads it any more, then
+	}
+	h.pieces, h.open = nil, true
+}

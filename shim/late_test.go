@@ -1,0 +1,100 @@
+package shim
+
+import (
+	"archive/tar"
+	"bytes"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/skep-dev/skep/internal/tree"
+)
+
+// What may be secret, or differs between the pods of a specification, comes late.
+func TestWhatComesLate(t *testing.T) {
+	const pod = "/var/lib/kubelet/pods/u"
+	for at, late := range map[mount]bool{
+		{Path: "/run/secrets/x", Source: "/x"}:                                           true,
+		{Path: "/var/run/secrets", Source: "/x"}:                                         true,
+		{Path: "/etc/tls", Source: pod + "/volumes/kubernetes.io~secret/tls"}:            true,
+		{Path: "/x", Source: pod + "/volumes/kubernetes.io~projected/kube-api-access-x"}: true,
+		{Path: "/x", Source: pod + "/volumes/kubernetes.io~csi/x/mount"}:                 true,
+		{Path: "/x", Source: pod + "/volumes/kubernetes.io~downward-api/x"}:              true,
+		{Path: "/x", Source: pod + "/volume-subpaths/x/c/0"}:                             true,
+		{Path: "/x", Source: pod + "/volumes/kubernetes.io~configmap/c"}:                 false,
+		{Path: "/run/secretsofmine", Source: "/x"}:                                       false,
+		{Path: "/etc/nginx/nginx.conf", Source: "/srv/nginx.conf"}:                       false,
+	} {
+		c := container{Mounts: []mount{at}}
+		if len(c.late()) == 1 != late || len(c.prompt()) == 1 == late {
+			t.Errorf("%+v: late %v, prompt %v", at, c.late(), c.prompt())
+		}
+	}
+}
+
+func TestHollow(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/a", []byte("a secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("a", dir+"/b"); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	var packed, out bytes.Buffer
+	if err := tree.Pack(root, ".", "s", &packed); err != nil {
+		t.Fatal(err)
+	}
+	if err := hollow(&packed, &out); err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(out.Bytes(), []byte("a secret")) {
+		t.Error("a secret is in there")
+	}
+	found := map[string]*tar.Header{}
+	for r := tar.NewReader(&out); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		found[h.Name] = h
+	}
+	if a, b := found["s/a"], found["s/b"]; a == nil || a.Size != 0 || a.Mode != 0o600 || b == nil || b.Linkname != "a" {
+		t.Errorf("there are %+v", found)
+	}
+}
+
+// What is held comes out whole and in order, or not at all.
+func TestHeldOutput(t *testing.T) {
+	var h held
+	var one, two bytes.Buffer
+	a, b := h.writer(&one), h.writer(&one)
+	io.WriteString(a, "1")
+	io.WriteString(b, "2")
+	io.WriteString(h.writer(&two), "x")
+	if one.Len()+two.Len() > 0 {
+		t.Error("it is not held")
+	}
+	h.release()
+	io.WriteString(a, "3")
+	if one.String() != "123" || two.String() != "x" {
+		t.Errorf("%q, %q", one.String(), two.String())
+	}
+	var much held
+	one.Reset()
+	io.WriteString(much.writer(&one), strings.Repeat("x", maxHeld+1))
+	if one.Len() != maxHeld+1 {
+		t.Errorf("of too much %d bytes have come", one.Len())
+	}
+	if much.writer(nil) != nil {
+		t.Error("nowhere is somewhere")
+	}
+}
