@@ -68,7 +68,7 @@ ifeq ($(PKG),./...)
 	@$(GO) run ./testbed test --if-found ./vmm/...
 endif
 
-test-firecracker: setup-test ## run the tests of VMMs and the end-to-end tests on a real Firecracker
+test-firecracker: setup-test ## run the tests of VMMs, of containerd and the end-to-end tests on a real Firecracker
 	@$(MAKE) --no-print-directory firecracker-tests
 
 # TESTBED: flags and packages of its own, as --run Clones ./vmm/firecracker.
