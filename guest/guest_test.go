@@ -8,6 +8,7 @@ import (
 	"net"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -45,13 +46,15 @@ func TestQuestionsAndAnswers(t *testing.T) {
 	if s.Version() != "7" {
 		t.Errorf("version %q", s.Version())
 	}
-	go func() {
+	var told sync.WaitGroup
+	told.Go(func() {
 		answer(t, agent, KindStart, "")
 		answerTime(t, agent)
-	}()
+	})
 	if err := s.Start(t.Context(), Start{Argv: []string{"/x"}}); err != nil {
 		t.Error(err)
 	}
+	told.Wait() // the time comes after the answer
 	go answer(t, agent, KindClone, "no entropy")
 	if err := s.Clone(t.Context(), Clone{}); err == nil || !strings.Contains(err.Error(), "no entropy") {
 		t.Errorf("the agent's error is lost: %v", err)
