@@ -42,6 +42,7 @@ type ctrVariant struct {
 	flags []string // of `ctr containers create`
 	node  *variant // no container: the node's start
 	runc  bool     // its files are those of containerd's snapshotter
+	ready bool     // it goes on from where it was ready, which what ends never is
 }
 
 // ctrSample is one measured start: a line of the benchmark's raw data.
@@ -67,8 +68,9 @@ func (c *cli) benchContainerdCmd() *cobra.Command {
 		Short: "measure containers of this host's containerd: runc, microVMs, and the node's own",
 		Long: `Measure how containers start under this host's containerd, where skep is a runtime
 (skep containerd install): under runc, runsc where its shim is on the PATH, in a
-microVM that boots, and in one that is restored under each memory policy; and the
-same restores by skep's node, on a private daemon. All take turns in one run.
+microVM that boots, and under each memory policy in one that is restored, where its
+server then starts, and in one in which that runs already; and the latter by
+skep's node, on a private daemon. All take turns in one run.
 Before each start its files are dropped from the page cache (--cold none: not).
 
 Two things are measured: from "ctr task start" to the first answer of the
@@ -126,7 +128,12 @@ func (o ctrBench) variants() (all []ctrVariant) {
 	}
 	all = append(all, skep("boot", "skep.dev/snapshot=off"))
 	for _, p := range o.policies {
-		all = append(all, skep("restore "+p, "skep.dev/policy="+p))
+		all = append(all, skep("restore "+p, "skep.dev/policy="+p, "skep.dev/snapshot=base"))
+	}
+	for _, p := range o.policies {
+		v := skep("ready "+p, "skep.dev/policy="+p)
+		v.ready = true
+		all = append(all, v)
 	}
 	for _, p := range o.policies {
 		all = append(all, ctrVariant{Name: "node " + p, node: &variant{api.StartRestore, p}})
@@ -254,7 +261,7 @@ func (r *ctrRun) all(ctx context.Context, raw *json.Encoder) (samples []ctrSampl
 			if err := take(r.starts(ctx, run, v, 1)); err != nil {
 				return nil, err
 			}
-			if v.node != nil {
+			if v.node != nil || v.ready {
 				continue
 			}
 			s, err := r.exit(ctx, run, v)
@@ -579,7 +586,7 @@ func ctrTable(samples []ctrSample) [][]string {
 	for _, name := range order {
 		r := all[name]
 		median := quantile(r.answer, 0.5)
-		policy, _ := strings.CutPrefix(name, "restore ")
+		policy := strings.TrimPrefix(strings.TrimPrefix(name, "restore "), "ready ")
 		rows = append(rows, []string{name, millis(median), millis(quantile(r.answer, 0.1)), millis(quantile(r.answer, 0.9)), ratio(median, "boot"), ratio(median, "node "+policy),
 			millis(quantile(r.exit, 0.5)), millis(quantile(r.exit, 0.1)), millis(quantile(r.exit, 0.9)), mib(r.shim), mib(r.task)})
 	}

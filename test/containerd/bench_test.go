@@ -47,7 +47,7 @@ func TestBench(t *testing.T) {
 				t.Errorf("%s", line)
 			}
 		}
-		for kind, want := range map[string]int{"runc answer": 3, "runc exit": 1, "boot answer": 3, "boot exit": 1, "restore reap answer": 3, "restore reap exit": 1, "node reap answer": 3} {
+		for kind, want := range map[string]int{"runc answer": 3, "runc exit": 1, "boot answer": 3, "boot exit": 1, "restore reap answer": 3, "restore reap exit": 1, "ready reap answer": 3, "node reap answer": 3} {
 			if seen[kind] != want {
 				t.Errorf("%d samples of %s: want %d", seen[kind], kind, want)
 			}
