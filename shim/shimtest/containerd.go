@@ -160,15 +160,16 @@ func start(t *testing.T, d daemon, opts Options) *Containerd {
 	}
 	c := &Containerd{t: t, Version: d.version, Dir: testenv.Dir(t), opts: opts, bin: d.dir, shim: shim}
 	c.Address = filepath.Join(c.Dir, "c.sock")
-	// /run/containerd holds sockets of shims, /run/netns namespaces: both are its own.
-	script := "mkdir -p /run/containerd /run/netns && mount -t tmpfs tmpfs /run/containerd && mount -t tmpfs tmpfs /run/netns && mount --make-shared /run/netns && echo && exec sleep infinity"
+	// /run/containerd holds sockets of shims, /run/netns namespaces, /var/lib/cni and
+	// /run/nerdctl what CNI and nerdctl keep: all are its own.
+	script := "for d in /run/containerd /run/netns /run/nerdctl /var/lib/cni; do mkdir -p $d && mount -t tmpfs tmpfs $d || exit; done; mount --make-shared /run/netns && echo && exec sleep infinity"
 	if opts.NoSystemd {
 		script = "mkdir -p /run/systemd && mount -t tmpfs tmpfs /run/systemd && " + script
 	}
 	flags := []string{"--mount", "--propagation", "private", "sh", "-c", script}
-	if opts.CRI { // with a network of its own, for pods' bridge
+	if opts.CRI { // with a network of its own, for pods' bridge, and IPC, where critest leaves something
 		flags[len(flags)-1] = "ip link set lo up && " + script
-		flags = append([]string{"--net"}, flags...)
+		flags = append([]string{"--net", "--ipc"}, flags...)
 	}
 	c.holder = exec.Command("unshare", flags...)
 	ready, err := c.holder.StdoutPipe()
@@ -222,12 +223,14 @@ disable_apparmor = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "/usr/lib/cni"
 conf_dir = %q
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = %q
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.skep]
 runtime_type = "io.containerd.skep.v2"
 pod_annotations = ["skep.dev/*", "serving.knative.dev/*"]
-`, PauseImage, filepath.Join(c.Dir, "net.d"))
+`, PauseImage, filepath.Join(c.Dir, "net.d"), filepath.Join(c.Dir, registriesDir))
 }
 
 // Up starts the daemon, and returns when it answers.
@@ -332,7 +335,8 @@ func cgroupsOf(pid int) (dirs []string) {
 
 // Command is a program in the daemon's mount namespace, with its environment.
 func (c *Containerd) Command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command("nsenter", append([]string{"--mount=" + c.mounts, "--net=" + strings.TrimSuffix(c.mounts, "mnt") + "net", name}, args...)...)
+	ns := strings.TrimSuffix(c.mounts, "mnt")
+	cmd := exec.Command("nsenter", append([]string{"--mount=" + c.mounts, "--net=" + ns + "net", "--ipc=" + ns + "ipc", name}, args...)...)
 	cmd.Env = append(os.Environ(), "PATH="+c.shim+":"+c.bin+":"+os.Getenv("PATH"))
 	cmd.Env = append(cmd.Env, c.opts.Env...)
 	return cmd
@@ -382,6 +386,18 @@ func (c *Containerd) RunWith(stdin io.Reader, args ...string) Result {
 	r := run(ctx, cmd)
 	if r.Err != nil {
 		c.t.Fatalf("ctr %s: %v\n%s%s\n%s", strings.Join(args, " "), r.Err, r.Stdout, r.Stderr, c.Log())
+	}
+	return r
+}
+
+// Finish runs any command to its end, within two minutes.
+func (c *Containerd) Finish(cmd *exec.Cmd) Result {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), 2*time.Minute)
+	defer cancel()
+	r := run(ctx, cmd)
+	if r.Err != nil {
+		c.t.Fatalf("%s: %v\n%s%s\n%s", strings.Join(cmd.Args, " "), r.Err, r.Stdout, r.Stderr, c.Log())
 	}
 	return r
 }

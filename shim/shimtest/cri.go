@@ -37,7 +37,8 @@ func CRI(t *testing.T, c *Containerd) *Pods {
 		t.Skip("needs plugins of CNI: apt-get install --no-install-recommends containernetworking-plugins")
 	}
 	conf := `{"cniVersion": "0.4.0", "name": "pods", "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true,
-		"ipam": {"type": "host-local", "dataDir": "` + filepath.Join(c.Dir, "ipam") + `", "ranges": [[{"subnet": "10.98.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}, {"type": "loopback"}]}`
+		"ipam": {"type": "host-local", "dataDir": "` + filepath.Join(c.Dir, "ipam") + `", "ranges": [[{"subnet": "10.98.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+		{"type": "portmap", "capabilities": {"portMappings": true}}, {"type": "loopback"}]}`
 	dir := filepath.Join(c.Dir, "net.d")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -152,12 +153,17 @@ func (d *Pod) IP() string {
 	return v.Status.Network.IP
 }
 
+// Probe is the probe on the host of the containers.
+func (c *Containerd) Probe(args ...string) *exec.Cmd {
+	return c.Command(filepath.Join(c.shim, "probe"), args...)
+}
+
 // Probe runs the probe on the host of the pods.
 func (p *Pods) Probe(args ...string) Result {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), p.Limit(time.Minute))
 	defer cancel()
-	return run(ctx, p.Command(filepath.Join(p.shim, "probe"), args...))
+	return run(ctx, p.Containerd.Probe(args...))
 }
 
 // Remove ends and removes it.

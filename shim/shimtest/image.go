@@ -55,6 +55,7 @@ var Commands = []string{"echo", "cat", "true", "false", "env", "sleep", "id", "h
 // File of an image. A name that ends with a slash is a directory.
 type File struct {
 	Name, Link, Content string
+	Hard                bool  // Link is a file of the image's, and this another name of it
 	Mode                int64 // 0: 0644, of a directory 0755
 	UID, GID            int
 }
@@ -100,6 +101,8 @@ func Image(t testing.TB, config v1.Config, layers ...[]File) v1.Image {
 func (f File) header() *tar.Header {
 	h := &tar.Header{Name: f.Name, Typeflag: tar.TypeReg, Mode: f.Mode, Size: int64(len(f.Content)), Uid: f.UID, Gid: f.GID}
 	switch {
+	case f.Hard:
+		h.Typeflag, h.Linkname, h.Size = tar.TypeLink, f.Link, 0
 	case f.Link != "":
 		h.Typeflag, h.Linkname, h.Mode, h.Size = tar.TypeSymlink, f.Link, 0o777, 0
 	case f.Name[len(f.Name)-1] == '/':

@@ -55,6 +55,9 @@ var commands = map[string]func(args []string) error{
 	"exit":     exit,
 	"serve":    serve,
 	"rigid":    rigid,
+	"nginx":    webServer,
+	"httpd":    webServer,
+	"euid":     func([]string) error { fmt.Println("Effective uid:", os.Geteuid()); return nil },
 	"pause":    func([]string) error { wait(); return nil },
 	"read":     read,
 	"write":    write,
@@ -159,6 +162,15 @@ func exit(a []string) error {
 		os.Exit(n)
 	}
 	return err
+}
+
+// webServer serves at a port, and says in a file which process it is.
+func webServer(a []string) error {
+	if err := os.WriteFile(a[1], []byte(strconv.Itoa(os.Getpid())), 0o644); err != nil {
+		return err
+	}
+	fmt.Println(os.Args[0], "serves")
+	return serve(a[:1])
 }
 
 // serve answers requests with a body per path: /env/NAME, /file/PATH, /random, /start
