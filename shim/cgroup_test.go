@@ -2,6 +2,9 @@ package shim
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -10,6 +13,8 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/skep-dev/skep/internal/testenv"
 )
 
 // A name is systemd's or a path, whatever the runtime's options say.
@@ -50,6 +55,45 @@ func throttle(major, minor int64, rate uint64) specs.LinuxThrottleDevice {
 	d := specs.LinuxThrottleDevice{Rate: rate}
 	d.Major, d.Minor = major, minor
 	return d
+}
+
+// VMMs that follow each other in a room are in its cgroup, whoever makes that, and
+// the first that systemd removes is not the last.
+func TestCgroupOfTheNext(t *testing.T) {
+	testenv.Need(t, "root")
+	id := fmt.Sprintf("test%d", os.Getpid())
+	names := map[string]string{"/skep-" + id: "/skep-" + id}
+	if testenv.Has("systemd") {
+		names["skep"+id+".slice:skep:a"] = "/skep" + id + ".slice/skep-a.scope"
+	}
+	for name, at := range names {
+		t.Run(name, func(t *testing.T) {
+			r := &room{container: container{Cgroup: name}, spec: &specs.Spec{Linux: &specs.Linux{}}, memory: 64}
+			for i := range 3 {
+				cmd := exec.Command("sleep", "1000")
+				if err := cmd.Start(); err != nil {
+					t.Fatal(err)
+				}
+				err := r.started(cmd.Process.Pid)
+				b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cmd.Process.Pid))
+				if err != nil || !strings.Contains(string(b), ":"+at+"\n") {
+					t.Errorf("process %d of it is in %s (%v), want %s", i, b, err, at)
+				}
+				if _, err := r.group.Load().stats(); err != nil {
+					t.Errorf("its counters: %v", err)
+				}
+				_ = cmd.Process.Kill()
+				_ = cmd.Wait()
+				if r.group.Load().oomKilled() {
+					t.Error("the kernel is said to have ended what the test has")
+				}
+			}
+			g := r.group.Load()
+			if err := g.remove(); err != nil || g.manager.Exists() {
+				t.Errorf("it is left: %v", err)
+			}
+		})
+	}
 }
 
 // runc's service takes its own options only, and has to be told of systemd's cgroups.

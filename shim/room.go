@@ -39,9 +39,9 @@ type room struct {
 	wanted  base.Spec // of its guest
 	network *network.Joined
 	ports   network.Ports
-	group   *group
-	memory  int           // MiB that its cgroup is allowed
-	over    chan struct{} // closed when nothing of the microVM is left
+	group   atomic.Pointer[group] // nil without one
+	memory  int                   // MiB that its cgroup is allowed
+	over    chan struct{}         // closed when nothing of the microVM is left
 
 	plan  *readyPlan  // nil: it has nothing to do with ready snapshots
 	ready *base.Ready // nil: it starts the base way
@@ -77,10 +77,10 @@ func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *s
 	defer func() {
 		if err != nil {
 			r.close()
-			if r.group.oomKilled() {
+			if r.group.Load().oomKilled() {
 				err = fmt.Errorf("%w: guest and VMM needed more than the %d MiB that their cgroup may use", err, r.memory)
 			}
-			err = errors.Join(err, r.group.remove())
+			err = errors.Join(err, r.group.Load().remove())
 		}
 	}()
 	if err := r.container.measure(); err != nil {
@@ -192,15 +192,18 @@ func (l *laps) lap(name string) {
 }
 
 // started puts the new VMM into its cgroup, so that all of the guest's memory counts
-// and is bounded there. Another that takes its place is put into the same.
-func (r *room) started(pid int) (err error) {
-	if r.group == nil {
-		r.group, err = openGroup(r.container.Cgroup)
-	}
-	if err != nil || r.group == nil {
+// and is bounded there. The cgroup of one before it, which has ended, is made anew:
+// systemd removes it sooner or later.
+func (r *room) started(pid int) error {
+	if err := r.group.Load().remove(); err != nil {
 		return err
 	}
-	return r.group.enter(pid, limits(r.spec.Linux.Resources, r.memory))
+	g, err := openGroup(r.container.Cgroup)
+	if err != nil || g == nil {
+		return err
+	}
+	r.group.Store(g)
+	return g.enter(pid, limits(r.spec.Linux.Resources, r.memory))
 }
 
 // join puts the guest behind a tap in the container's network namespace. Until a ready
@@ -360,7 +363,7 @@ func (r *room) watch(g *base.Guest) {
 		return
 	}
 	if !r.isEnding() {
-		r.log.Error("the microVM has ended", "error", err, "out_of_memory", r.group.oomKilled())
+		r.log.Error("the microVM has ended", "error", err, "out_of_memory", r.group.Load().oomKilled())
 	}
 	r.close()
 	// Its own process has ended with it, if it has not been noticed to have.
@@ -369,7 +372,7 @@ func (r *room) watch(g *base.Guest) {
 
 // lost is how a process has ended whose guest is gone.
 func (r *room) lost() guest.ProcessExit {
-	return guest.ProcessExit{Code: killed(unix.SIGKILL), Signal: int(unix.SIGKILL), OOM: r.group.oomKilled()}
+	return guest.ProcessExit{Code: killed(unix.SIGKILL), Signal: int(unix.SIGKILL), OOM: r.group.Load().oomKilled()}
 }
 
 // close ends the microVM; nothing of it is left then but its cgroup, which has
@@ -471,7 +474,7 @@ func (r *room) bringBack() {
 // remove takes away what is left of a room that is over.
 func (r *room) remove(ctx context.Context) {
 	r.close()
-	if err := r.group.remove(); err != nil {
+	if err := r.group.Load().remove(); err != nil {
 		r.log.Warn("removing a container's cgroup", "error", err)
 	}
 	if h := r.container.Hooks; h != nil {

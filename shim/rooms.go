@@ -508,7 +508,7 @@ func (s *rooms) Update(_ context.Context, q *taskapi.UpdateTaskRequest) (*emptyp
 	if m := l.Memory; m != nil && m.Limit != nil && *m.Limit > int64(r.container.MemoryMiB)<<20 {
 		return nil, asked(q.ID, &refusal{fmt.Errorf("the guest has %d MiB of memory, and cannot get more while it runs", r.container.MemoryMiB)})
 	}
-	return &emptypb.Empty{}, asked(q.ID, r.group.update(limits(l, r.memory)))
+	return &emptypb.Empty{}, asked(q.ID, r.group.Load().update(limits(l, r.memory)))
 }
 
 func (s *rooms) Stats(_ context.Context, q *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
@@ -516,7 +516,7 @@ func (s *rooms) Stats(_ context.Context, q *taskapi.StatsRequest) (*taskapi.Stat
 	if err != nil {
 		return nil, err
 	}
-	v, err := r.group.stats()
+	v, err := r.group.Load().stats()
 	if err != nil {
 		return nil, asked(q.ID, err)
 	}

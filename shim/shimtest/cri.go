@@ -46,6 +46,7 @@ func CRI(t *testing.T, c *Containerd) *Pods {
 	if err := os.WriteFile(filepath.Join(dir, "10-pods.conflist"), []byte(conf), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(p.removeParent)
 	c.Import("k8s.io", PauseImage, Probe(t))
 	c.Import("k8s.io", ProbeImage, Probe(t))
 	for end := time.Now().Add(p.Limit(30 * time.Second)); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
@@ -102,6 +103,25 @@ func (p *Pods) CgroupParent() string {
 		return "skeptest-pods.slice"
 	}
 	return "/skep-test-" + filepath.Base(p.Dir)
+}
+
+// removeParent removes it. The kubelet would keep it.
+func (p *Pods) removeParent() {
+	name := p.CgroupParent()
+	if strings.HasSuffix(name, ".slice") {
+		if out, err := exec.Command("systemctl", "stop", "skeptest.slice").CombinedOutput(); err != nil {
+			p.t.Errorf("systemctl stop skeptest.slice: %v: %s", err, out)
+		}
+		return
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		dirs, _ := filepath.Glob(pattern + name)
+		for _, dir := range dirs {
+			if err := os.Remove(dir); err != nil && !os.IsNotExist(err) {
+				p.t.Errorf("removing the pods' cgroup: %v", err)
+			}
+		}
+	}
 }
 
 // Pod makes a sandbox of the runtime skep.

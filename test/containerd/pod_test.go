@@ -51,9 +51,6 @@ func TestPod(t *testing.T) {
 			t.Errorf("a second container of a pod without the annotation: %d %s", r.Code, r.Stderr)
 		}
 		pod.Remove()
-		if slice, ok := strings.CutSuffix(p.CgroupParent(), "-pods.slice"); ok {
-			stopSlice(t, slice+".slice")
-		}
 	})
 }
 
