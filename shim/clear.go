@@ -56,7 +56,9 @@ func clear(ctx context.Context, bundle string) error {
 	for _, dir := range []string{at.dir, at.dir + "-base"} {
 		errs = append(errs, os.RemoveAll(dir))
 	}
-	return errors.Join(append(errs, base.Clean(cfg))...)
+	errs = append(errs, base.Clean(cfg))
+	gone := room{id: filepath.Base(bundle), bundle: bundle, spec: spec, container: c}
+	return errors.Join(append(errs, gone.poststop(ctx))...)
 }
 
 // endMarked kills the processes with that mark, and waits until they are gone.

@@ -41,6 +41,7 @@ type room struct {
 	ports   network.Ports
 	group   atomic.Pointer[group] // nil without one
 	memory  int                   // MiB that its cgroup is allowed
+	hooked  bool                  // hooks of its start were run, or begun
 	over    chan struct{}         // closed when nothing of the microVM is left
 
 	plan  *readyPlan  // nil: it has nothing to do with ready snapshots
@@ -81,6 +82,11 @@ func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *s
 				err = fmt.Errorf("%w: guest and VMM needed more than the %d MiB that their cgroup may use", err, r.memory)
 			}
 			err = errors.Join(err, r.group.Load().remove())
+			if r.hooked {
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
+				defer cancel()
+				err = errors.Join(err, r.poststop(ctx))
+			}
 		}
 	}()
 	if err := r.container.measure(); err != nil {
@@ -111,6 +117,9 @@ func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *s
 	r.log.Info("microVM started", "snapshot", g.Snapshot, "snapshot_made", g.Made, "ready", why, "memory_mib", r.container.MemoryMiB, "duration", time.Since(t.began), slog.Group("of_it", t.attrs...))
 	return r, nil
 }
+
+// undoLimit bounds the hooks that run after a start that has failed.
+const undoLimit = 10 * time.Second
 
 // refusal is an error of who asked for the container.
 type refusal struct{ err error }
@@ -162,6 +171,7 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 		return "", err
 	}
 	if h := c.Hooks; h != nil {
+		r.hooked = true
 		//lint:ignore SA1019 runtimes still have to run them
 		if err := runHooks(ctx, "prestart", h.Prestart, r.state(specs.StateCreating)); err != nil {
 			return "", err
@@ -345,7 +355,21 @@ func (r *room) dial(ctx context.Context) (io.ReadWriteCloser, error) {
 }
 
 func (r *room) state(status specs.ContainerState) specs.State {
-	return specs.State{Version: r.spec.Version, ID: r.id, Status: status, Pid: r.pid(), Bundle: r.bundle, Annotations: r.spec.Annotations}
+	s := specs.State{Version: r.spec.Version, ID: r.id, Status: status, Pid: r.pid(), Bundle: r.bundle, Annotations: r.spec.Annotations}
+	if status == specs.StateStopped {
+		s.Pid = 0 // it may be another's by now
+	}
+	return s
+}
+
+// poststop runs the hooks that come after the container's end, once: containerd has
+// what is left of a shim cleared away also where that has ended by itself.
+func (r *room) poststop(ctx context.Context) error {
+	if r.container.Hooks == nil {
+		return nil
+	}
+	err := runAllHooks(ctx, "poststop", r.container.Hooks.Poststop, r.state(specs.StateStopped))
+	return errors.Join(err, os.Remove(filepath.Join(r.bundle, marker)))
 }
 
 // responded says that what the guest has touched so far is what a start needs.
@@ -477,9 +501,7 @@ func (r *room) remove(ctx context.Context) {
 	if err := r.group.Load().remove(); err != nil {
 		r.log.Warn("removing a container's cgroup", "error", err)
 	}
-	if h := r.container.Hooks; h != nil {
-		if err := runHooks(ctx, "poststop", h.Poststop, r.state(specs.StateStopped)); err != nil {
-			r.log.Warn("after the container's end", "error", err)
-		}
+	if err := r.poststop(ctx); err != nil {
+		r.log.Warn("after the container's end", "error", err)
 	}
 }

@@ -235,7 +235,7 @@ func (s *rooms) Start(ctx context.Context, q *taskapi.StartRequest) (*taskapi.St
 	r.responded()
 	s.events.send(&eventsapi.TaskStart{ContainerID: q.ID, Pid: a.Pid})
 	if h := r.container.Hooks; h != nil {
-		if err := runHooks(ctx, "poststart", h.Poststart, r.state(specs.StateRunning)); err != nil {
+		if err := runAllHooks(ctx, "poststart", h.Poststart, r.state(specs.StateRunning)); err != nil {
 			r.log.Warn("after the container's start", "error", err)
 		}
 	}

@@ -6,6 +6,7 @@ package shimtest
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/skep-dev/skep/internal/testenv"
 )
@@ -385,7 +387,7 @@ func (c *Containerd) RunWith(stdin io.Reader, args ...string) Result {
 	cmd.Stdin = stdin
 	r := run(ctx, cmd)
 	if r.Err != nil {
-		c.t.Fatalf("ctr %s: %v\n%s%s\n%s", strings.Join(args, " "), r.Err, r.Stdout, r.Stderr, c.Log())
+		c.t.Fatalf("ctr %s: %v\n%s%s\n%s", strings.Join(args, " "), r.Err, r.Stdout, r.Stderr, c.Hung())
 	}
 	return r
 }
@@ -400,6 +402,29 @@ func (c *Containerd) Finish(cmd *exec.Cmd) Result {
 		c.t.Fatalf("%s: %v\n%s%s\n%s", strings.Join(cmd.Args, " "), r.Err, r.Stdout, r.Stderr, c.Log())
 	}
 	return r
+}
+
+// Hung has shims say where each of their goroutines stands, and VMMs what their
+// threads wait for in the kernel: why something comes to no end.
+func (c *Containerd) Hung() string {
+	before := len(c.text())
+	var b strings.Builder
+	for _, p := range c.Processes() {
+		fmt.Fprintf(&b, "process %d: %s\n", p.PID, p.Command)
+		waits, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/wchan", p.PID))
+		for _, path := range waits {
+			in, _ := os.ReadFile(path)
+			call, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "syscall"))
+			fmt.Fprintf(&b, "\tin %s, system call %s\n", in, strings.TrimSpace(string(call)))
+		}
+		if p.Name == "containerd-shim-skep-v2" {
+			_ = syscall.Kill(p.PID, syscall.SIGUSR1)
+		}
+	}
+	time.Sleep(time.Second) // the dumps come by containerd's log
+	text := c.text()
+	said := strings.NewReplacer(`\n`, "\n", `\t`, "\t", `\"`, `"`).Replace(text[min(before, len(text)):])
+	return c.Log() + b.String() + said
 }
 
 // Must is Run of what has to succeed.
@@ -432,6 +457,45 @@ func run(ctx context.Context, cmd *exec.Cmd) Result {
 	return r
 }
 
+// Spec writes a container's specification for ctr run --config: that of the probe
+// image, over a root directory of its own, after a change.
+func (c *Containerd) Spec(id string, change func(*specs.Spec)) (path string) {
+	c.t.Helper()
+	c.Must("container", "create", ProbeImage, id, "serve", "8080")
+	text := c.Must("container", "info", "--spec", id)
+	c.Must("container", "delete", id)
+	spec := &specs.Spec{}
+	if err := json.Unmarshal([]byte(text), spec); err != nil {
+		c.t.Fatal(err)
+	}
+	root := filepath.Join(c.Dir, id+"-root")
+	probe, err := os.ReadFile(filepath.Join(c.shim, "probe"))
+	if err = errors.Join(err, os.MkdirAll(filepath.Join(root, "bin"), 0o755), os.WriteFile(filepath.Join(root, "bin/probe"), probe, 0o755)); err != nil {
+		c.t.Fatal(err)
+	}
+	spec.Root.Path = root
+	change(spec)
+	b, err := json.Marshal(spec)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	path = filepath.Join(c.Dir, id+".json")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	return path
+}
+
+// Namespace names one of the namespaces of the daemon and its shims: "mnt", "net".
+func (c *Containerd) Namespace(kind string) string {
+	c.t.Helper()
+	name, err := os.Readlink(filepath.Join(filepath.Dir(c.mounts), kind))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return name
+}
+
 // Import gives an image to the daemon, in a namespace of containerd's.
 func (c *Containerd) Import(namespace, ref string, img v1.Image) {
 	c.t.Helper()
@@ -443,11 +507,15 @@ func (c *Containerd) Import(namespace, ref string, img v1.Image) {
 	c.Must("-n", namespace, "images", "import", path)
 }
 
+func (c *Containerd) text() string {
+	b, _ := os.ReadFile(filepath.Join(c.Dir, "log"))
+	return string(b)
+}
+
 // Log is the end of what the daemon and its shims have said.
 func (c *Containerd) Log() string {
-	b, _ := os.ReadFile(filepath.Join(c.Dir, "log"))
 	var lines []string
-	for line := range strings.Lines(string(b)) {
+	for line := range strings.Lines(c.text()) {
 		if !strings.Contains(line, "loading plugin") && !strings.Contains(line, "skip loading") {
 			lines = append(lines, line)
 		}
