@@ -473,7 +473,7 @@ func (c *Containerd) Spec(id string, change func(*specs.Spec)) (path string) {
 	if err = errors.Join(err, os.MkdirAll(filepath.Join(root, "bin"), 0o755), os.WriteFile(filepath.Join(root, "bin/probe"), probe, 0o755)); err != nil {
 		c.t.Fatal(err)
 	}
-	spec.Root.Path = root
+	spec.Root.Path, spec.Process.Args = root, []string{"/bin/probe", "serve", "8080"}
 	change(spec)
 	b, err := json.Marshal(spec)
 	if err != nil {

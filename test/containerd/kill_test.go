@@ -52,11 +52,12 @@ type life struct {
 	runs bool       // its start was acknowledged, and nobody has asked for its end
 	halt bool       // no further step is to begin
 	hung []string   // steps that came to no end
+	took map[string]time.Duration
 }
 
 // lead begins a life.
 func lead(c *shimtest.Containerd, id string, flags []string) *life {
-	l := &life{c: c, id: id, flags: flags, over: make(chan struct{}), step: "create"}
+	l := &life{c: c, id: id, flags: flags, over: make(chan struct{}), step: "create", took: map[string]time.Duration{}}
 	go l.lead()
 	return l
 }
@@ -77,8 +78,10 @@ func (l *life) lead() {
 		if !l.enter(s.name) {
 			return
 		}
+		began := time.Now()
 		r := l.c.Try(s.args...)
 		l.mu.Lock()
+		l.took[s.name] = time.Since(began)
 		if r.Err != nil {
 			l.hung = append(l.hung, fmt.Sprintf("%s: %v", s.name, r.Err))
 		}
@@ -156,57 +159,58 @@ var victims = []struct {
 
 // Whoever of shim, VMM and containerd is killed, and when: nothing hangs, what was
 // said to run goes on, unless it is it that was killed, and nothing is left.
-func TestKills(t *testing.T) {
-	eachVM(t, func(t *testing.T, c *shimtest.Containerd) {
-		k := newKills(t, c)
-		c.Starts("other", args("run", "-d", vm, shimtest.ProbeImage, "other", "serve", "8080")...)
-		other := c.VMM("other")
-		serves(t, c, "other", other, "at first")
-		// How long lives take that nobody ends, with a snapshot to be made and without.
-		long := k.measure("long", fresh())
-		short := k.measure("short", nil)
-		making := fresh()
-		k.before, k.dirs = c.Left(), used(t)
-		for i := range k.times {
-			for _, v := range victims {
-				id := fmt.Sprintf("killed-%s-%d", strings.ToLower(v.name), i)
-				l, at := (*life)(nil), time.Duration(k.rand.Float64()*float64(long))
-				if i == 0 {
-					l = lead(c, id, making)
-				} else {
-					at = time.Duration((float64(i-1) + k.rand.Float64()) / float64(k.times-1) * float64(short))
-					l = lead(c, id, nil)
-				}
-				select {
-				case <-l.over:
-				case <-time.After(at):
-				}
-				when := k.strike(l, v.name, v.pid, at)
-				vmm := c.VMM(id)
-				if v.pid == nil {
-					serves(t, c, "other", other, when)
-					<-l.over
-					if l.acknowledged() {
-						serves(t, c, id, vmm, when)
-					}
-					c.Up()
-					if l.acknowledged() {
-						serves(t, c, id, vmm, when)
-						c.Must("task", "exec", "--exec-id", "again", id, "/bin/true")
-					}
-				}
-				<-l.over
-				serves(t, c, "other", other, when)
-				k.end(l, when)
+func TestKills(t *testing.T) { eachVM(t, killAll) }
+
+func killAll(t *testing.T, c *shimtest.Containerd) {
+	k := newKills(t, c)
+	c.Starts("other", args("run", "-d", vm, shimtest.ProbeImage, "other", "serve", "8080")...)
+	other := c.VMM("other")
+	serves(t, c, "other", other, "at first")
+	// How long the steps take that nobody ends, with a snapshot to be made and without.
+	long := k.measure("long", fresh())
+	short := k.measure("short", nil)
+	making := fresh()
+	k.before, k.dirs = c.Left(), used(t)
+	for i := range k.times {
+		for j, v := range victims {
+			l := (*life)(nil)
+			id := fmt.Sprintf("killed-%s-%d", strings.ToLower(v.name), i)
+			if i == 0 {
+				l = lead(c, id, making)
+				k.await(l, "start", long)
+			} else {
+				l = lead(c, id, nil)
+				k.await(l, moments[((i-1)*len(victims)+j)%len(moments)], short)
 			}
+			when := k.strike(l, v.name, v.pid)
+			vmm := c.VMM(id)
+			if v.pid == nil {
+				serves(t, c, "other", other, when)
+				<-l.over
+				if l.acknowledged() {
+					serves(t, c, id, vmm, when)
+				}
+				c.Up()
+				if l.acknowledged() {
+					serves(t, c, id, vmm, when)
+					c.Must("task", "exec", "--exec-id", "again", id, "/bin/true")
+				}
+			}
+			<-l.over
+			serves(t, c, "other", other, when)
+			k.end(l, when)
 		}
-		k.measure("last", making) // what was begun and not finished is in nobody's way
-		k.report()
-		end(c, "other")
-		c.Clean()
-		unlocked(t)
-	})
+	}
+	k.measure("last", making) // what was begun and not finished is in nobody's way
+	k.report()
+	end(c, "other")
+	c.Clean()
+	unlocked(t)
 }
+
+// moments are the steps that something is killed in, in turns: a start has the most
+// parts.
+var moments = []string{"start", "exec", "start", "stop", "delete", "start", "create"}
 
 // sizes of guests that no container has had yet.
 var size atomic.Int32
@@ -240,25 +244,42 @@ func (k *kills) report() {
 	}
 }
 
-// measure leads a life that nobody ends, and says how long it took.
-func (k *kills) measure(id string, flags []string) time.Duration {
+// measure leads a life that nobody ends, and says how long its steps took.
+func (k *kills) measure(id string, flags []string) map[string]time.Duration {
 	k.t.Helper()
-	began := time.Now()
 	l := lead(k.c, id, flags)
 	<-l.over
 	if len(l.hung) > 0 || k.c.Try("container", "info", id).Code == 0 {
 		k.t.Fatalf("a container that nobody killed has not come to its end: %v\n%s", l.hung, k.c.Log())
 	}
-	return time.Since(began)
+	return l.took
+}
+
+// await returns at some time during a step that takes about so long.
+func (k *kills) await(l *life, step string, took map[string]time.Duration) {
+	for l.stepNow(false) != step {
+		select {
+		case <-l.over:
+			return
+		case <-time.After(time.Millisecond):
+		}
+	}
+	select {
+	case <-l.over:
+	case <-time.After(time.Duration(k.rand.Float64() * float64(took[step]))):
+	}
 }
 
 // strike kills something of a container as soon as that is there; without a way to
 // find it, containerd. It says when that was.
-func (k *kills) strike(l *life, victim string, find func(*shimtest.Containerd, string) int, at time.Duration) (when string) {
+func (k *kills) strike(l *life, victim string, find func(*shimtest.Containerd, string) int) (when string) {
 	k.t.Helper()
 	step := ""
 	for pid := 0; ; time.Sleep(time.Millisecond) {
-		if step = l.stepNow(find == nil); find == nil {
+		if step = l.stepNow(find == nil); step == "start" && k.c.VMM(l.id) > 0 {
+			step = "start, with a VMM there"
+		}
+		if find == nil {
 			k.c.Down()
 			break
 		}
@@ -276,7 +297,7 @@ func (k *kills) strike(l *life, victim string, find func(*shimtest.Containerd, s
 		break
 	}
 	k.met[victim+" during "+step]++
-	when = fmt.Sprintf("%s was killed %v after the beginning of %s, during %s", victim, at.Round(time.Millisecond), l.id, step)
+	when = fmt.Sprintf("%s was killed for %s, during %s", victim, l.id, step)
 	k.t.Log(when)
 	return when
 }
@@ -320,15 +341,15 @@ func TestReboot(t *testing.T) {
 			ids := []string{fmt.Sprint("served-", i), fmt.Sprint("begun-", i)}
 			c.Starts(ids[0], args("run", "-d", vm, shimtest.ProbeImage, ids[0], "serve", "8080")...)
 			l := lead(c, ids[1], making)
-			at := time.Duration(k.rand.Float64() * float64(long))
-			select {
-			case <-l.over:
-			case <-time.After(at):
+			if i%3 == 2 {
+				k.await(l, moments[i%len(moments)], long)
+			} else {
+				k.await(l, "start", long)
 			}
 			step := l.stepNow(true)
 			c.Down()
 			c.Reboot(i%2 == 1)
-			when := fmt.Sprintf("everything was killed %v after the beginning of %s, during %s", at.Round(time.Millisecond), l.id, step)
+			when := fmt.Sprintf("everything was killed while %s was in %s", l.id, step)
 			k.met["everything during "+step]++
 			t.Log(when)
 			<-l.over

@@ -16,31 +16,18 @@ import (
 // tighten leaves a process's cgroup a few MiB of memory more than it has now.
 func tighten(t *testing.T, pid int) {
 	t.Helper()
-	lines, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	dir := cgroupDir("memory", cgroupOf(t, pid, "memory"))
+	b, err := os.ReadFile(filepath.Join(dir, either("memory.current", "memory.usage_in_bytes")))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for line := range strings.Lines(string(lines)) {
-		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		for _, files := range [][2]string{
-			{"/sys/fs/cgroup/memory" + f[2] + "/memory.usage_in_bytes", "memory.limit_in_bytes"},
-			{"/sys/fs/cgroup" + f[2] + "/memory.current", "memory.max"},
-		} {
-			b, err := os.ReadFile(files[0])
-			if err != nil || f[2] == "/" || f[1] != "" && f[1] != "memory" {
-				continue
-			}
-			now, err := strconv.Atoi(strings.TrimSpace(string(b)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(filepath.Join(filepath.Dir(files[0]), files[1]), fmt.Append(nil, now+8<<20), 0); err != nil {
-				t.Fatal(err)
-			}
-			return
-		}
+	now, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatalf("process %d is in no cgroup with a limit of memory: %s", pid, lines)
+	if err := os.WriteFile(filepath.Join(dir, either("memory.max", "memory.limit_in_bytes")), fmt.Append(nil, now+8<<20), 0); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // A container that wants more memory than its limit is told of as such, also where

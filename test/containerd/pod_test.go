@@ -1,6 +1,9 @@
 package containerd
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -70,4 +73,41 @@ func checkVMMs(t *testing.T, c *shimtest.Containerd, parent, id string) {
 	if n != 1 {
 		t.Errorf("%d VMMs are among %v, want 1", n, c.Processes())
 	}
+}
+
+// An update of a container changes what processor time its VMM gets; memory that a
+// guest cannot get is refused.
+func TestPodUpdate(t *testing.T) {
+	eachVMWith(t, shimtest.Options{CRI: true}, func(t *testing.T, c *shimtest.Containerd) {
+		p := shimtest.CRI(t, c)
+		pod := p.Pod("updated", nil)
+		defer pod.Remove()
+		id := pod.Run("app", "pause")
+		p.Call("update", "--cpu-period", "50000", "--cpu-quota", "30000", id)
+		if quota, period := cpuLimit(t, c.VMM(id)); quota != "30000" || period != "50000" {
+			t.Errorf("after the update its VMM has %s of %s µs", quota, period)
+		}
+		p.Call("update", "--memory", fmt.Sprint(64<<20), id) // what is less is not taken away
+		if r := p.Try("update", "--memory", fmt.Sprint(1<<30), id); r.Code == 0 || !strings.Contains(r.Stderr, "the guest has 256 MiB of memory, and cannot get more while it runs") {
+			t.Errorf("more memory: %d %s%s", r.Code, r.Stdout, r.Stderr)
+		}
+		if out := p.Call("exec", id, "/bin/echo", "x"); out != "x" {
+			t.Errorf("exec says %q after it", out)
+		}
+	})
+}
+
+// cpuLimit reads a process's, from the kernel.
+func cpuLimit(t *testing.T, pid int) (quota, period string) {
+	t.Helper()
+	dir := cgroupDir("cpu", cgroupOf(t, pid, "cpu"))
+	var words []string
+	for _, name := range strings.Fields(either("cpu.max", "cpu.cfs_quota_us cpu.cfs_period_us")) {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		words = append(words, strings.Fields(string(b))...)
+	}
+	return words[0], words[1]
 }

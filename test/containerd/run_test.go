@@ -2,7 +2,10 @@ package containerd
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -120,11 +123,18 @@ func TestTask(t *testing.T) {
 		if r := c.Run("task", "exec", "--exec-id", "e3", "srv", "/bin/nothing"); r.Code == 0 || !strings.Contains(r.Stderr, "/bin/nothing") {
 			t.Errorf("exec of what is not there: %d, %s", r.Code, r.Stderr)
 		}
-		if out := c.Must("task", "metrics", "srv"); !strings.Contains(out, "memory") {
-			t.Errorf("metrics: %s", out)
+		r := c.RunWith(strings.NewReader("one\n"), "task", "exec", "--exec-id", "e5", "srv", "/bin/read")
+		if r.Code != 0 || r.Stdout != "read one\nend\n" { // the end comes by close-io
+			t.Errorf("exec with an input: %d, %q, %s", r.Code, r.Stdout, r.Stderr)
 		}
-		if out := c.Must("task", "ps", "srv"); !strings.Contains(out, fmt.Sprint(c.PID("srv"))) {
-			t.Errorf("ps: %s", out)
+		metrics(t, c, "srv")
+		c.Must("task", "exec", "--detach", "--exec-id", "long", "srv", "/bin/sleep", "1000")
+		vmm := fmt.Sprint(c.VMM("srv"))
+		if out := c.Must("task", "ps", "srv"); strings.Count(out, vmm) != 2 || !strings.Contains(out, "long") || fmt.Sprint(c.PID("srv")) != vmm {
+			t.Errorf("ps of VMM %s: %s", vmm, out)
+		}
+		if r := c.Run("task", "checkpoint", "srv"); r.Code == 0 || !strings.Contains(r.Stderr, "makes no checkpoints") {
+			t.Errorf("checkpoint: %d, %s%s", r.Code, r.Stdout, r.Stderr)
 		}
 		c.Must("task", "pause", "srv")
 		if s := c.Status("srv"); s != "PAUSED" {
@@ -155,6 +165,24 @@ func TestTask(t *testing.T) {
 			t.Errorf("its log is %q", b)
 		}
 	})
+}
+
+// metrics are those of the VMM: it has memory, and has used processor time.
+func metrics(t *testing.T, c *shimtest.Containerd, id string) {
+	t.Helper()
+	var v struct {
+		CPU struct {
+			Usage     struct{ Total uint64 } // of cgroup v1
+			UsageUsec uint64                 `json:"usage_usec"` // of v2
+		}
+	}
+	text := c.Must("task", "metrics", "--format", "json", id)
+	if err := json.Unmarshal([]byte(text), &v); err != nil || v.CPU.Usage.Total+v.CPU.UsageUsec == 0 {
+		t.Errorf("metrics: %v: %s", err, text)
+	}
+	if used := usage(t, c, id); used < 8<<20 || used > 1<<30 {
+		t.Errorf("metrics: %d bytes of memory", used)
+	}
 }
 
 // get asks a container's server at 127.0.0.1 in its namespace, once it listens.
@@ -217,6 +245,13 @@ func TestTerminal(t *testing.T) {
 		says("20 1")
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("%v\n%s", err, out.String())
+		}
+		if term, err = pty.Start(c.Ctr(args("run", "--rm", "-t", vm, shimtest.ProbeImage, "console", "write", "/dev/console", "by the console")...)); err != nil {
+			t.Fatal(err)
+		}
+		defer term.Close()
+		if b, _ := io.ReadAll(term); !strings.HasSuffix(string(b), "by the console") { // ctr may complain before
+			t.Errorf("what is written to /dev/console comes as %q", b)
 		}
 	})
 }
@@ -306,7 +341,25 @@ func TestFiles(t *testing.T) {
 		if r.Code != 0 || r.Stdout != "content of acontent of bcontent of a" {
 			t.Errorf("%d %q %s", r.Code, r.Stdout, r.Stderr)
 		}
+		// What it leaves for the kubelet is there when it has ended, in the file that there was.
+		message := filepath.Join(c.Dir, "message")
+		if err := os.WriteFile(message, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for i, command := range [][]string{{"true"}, {"write", "/dev/termination-log", "why it has ended"}} {
+			if r := c.Run(args("run", "--rm", vm, "--mount", "type=bind,src="+message+",dst=/dev/termination-log,options=rbind:rw", shimtest.ProbeImage, fmt.Sprint("ends", i), command)...); r.Code != 0 {
+				t.Errorf("%v: %d %s", command, r.Code, r.Stderr)
+			}
+			if b, err := os.ReadFile(message); err != nil || string(b) != []string{"", "why it has ended"}[i] {
+				t.Errorf("after %v its termination log is %q: %v", command, b, err)
+			}
+		}
 		// What changes on the host comes after.
+		hosts := filepath.Join(c.Dir, "hosts")
+		if err := os.WriteFile(hosts, []byte("10.0.0.1 before and longer\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		mounted = append(mounted, "--mount", "type=bind,src="+hosts+",dst=/etc/hosts,options=rbind:rw")
 		c.Starts("keeps", args("run", "-d", vm, mounted, shimtest.ProbeImage, "keeps", "pause")...)
 		if err := os.WriteFile(filepath.Join(dir, "a"), []byte("new content"), 0o644); err != nil {
 			t.Fatal(err)
@@ -320,6 +373,24 @@ func TestFiles(t *testing.T) {
 				t.Fatalf("its files are still %q", out)
 			}
 			time.Sleep(500 * time.Millisecond)
+		}
+		// What is removed there goes, and what it is called and whom it knows follows.
+		if err := errors.Join(os.RemoveAll(filepath.Join(dir, "sub")), os.WriteFile(hosts, []byte("10.0.0.1 after\n"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; ; i++ {
+			out := c.Must("task", "exec", "--exec-id", fmt.Sprint("f", i), "keeps", "/bin/cat", "/etc/hosts")
+			gone := c.Run("task", "exec", "--exec-id", fmt.Sprint("g", i), "keeps", "/bin/cat", "/etc/map/sub/b").Code != 0
+			if out == "10.0.0.1 after\n" && gone {
+				break
+			}
+			if i == 60 {
+				t.Fatalf("its /etc/hosts is still %q; what was removed has gone: %v", out, gone)
+			}
+			time.Sleep(500 * time.Millisecond)
+		}
+		if out := c.Must("task", "exec", "--exec-id", "h", "keeps", "/bin/cat", "/etc/map/a"); out != "new content" {
+			t.Errorf("what was not removed is %q", out)
 		}
 		end(c, "keeps")
 	})
