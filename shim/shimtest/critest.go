@@ -53,6 +53,7 @@ func (p *Pods) Critest(handler, focus string) []Case {
 	if r := run(p.t.Context(), cmd); r.Err != nil {
 		p.t.Fatalf("critest: %v", r.Err)
 	}
+	p.Call("rmp", "--all", "--force") // some cases leave their pod when they fail
 	b, err := os.ReadFile(report)
 	if err != nil {
 		said, _ := os.ReadFile(out.Name())
