@@ -83,9 +83,7 @@ func (h host) Start(context.Context, *bootapi.BootstrapParams) (*bootapi.Bootstr
 // Stop clears away a container whose shim is gone, and says how it ended. It is
 // called in the container's bundle.
 func (h host) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
-	if address, err := shim.ReadAddress(addressFile); err == nil && !shim.CanConnect(address) {
-		_ = shim.RemoveSocket(address) // of a shim that was killed
-	}
+	sweepSockets()
 	if bundle, err := os.Getwd(); err != nil {
 		logLine("clearing away container %s: %v", id, err)
 	} else if err := clear(ctx, bundle); err != nil {

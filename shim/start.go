@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -18,6 +19,8 @@ import (
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/shim"
+
+	"github.com/skep-dev/skep/internal/filelock"
 )
 
 // call is how containerd calls the program.
@@ -67,10 +70,19 @@ func start(ctx context.Context, c call) (address string, err error) {
 		return "", fmt.Errorf("starting the shim of container %s: %w", c.id, err)
 	}
 	ctx = namespaces.WithNamespace(ctx, c.namespace)
-	address, err = shim.CreateSocketAddress(ctx, filepath.Join(defaults.DefaultStateDir, "s"), c.address, group, false)
+	address, err = shim.CreateSocketAddress(ctx, socketDir, c.address, group, false)
 	if err != nil {
 		return "", err
 	}
+	if err := os.MkdirAll(socketDir, 0o700); err != nil {
+		return "", err
+	}
+	sweepSockets()
+	held, err := holdSockets(ctx) // no socket is taken for a dead shim's before it is served
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, held.Release()) }()
 	l, err := listen(address)
 	switch {
 	case errors.Is(err, errServing):
@@ -92,13 +104,56 @@ func start(ctx context.Context, c call) (address string, err error) {
 
 var errServing = errors.New("a shim serves there")
 
+// socketDir has the sockets of skep's shims.
+var socketDir = filepath.Join(defaults.DefaultStateDir, "skep")
+
+// sweepSockets removes the sockets of shims that were killed: containerd does not
+// always tell of one that was before it knew it.
+func sweepSockets() {
+	owned, err := filelock.Own(socketDir)
+	if err != nil {
+		return // another does, or begins a shim; the next shim's start or end tries again
+	}
+	defer func() { _ = owned.Release() }() // closing a descriptor
+	entries, _ := os.ReadDir(socketDir)
+	for _, e := range entries {
+		if address := "unix://" + filepath.Join(socketDir, e.Name()); e.Type() == fs.ModeSocket && dead(address) {
+			_ = shim.RemoveSocket(address) // another may have
+		}
+	}
+}
+
+// holdSockets keeps others from sweeping, which does not take them long.
+func holdSockets(ctx context.Context) (*filelock.Lock, error) {
+	for {
+		held, err := filelock.Hold(socketDir)
+		if !errors.Is(err, filelock.ErrHeld) {
+			return held, err
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// dead says that nobody serves a socket. One that is busy is served.
+func dead(address string) bool {
+	conn, err := shim.AnonDialer(address, 100*time.Millisecond)
+	if err == nil {
+		conn.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
+}
+
 // listen opens a shim's socket. One that nobody serves is what a shim left that
 // was killed.
 func listen(address string) (*net.UnixListener, error) {
 	l, err := shim.NewSocket(address)
 	switch {
 	case err == nil, !shim.SocketEaddrinuse(err):
-	case shim.CanConnect(address):
+	case !dead(address):
 		return nil, errServing
 	default:
 		if err := shim.RemoveSocket(address); err != nil {

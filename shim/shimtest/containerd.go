@@ -298,7 +298,10 @@ func (c *Containerd) Reboot(empty bool) {
 			}
 		}
 	}
-	dirs := []string{filepath.Join(c.Dir, "state"), fmt.Sprintf("/proc/%d/root/run/containerd/s", c.holder.Process.Pid)}
+	dirs := []string{filepath.Join(c.Dir, "state")}
+	for _, sub := range []string{"s", "skep"} {
+		dirs = append(dirs, fmt.Sprintf("/proc/%d/root/run/containerd/%s", c.holder.Process.Pid, sub))
+	}
 	for _, v := range c.opts.Env {
 		if dir, ok := strings.CutPrefix(v, "SKEP_RUN_DIR="); ok {
 			dirs = append(dirs, dir)
@@ -628,7 +631,7 @@ func (c *Containerd) Left() (left []string) {
 			left = append(left, "mount "+m)
 		}
 	}
-	for _, dir := range []string{filepath.Join(c.Dir, "state"), fmt.Sprintf("/proc/%d/root/run/containerd/s", c.holder.Process.Pid)} {
+	for _, dir := range []string{filepath.Join(c.Dir, "state"), fmt.Sprintf("/proc/%d/root/run/containerd", c.holder.Process.Pid)} {
 		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err == nil && (d.Name() == "config.json" || d.Type() == fs.ModeSocket) {
 				left = append(left, "file "+path)

@@ -309,6 +309,11 @@ func (k *kills) end(l *life, when string) {
 		k.t.Errorf("%s: there was no answer to %q\n%s", when, l.hung, k.c.Log())
 	}
 	purge(k.t, k.c, l.id)
+	// Of a shim that dies before containerd knows it, containerd does not tell: its
+	// socket goes with the next.
+	if r := once(k.c, "next", "true"); r.Code != 0 {
+		k.t.Errorf("%s: the next container ends with %d: %s", when, r.Code, r.Stderr)
+	}
 	k.c.CleanBut(k.before)
 	k.clean(when, l.id)
 	if k.t.Failed() {
