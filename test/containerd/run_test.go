@@ -246,11 +246,12 @@ func TestTerminal(t *testing.T) {
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("%v\n%s", err, out.String())
 		}
-		if term, err = pty.Start(c.Ctr(args("run", "--rm", "-t", vm, shimtest.ProbeImage, "console", "write", "/dev/console", "by the console")...)); err != nil {
+		console, err := pty.Start(c.Ctr(args("run", "--rm", "-t", vm, shimtest.ProbeImage, "console", "write", "/dev/console", "by the console")...))
+		if err != nil {
 			t.Fatal(err)
 		}
-		defer term.Close()
-		if b, _ := io.ReadAll(term); !strings.HasSuffix(string(b), "by the console") { // ctr may complain before
+		defer console.Close()
+		if b, _ := io.ReadAll(console); !strings.HasSuffix(string(b), "by the console") { // ctr may complain before
 			t.Errorf("what is written to /dev/console comes as %q", b)
 		}
 	})
