@@ -484,14 +484,17 @@ func TestKeptProcess(t *testing.T) {
 func TestEndsMeanwhile(t *testing.T) {
 	s := newStation(t)
 	const most = guest.MaxKept + 3
+	dir := t.TempDir()
 	for i := range most {
-		p := shell(fmt.Sprintf("read line; echo output %d; exit %d", i, i))
-		p.ID, p.Keep, p.Stdin = fmt.Sprint("p", i), true, true
+		// It ends when nobody is attached any more, who would be told of it.
+		file := filepath.Join(dir, fmt.Sprint(i))
+		p := shell(fmt.Sprintf("until [ -e %s ]; do sleep 0.01; done; echo output %d; exit %d", file, i, i))
+		p.ID, p.Keep = fmt.Sprint("p", i), true
 		r := s.exec(p, nil, nil)
 		if err := r.Detach(s.ctx()); err != nil {
 			t.Fatal(err)
 		}
-		if r, err := guest.Attach(s.ctx(), s.dial(), p.ID, nil, nil); err != nil || r.CloseStdin() != nil || r.Close() != nil {
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		pid := r.PID()
