@@ -430,9 +430,15 @@ func (r *ctrRun) answer(ctx context.Context, p *ctrPlace) (took time.Duration, e
 	return at.Sub(began), err
 }
 
-// dialLimit is how long one connection may take: a packet that nobody was there for
-// would be sent again after a second only.
-const dialLimit = 50 * time.Millisecond
+// While nobody answers it is asked again soon at first, and then after a hundredth of
+// the time that has gone: many that are started together would get in the way of what
+// they wait for. One connection may take a tenth of it: a packet that nobody was there
+// for would be sent again after a second only, and a guest with little of a processor
+// takes its time.
+const (
+	askLeast  = time.Millisecond
+	dialLeast = 50 * time.Millisecond
+)
 
 // ask calls the server at ctrPort of a network namespace until it answers.
 func ask(ctx context.Context, path string) error {
@@ -443,19 +449,18 @@ func ask(ctx context.Context, path string) error {
 		if err == nil {
 			err = errors.Join(netns.Set(ns), ns.Close())
 		}
-		for err == nil && ctx.Err() == nil {
-			if answers() {
+		for began := time.Now(); err == nil && ctx.Err() == nil; time.Sleep(max(askLeast, time.Since(began)/100)) {
+			if answers(max(dialLeast, time.Since(began)/10)) {
 				break
 			}
-			time.Sleep(time.Millisecond)
 		}
 		done <- errors.Join(err, context.Cause(ctx))
 	}()
 	return <-done
 }
 
-func answers() bool {
-	conn, err := net.DialTimeout("tcp4", "127.0.0.1:"+ctrPort, dialLimit)
+func answers(limit time.Duration) bool {
+	conn, err := net.DialTimeout("tcp4", "127.0.0.1:"+ctrPort, limit)
 	if err != nil {
 		return false
 	}
