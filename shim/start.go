@@ -77,7 +77,6 @@ func start(ctx context.Context, c call) (address string, err error) {
 	if err := os.MkdirAll(socketDir, 0o700); err != nil {
 		return "", err
 	}
-	sweepSockets()
 	held, err := holdSockets(ctx) // no socket is taken for a dead shim's before it is served
 	if err != nil {
 		return "", err
@@ -108,11 +107,12 @@ var errServing = errors.New("a shim serves there")
 var socketDir = filepath.Join(defaults.DefaultStateDir, "skep")
 
 // sweepSockets removes the sockets of shims that were killed: containerd does not
-// always tell of one that was before it knew it.
+// always tell of one that was before it knew it. It asks all shims, so not when one is
+// about to start.
 func sweepSockets() {
 	owned, err := filelock.Own(socketDir)
 	if err != nil {
-		return // another does, or begins a shim; the next shim's start or end tries again
+		return // another does, or begins a shim; the next container's end tries again
 	}
 	defer func() { _ = owned.Release() }() // closing a descriptor
 	entries, _ := os.ReadDir(socketDir)
