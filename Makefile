@@ -22,7 +22,7 @@ PKG ?= ./...
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper test test-firecracker test-containerd build s3 lint setup setup-test clean
+.PHONY: help demo paper test test-firecracker test-containerd cluster cluster-down build s3 lint setup setup-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +82,21 @@ test-containerd: setup-test ## run the tests of skep under containerd: the host'
 .PHONY: containerd-tests
 containerd-tests:
 	SKEP_CONTAINERS=$${SKEP_CONTAINERS:-100} SKEP_KILLS=$${SKEP_KILLS:-20} $(GO) test $(TEST_FLAGS) -timeout 60m ./shim/... ./test/containerd
+
+# CLUSTER: flags of its own, as --dir DIR. Its output is what skep-cluster says.
+cluster: ## have a Kubernetes of one node up on this machine, with skep as a runtime of it; say how to use it
+	@scripts/setup.sh --cluster >&2
+	@$(MAKE) --no-print-directory binaries cluster-binaries >&2
+	@bin/skep-cluster up $(CLUSTER)
+
+cluster-down: setup ## end that cluster, and leave nothing of it but the programs that were built for it
+	@$(MAKE) --no-print-directory cluster-binaries >&2
+	@bin/skep-cluster down $(CLUSTER)
+
+.PHONY: cluster-binaries
+cluster-binaries:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-cluster ./cmd/skep-cluster
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-pause ./cluster/pause
 
 lint: setup ## gofmt, vet, staticcheck
 	@$(MAKE) --no-print-directory linters

@@ -5,6 +5,7 @@
 #
 #   scripts/setup.sh          what building and running skep needs
 #   scripts/setup.sh --test   and what its tests need
+#   scripts/setup.sh --cluster   and what a Kubernetes on this machine needs
 #
 # It writes .cache/env.mk, which tells the Makefile which Go to use.
 set -euo pipefail
@@ -14,8 +15,8 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
 case "${1:-}" in
-'' | --test) ;;
-*) die "unknown argument $1; usage: scripts/setup.sh [--test]" ;;
+'' | --test | --cluster) ;;
+*) die "unknown argument $1; usage: scripts/setup.sh [--test | --cluster]" ;;
 esac
 
 # --- packages -----------------------------------------------------------------
@@ -34,6 +35,14 @@ if [ "${1:-}" = --test ]; then
 	# The race detector links with the C compiler.
 	have gcc || missing+=(gcc)
 	[ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)
+fi
+
+if [ "${1:-}" = --cluster ]; then
+	have runc || missing+=(runc)
+	[ -n "${SKEP_CONTAINERD:-}" ] || have containerd || missing+=(containerd)
+	have nft || missing+=(nftables)
+	have nsenter || missing+=(util-linux)
+	[ -x /usr/lib/cni/ptp ] || [ -x /opt/cni/bin/ptp ] || missing+=(containernetworking-plugins)
 fi
 
 install() {

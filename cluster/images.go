@@ -1,0 +1,116 @@
+package cluster
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+// importImages gives the cluster its images, unless it has them.
+func (c *Cluster) importImages(ctx context.Context, coredns string) error {
+	for ref, program := range map[string]string{PauseImage: c.opts.Pause, DNSImage: coredns, HelloImage: filepath.Join(c.opts.Skep, "skep-hello")} {
+		config := v1.Config{Env: []string{"PATH=/"}}
+		if ref == HelloImage {
+			config.ExposedPorts = map[string]struct{}{"8080/tcp": {}}
+		}
+		img, err := Image(program, config)
+		if err != nil {
+			return fmt.Errorf("making image %s: %w", ref, err)
+		}
+		if err := c.Import(ctx, ref, img); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Image is one of a single static program, which is its entry point.
+func Image(program string, config v1.Config) (v1.Image, error) {
+	b, err := os.ReadFile(program)
+	if err != nil {
+		return nil, err
+	}
+	var layer bytes.Buffer
+	w := tar.NewWriter(&layer)
+	for _, f := range []struct {
+		name string
+		mode int64
+		data []byte
+	}{
+		{filepath.Base(program), 0o755, b},
+		{"etc/passwd", 0o644, []byte("root:x:0:0:root:/:/bin/sh\n")},
+		{"etc/group", 0o644, []byte("root:x:0:\n")},
+	} {
+		if err := w.WriteHeader(&tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.data)), ModTime: time.Unix(0, 0)}); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(f.data); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(layer.Bytes())), nil }, tarball.WithCompressionLevel(gzip.BestSpeed))
+	if err != nil {
+		return nil, err
+	}
+	img, err := mutate.AppendLayers(empty.Image, l)
+	if err != nil {
+		return nil, err
+	}
+	file, err := img.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	file = file.DeepCopy()
+	config.Entrypoint = []string{"/" + filepath.Base(program)}
+	file.OS, file.Architecture, file.Config = "linux", runtime.GOARCH, config
+	return mutate.ConfigFile(img, file)
+}
+
+// Import gives the cluster an image under a name, unless it has it.
+func (c *Cluster) Import(ctx context.Context, ref string, img v1.Image) error {
+	digest, err := img.Digest()
+	if err != nil {
+		return err
+	}
+	list, err := c.Command(ctx, "ctr", "-n", "k8s.io", "images", "ls", "name=="+ref).Output()
+	if err != nil {
+		return fmt.Errorf("listing images: %w", err)
+	}
+	if strings.Contains(string(list), digest.String()) {
+		return nil
+	}
+	tag, err := name.NewTag(ref)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(c.dir, "image-*.tar")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	if err := tarball.Write(tag, img, f); err != nil {
+		return fmt.Errorf("writing image %s: %w", ref, err)
+	}
+	if out, err := c.Command(ctx, "ctr", "-n", "k8s.io", "images", "import", f.Name()).CombinedOutput(); err != nil {
+		return fmt.Errorf("importing image %s: %w: %s", ref, err, out)
+	}
+	return nil
+}
