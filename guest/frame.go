@@ -37,7 +37,7 @@ const (
 	KindStdin    Kind = 22 // host: bytes for the process, no more than it has room for
 	KindEOF      Kind = 23 // host: the end of stdin, or of what is copied in
 	KindResize   Kind = 24 // host: the terminal's size
-	KindSignal   Kind = 25 // host: a signal for the process or for all it has started
+	KindSignal   Kind = 25 // host: a signal, and whom it is for
 	KindDetach   Kind = 26 // host: leave the process running
 	KindCopyIn   Kind = 27 // host: the directory to copy to, first on its connection
 	KindCopyOut  Kind = 28 // host: the path to copy, first on its connection

@@ -39,6 +39,10 @@ type Process struct {
 	Capabilities    *Capabilities `json:"capabilities,omitempty"`
 	OOMScoreAdj     *int          `json:"oom_score_adj,omitempty"`
 	Umask           *uint32       `json:"umask,omitempty"`
+	// Init makes it the first of a PID namespace, as a container's process is: its
+	// pid there is 1, those that are run after it are in there, too, and all end
+	// with it. Without one processes see the guest's, whose first is the agent.
+	Init bool `json:"init,omitempty"`
 }
 
 // IDs are who a process runs as, in numbers.
@@ -169,24 +173,32 @@ func DecodeResize(p []byte) (rows, cols uint16, err error) {
 // maxSignal is the last of the realtime signals.
 const maxSignal = 64
 
+// SignalTo says who is to get a signal.
+type SignalTo byte
+
+const (
+	ToProcess SignalTo = iota
+	ToAll              // the process and everything that it has started
+	// ToBeginning is a process to which the signal was sent before it ran. The kernel
+	// keeps from the first of a PID namespace what it does not handle: one that does not
+	// handle it yet is ended as any other would be.
+	ToBeginning
+)
+
 // EncodeSignal returns the payload of a KindSignal frame.
-func EncodeSignal(signal int, all bool) ([]byte, error) {
+func EncodeSignal(signal int, to SignalTo) ([]byte, error) {
 	if signal < 1 || signal > maxSignal {
 		return nil, fmt.Errorf("signal %d: want 1 to %d", signal, maxSignal)
 	}
-	b := []byte{byte(signal), 0}
-	if all {
-		b[1] = 1
-	}
-	return b, nil
+	return []byte{byte(signal), byte(to)}, nil
 }
 
 // DecodeSignal reads what EncodeSignal returns.
-func DecodeSignal(p []byte) (signal int, all bool, err error) {
-	if len(p) != signalLen || p[0] < 1 || p[0] > maxSignal || p[1] > 1 {
-		return 0, false, errors.New("malformed signal")
+func DecodeSignal(p []byte) (signal int, to SignalTo, err error) {
+	if len(p) != signalLen || p[0] < 1 || p[0] > maxSignal || SignalTo(p[1]) > ToBeginning {
+		return 0, 0, errors.New("malformed signal")
 	}
-	return int(p[0]), p[1] == 1, nil
+	return int(p[0]), SignalTo(p[1]), nil
 }
 
 // EncodeCount returns the payload of a KindStarted (a pid) or KindTaken (bytes)

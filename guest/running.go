@@ -250,10 +250,9 @@ func (r *Running) Resize(rows, cols uint16) error {
 	return r.frame(KindResize, EncodeResize(rows, cols))
 }
 
-// Signal sends the process a signal, or with all everything that it has started
-// as well. It does not say whether there was still anyone to get it.
-func (r *Running) Signal(signal int, all bool) error {
-	b, err := EncodeSignal(signal, all)
+// Signal sends a signal. It does not say whether there was still anyone to get it.
+func (r *Running) Signal(signal int, to SignalTo) error {
+	b, err := EncodeSignal(signal, to)
 	if err != nil {
 		return err
 	}

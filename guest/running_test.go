@@ -50,7 +50,7 @@ func TestRunning(t *testing.T) {
 	if exit, err := r.Wait(t.Context()); err != nil || exit != want || out.String() != "ab" {
 		t.Errorf("%+v, %v, %q", exit, err, out.String())
 	}
-	if err := r.Signal(15, false); err == nil {
+	if err := r.Signal(15, ToProcess); err == nil {
 		t.Error("a signal for what has ended")
 	}
 }
@@ -207,9 +207,9 @@ func FuzzExecFrames(f *testing.F) {
 			if e, err := DecodeProcessExit(p); err == nil && !bytes.Equal(e.Encode(), p) {
 				t.Fatalf("%+v is not %x", e, p)
 			}
-			if n, all, err := DecodeSignal(p); err == nil {
-				if back, err := EncodeSignal(n, all); err != nil || !bytes.Equal(back, p) {
-					t.Fatalf("signal %d, %v: %v", n, all, err)
+			if n, to, err := DecodeSignal(p); err == nil {
+				if back, err := EncodeSignal(n, to); err != nil || !bytes.Equal(back, p) {
+					t.Fatalf("signal %d, %d: %v", n, to, err)
 				}
 			}
 			if rows, cols, err := DecodeResize(p); err == nil && !bytes.Equal(EncodeResize(rows, cols), p) {

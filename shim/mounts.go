@@ -55,6 +55,8 @@ func translateMount(m specs.Mount, at string) (*mount, error) {
 		return nil, nil
 	case at == "/" || at == "/proc" || at == "/sys" || at == "/dev" && m.Type != "tmpfs":
 		return nil, fmt.Errorf("nothing can be put there in a microVM")
+	case strings.HasPrefix(at, "/proc/"):
+		return nil, fmt.Errorf("nothing can be put into a microVM's /proc")
 	case m.Type == "tmpfs" && at == "/dev":
 		return nil, nil
 	case m.Type == "tmpfs":

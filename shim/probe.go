@@ -95,7 +95,8 @@ func (p *prober) get(ctx context.Context) error {
 func (p *prober) run(ctx context.Context) error {
 	p.asked++
 	process := p.process
-	process.ID, process.Argv, process.Keep, process.Stdin, process.TTY = fmt.Sprint("ready-", p.asked), p.Command, false, false, false
+	process.ID, process.Argv = fmt.Sprint("ready-", p.asked), p.Command
+	process.Init, process.Keep, process.Stdin, process.TTY = false, false, false, false // of the container's own alone
 	conn, err := p.dial(ctx, guest.ExecPort)
 	if err != nil {
 		return cause.Because(ctx, err)

@@ -114,7 +114,11 @@ func (p *proc) adopt(r *guest.Running) {
 	defer p.mu.Unlock()
 	p.running, p.started = r, true
 	for _, s := range p.waiting {
-		_ = r.Signal(int(s.number), s.all) // else it has ended
+		to := guest.ToBeginning
+		if s.all {
+			to = guest.ToAll
+		}
+		_ = r.Signal(int(s.number), to) // else it has ended
 	}
 	if p.io.stdin != nil {
 		go p.feed(r)
@@ -199,7 +203,11 @@ func (p *proc) signal(number uint32, all bool) error {
 	case r == nil:
 		return errNotStarted
 	}
-	if err := r.Signal(int(number), all); errors.Is(err, io.ErrClosedPipe) {
+	to := guest.ToProcess
+	if all {
+		to = guest.ToAll
+	}
+	if err := r.Signal(int(number), to); errors.Is(err, io.ErrClosedPipe) {
 		return errEnded
 	} else if err != nil {
 		return err

@@ -195,6 +195,34 @@ func TestProbeAsksUntilReady(t *testing.T) {
 	}
 }
 
+// A command that asks is run as the container's process, but is not that: it is not
+// the first of a PID namespace once more, and has no terminal or input.
+func TestReadyCommand(t *testing.T) {
+	ran := make(chan guest.Process, 1)
+	p := prober{probe: probe{Command: []string{"/bin/check", "-q"}}, dial: func(context.Context, int) (net.Conn, error) {
+		host, agent := net.Pipe()
+		go func() {
+			defer agent.Close()
+			var got guest.Process
+			k, b, err := guest.ReadFrame(agent, guest.FromExecHost, nil)
+			if err != nil || k != guest.KindExec || guest.Decode(b, &got) != nil {
+				t.Errorf("frame of kind %d, %q, %v", k, b, err)
+			}
+			ran <- got
+			_ = guest.WriteFrame(agent, guest.KindStarted, guest.EncodeCount(7))
+			_ = guest.WriteFrame(agent, guest.KindEnded, guest.ProcessExit{}.Encode())
+		}()
+		return host, nil
+	}}
+	p.process = guest.Process{ID: "init", Argv: []string{"/app"}, Env: []string{"A=1"}, IDs: &guest.IDs{UID: 7}, Init: true, Keep: true, Stdin: true, TTY: true}
+	if err := p.until(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if got, want := <-ran, (guest.Process{ID: "ready-1", Argv: []string{"/bin/check", "-q"}, Env: []string{"A=1"}, IDs: &guest.IDs{UID: 7}}); !reflect.DeepEqual(got, want) {
+		t.Errorf("it runs %+v, want %+v", got, want)
+	}
+}
+
 // What a process is sent while it is started waits until it runs.
 func TestSignalsWait(t *testing.T) {
 	p := newProc("", guest.Process{Argv: []string{"/app"}}, "", "", "")
@@ -216,7 +244,11 @@ func TestSignalsWait(t *testing.T) {
 		t.Error("nobody is told to hurry")
 	}
 	host, agent := net.Pipe()
-	frames := make(chan [2]uint32, 2)
+	type sent struct {
+		number int
+		to     guest.SignalTo
+	}
+	frames := make(chan sent, 2)
 	go func() {
 		defer agent.Close()
 		if k, _, err := guest.ReadFrame(agent, guest.FromExecHost, nil); err != nil || k != guest.KindAttach {
@@ -225,15 +257,11 @@ func TestSignalsWait(t *testing.T) {
 		_ = guest.WriteFrame(agent, guest.KindStarted, guest.EncodeCount(7))
 		for range 2 {
 			_, b, err := guest.ReadFrame(agent, guest.FromExecHost, nil)
-			n, all, err2 := guest.DecodeSignal(b)
+			n, to, err2 := guest.DecodeSignal(b)
 			if err != nil || err2 != nil {
 				t.Error(err, err2)
 			}
-			got := [2]uint32{uint32(n), 0}
-			if all {
-				got[1] = 1
-			}
-			frames <- got
+			frames <- sent{n, to}
 		}
 	}()
 	r, err := p.attach(t.Context(), func(context.Context) (io.ReadWriteCloser, error) { return host, nil })
@@ -241,7 +269,7 @@ func TestSignalsWait(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.adopt(r)
-	for _, want := range [][2]uint32{{15, 0}, {9, 1}} {
+	for _, want := range []sent{{15, guest.ToBeginning}, {9, guest.ToAll}} {
 		select {
 		case got := <-frames:
 			if got != want {

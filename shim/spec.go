@@ -174,6 +174,7 @@ func (t translation) namespaces() error {
 		return fmt.Errorf("the container is to have a clock of its own: a microVM keeps the host's")
 	}
 	t.c.NetNS = paths[specs.NetworkNamespace]
+	t.c.Process.Init = paths[specs.PIDNamespace] == "" // else the first is the pause container's, for which the guest's stands
 	return nil
 }
 

@@ -71,7 +71,7 @@ func TestTranslate(t *testing.T) {
 		want   any
 	}{
 		{"the process", nil, func(c container) any { return c.Process },
-			guest.Process{Argv: []string{"/app", "-x"}, Env: []string{"A=b"}, Dir: "/srv", MakeDir: true, IDs: &guest.IDs{UID: 1000, GID: 1001, Groups: []uint32{5}}}},
+			guest.Process{Argv: []string{"/app", "-x"}, Env: []string{"A=b"}, Dir: "/srv", MakeDir: true, IDs: &guest.IDs{UID: 1000, GID: 1001, Groups: []uint32{5}}, Init: true}},
 		{"a terminal", func(s *specs.Spec) {
 			s.Process.Terminal, s.Process.ConsoleSize = true, &specs.Box{Height: 24, Width: 1 << 20}
 		},
@@ -103,7 +103,7 @@ func TestTranslate(t *testing.T) {
 		{"what its processes may have", limited(64<<20, 100_000, 100_000), func(c container) any { return c.ProcessesMiB }, 64},
 		{"what they may have, sized by annotation", both(limited(64<<20, 100_000, 100_000), annotated(annotationMemory, "2Gi")), func(c container) any { return c.ProcessesMiB }, 0},
 		{"the processes of a pod that has no others", both(without(specs.PIDNamespace, "/proc/1/ns/pid"), annotated(annotationType, "container", annotationName, "app")),
-			func(c container) any { return c.Process.Argv[0] }, "/app"},
+			func(c container) any { return c.Process.Init }, false},
 		{"settings", annotated(annotationPolicy, "reap", annotationPort, "80", annotationMemory, "512", annotationSnapshot, "off", annotationContainer, "app"),
 			func(c container) any { return c.Settings }, settings{Policy: "reap", Port: 80, MemoryMiB: 512, Snapshot: snapshotOff}},
 		{"Knative's port", func(s *specs.Spec) { s.Process.Env = []string{"PORT=8080", "K_SERVICE=hello"} }, func(c container) any { return c.Settings.Port }, 8080},
@@ -181,6 +181,7 @@ func TestTranslateRefuses(t *testing.T) {
 		{"a device by a mount", mounted(bind("/dev/fuse", "/dev/fuse", "ro")), "devices"},
 		{"a file system of the host's", mounted(specs.Mount{Destination: "/m", Type: "nfs", Source: "h:/x"}), `"nfs"`},
 		{"over the root", mounted(bind("/", "/srv", "ro")), "nothing can be put there"},
+		{"in /proc", mounted(specs.Mount{Destination: "/proc/scsi", Type: "tmpfs"}), "into a microVM's /proc"},
 		{"twice", mounted(bind("/a", "/x", "ro"), bind("/a/", "/y", "ro")), "already"},
 		{"a relative mount", mounted(bind("a", "/x", "ro")), "absolute"},
 		{"a relative source", mounted(bind("/a", "x", "ro")), "absolute"},

@@ -15,6 +15,9 @@ func main() {
 	if agent.IsGate() {
 		agent.Gate()
 	}
+	if agent.IsProcMount() {
+		agent.ProcMount()
+	}
 	if len(os.Args) > 1 && os.Args[1] == "--version" {
 		fmt.Println(agent.Version)
 		return

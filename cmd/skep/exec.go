@@ -241,6 +241,6 @@ func (c *cli) passOne(r *guest.Running, s os.Signal) {
 	case s == syscall.SIGWINCH:
 		_ = r.Resize(sizeOf(c.out)) // it may have ended
 	case ok && slices.Contains(passedOn, s):
-		_ = r.Signal(int(n), false)
+		_ = r.Signal(int(n), guest.ToProcess)
 	}
 }

@@ -125,8 +125,41 @@ func testProcesses(t *testing.T, l *lab) {
 	if _, exit := m.run(guest.Process{ID: "x", Argv: []string{"/probe", "exit"}}); exit.Code != 7 || exit.OOM {
 		t.Errorf("the next: %+v", exit)
 	}
+	testInit(m)
 	if err := m.session.Stop(m.ctx(), 0); err != nil {
 		t.Errorf("stopping a guest without a function: %v", err)
+	}
+}
+
+// testInit runs the first process of a PID namespace, and others in it.
+func testInit(m *machine) {
+	m.t.Helper()
+	if _, err := guest.Exec(m.ctx(), m.dialExec(), guest.Process{ID: "first", Argv: []string{"/none/such"}, Init: true}, nil, nil); err == nil || !strings.Contains(err.Error(), "no such program") {
+		m.t.Errorf("one that is not there: %v", err)
+	}
+	var out bytes.Buffer
+	first := m.exec(guest.Process{ID: "first", Argv: []string{"/probe", "cat"}, Stdin: true, Init: true, Keep: true, IDs: &guest.IDs{UID: 33, GID: 34}}, &out)
+	got, _ := m.run(guest.Process{ID: "x", Argv: []string{"/probe", "read", "/proc/1/cmdline", "/proc/timer_list"}})
+	for _, want := range []string{`/proc/1/cmdline="/probe\x00cat\x00"`, `/proc/timer_list=""`} {
+		if !strings.Contains(got, want) {
+			m.t.Errorf("beside the first process %s is not in %s", want, got)
+		}
+	}
+	if out, _ := m.run(guest.Process{ID: "x", Argv: []string{"/probe", "write", "/proc/sys/net/core/somaxconn"}}); !strings.Contains(out, "read-only") {
+		m.t.Errorf("writing to /proc/sys: %s", out)
+	}
+	if _, err := guest.Exec(m.ctx(), m.dialExec(), guest.Process{ID: "x", Argv: []string{"/probe", "cat"}, Init: true}, nil, nil); err == nil || !strings.Contains(err.Error(), "there can be one") {
+		m.t.Errorf("a second first one: %v", err)
+	}
+	beside := m.exec(guest.Process{ID: "x", Argv: []string{"/probe", "cat"}, Stdin: true}, io.Discard)
+	if err := first.CloseStdin(); err != nil {
+		m.t.Error(err)
+	}
+	if exit, err := first.Wait(m.ctx()); err != nil || exit.Code != 0 {
+		m.t.Errorf("the end of the first: %+v, %v", exit, err)
+	}
+	if exit, err := beside.Wait(m.ctx()); err != nil || exit.Signal != int(unix.SIGKILL) {
+		m.t.Errorf("the end of what was beside it: %+v, %v", exit, err)
 	}
 }
 
@@ -202,7 +235,7 @@ func testKept(t *testing.T, l *lab) {
 	if r.PID() != kept.PID() {
 		t.Errorf("its pid was %d and is %d", kept.PID(), r.PID())
 	}
-	if err := r.Signal(int(unix.SIGTERM), false); err != nil {
+	if err := r.Signal(int(unix.SIGTERM), guest.ToProcess); err != nil {
 		t.Error(err)
 	}
 	if exit, err := r.Wait(c.ctx()); err != nil || exit.Code != 3 {

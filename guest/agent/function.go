@@ -29,6 +29,7 @@ type function struct {
 	spec     guest.Start
 	names    *names
 	group    *cgroup
+	pids     *pidNamespace                 // that further processes are in; nil: the agent's own
 	children map[int]func(unix.WaitStatus) // of further processes: told when they are reaped, without mu
 	host     string                        // address at which the server accepts; "" until it does
 	pid      int

@@ -37,15 +37,8 @@ func furnish(s guest.Start) error {
 			return err
 		}
 	}
-	for _, path := range s.ReadonlyPaths {
-		if err := makeReadonly(path); err != nil {
-			return fmt.Errorf("making %s read-only: %w", path, err)
-		}
-	}
-	for _, path := range s.MaskedPaths {
-		if err := mask(path); err != nil {
-			return fmt.Errorf("masking %s: %w", path, err)
-		}
+	if err := hide(s, func(string) bool { return true }); err != nil {
+		return err
 	}
 	if !s.ReadOnlyRoot {
 		return nil
@@ -104,6 +97,27 @@ func tmpfsMount(t guest.Tmpfs) (mount, error) {
 	}
 	m.data = strings.Join(data, ",")
 	return m, nil
+}
+
+// hide makes what the specification names read-only, or hides it, if which says so.
+func hide(s guest.Start, which func(path string) bool) error {
+	for _, path := range s.ReadonlyPaths {
+		if !which(path) {
+			continue
+		}
+		if err := makeReadonly(path); err != nil {
+			return fmt.Errorf("making %s read-only: %w", path, err)
+		}
+	}
+	for _, path := range s.MaskedPaths {
+		if !which(path) {
+			continue
+		}
+		if err := mask(path); err != nil {
+			return fmt.Errorf("masking %s: %w", path, err)
+		}
+	}
+	return nil
 }
 
 // makeReadonly lets nobody in the root write to what is at path.

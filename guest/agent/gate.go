@@ -68,9 +68,10 @@ var resources = map[string]int{
 // enoughFiles is how many the agent needs to open while it forks.
 const enoughFiles = 1024
 
-// forkLimited forks with these limits. That of open files the agent can bear
+// forkLimited forks with these limits, and calls ready, if it is not nil, with the
+// first process of a namespace before that runs its program. The limit of open files the agent can bear
 // itself meanwhile, unless it is low, which saves the gate.
-func (l launch) forkLimited(limits []guest.Rlimit) (int, error) {
+func (l launch) forkLimited(limits []guest.Rlimit, ready func(pid int) error) (int, error) {
 	gated := false
 	for _, r := range limits {
 		resource, ok := resources[r.Type]
@@ -85,13 +86,14 @@ func (l launch) forkLimited(limits []guest.Rlimit) (int, error) {
 			gated = true
 		}
 	}
-	if !gated {
+	if !gated && !l.init {
 		return l.fork()
 	}
-	return l.forkGated(limits)
+	return l.forkGated(limits, ready)
 }
 
-func (l launch) forkGated(limits []guest.Rlimit) (pid int, err error) {
+// forkGated calls ready while the child waits at the gate.
+func (l launch) forkGated(limits []guest.Rlimit, ready func(pid int) error) (pid int, err error) {
 	self, err := os.OpenFile("/proc/self/exe", unix.O_PATH, 0)
 	if err != nil {
 		return 0, err
@@ -122,6 +124,11 @@ func (l launch) forkGated(limits []guest.Rlimit) (pid int, err error) {
 	}
 	if err := l.limit(pid, limits); err != nil {
 		return 0, errors.Join(err, unix.Kill(pid, unix.SIGKILL))
+	}
+	if l.init && ready != nil {
+		if err := ready(pid); err != nil {
+			return 0, errors.Join(err, unix.Kill(pid, unix.SIGKILL))
+		}
 	}
 	open.Close()
 	switch _, err := io.ReadFull(hear, b[:]); err {

@@ -23,7 +23,9 @@ type launch struct {
 	streams []*os.File // stdin, stdout, stderr
 	tty     bool       // they are a terminal, which becomes its controlling one
 	own     *attributes
-	files   unix.Rlimit // how many it may open
+	pids    *pidNamespace // that it is in; nil: the agent's
+	init    bool          // it is the first of one of its own
+	files   unix.Rlimit   // how many it may open
 }
 
 // attributes are what a process has of its own and the function has not.
@@ -53,7 +55,7 @@ func (l launch) fork() (pid int, err error) {
 	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &l.files, &before); err != nil {
 		return 0, fmt.Errorf("limiting its open files: %w", err)
 	}
-	if l.own == nil {
+	if l.own == nil && l.pids == nil {
 		pid, err = l.exec()
 		err = errors.Join(err, unix.Chdir("/"))
 	} else {
@@ -69,6 +71,9 @@ func (l launch) exec() (int, error) {
 	}}
 	if l.group != nil {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD, attr.Sys.Unshareflags = true, int(l.group.Fd()), unix.CLONE_NEWCGROUP
+	}
+	if l.init {
+		attr.Sys.Cloneflags = unix.CLONE_NEWPID
 	}
 	if l.own != nil && l.own.caps != nil {
 		attr.Sys.AmbientCaps = l.own.caps.ambient.list()
@@ -86,7 +91,15 @@ func (l launch) exec() (int, error) {
 // ends with it.
 func (l launch) execApart() (pid int, err error) {
 	onOwnThread(func() {
-		if err = l.own.take(); err == nil {
+		if l.pids != nil {
+			err = l.pids.enter()
+		}
+		if err == nil && l.own != nil {
+			err = l.own.take()
+		} else if err == nil {
+			err = unshareFS()
+		}
+		if err == nil {
 			pid, err = l.exec()
 		}
 	})
@@ -113,8 +126,8 @@ func onOwnThread(f func()) {
 // take gives the calling thread the attributes. Its directory and umask become
 // its own; the rest is a thread's own anyway.
 func (a *attributes) take() error {
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return fmt.Errorf("parting a thread from the others: %w", err)
+	if err := unshareFS(); err != nil {
+		return err
 	}
 	if a.umask != nil {
 		unix.Umask(int(*a.umask))
@@ -128,6 +141,14 @@ func (a *attributes) take() error {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 			return fmt.Errorf("setting no_new_privs: %w", err)
 		}
+	}
+	return nil
+}
+
+// unshareFS makes the calling thread's directory and umask its own.
+func unshareFS() error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("parting a thread from the others: %w", err)
 	}
 	return nil
 }

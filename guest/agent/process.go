@@ -20,6 +20,9 @@ type process struct {
 	pid   int
 	group *os.File // its cgroup, of all that it starts; nil in tests
 	oom   int64    // processes that had ended for want of memory when it began
+	// The signal in whose place it was sent SIGKILL; guarded by function.mu, and by its
+	// being reaped.
+	endedBy unix.Signal
 	*streams
 	pumps sync.WaitGroup // what passes on its output
 
@@ -46,6 +49,14 @@ func (p *process) start() error {
 	if !f.started {
 		return errors.New("this guest was not started yet: it has no root to run anything in")
 	}
+	if f.pids != nil {
+		if p.spec.Init {
+			return errors.New("the first process of this guest's PID namespace was started before: there can be one")
+		}
+		if _, runs := f.children[f.pids.first]; !runs {
+			return errors.New("the first process of this guest's PID namespace has ended: nothing runs in there any more")
+		}
+	}
 	l, err := launchOf(f, &p.spec)
 	if err != nil {
 		return err
@@ -62,7 +73,12 @@ func (p *process) start() error {
 		}
 		l.group, p.oom = p.group, f.group.killed()
 	}
-	if p.pid, err = l.forkLimited(p.spec.Rlimits); err != nil {
+	if l.init {
+		p.pid, err = f.forkInit(l, p.spec.Rlimits)
+	} else {
+		p.pid, err = l.forkLimited(p.spec.Rlimits, nil)
+	}
+	if err != nil {
 		err = unrunnable(explain(f.root, l.workDir, l.path, err))
 		if p.group != nil {
 			err = errors.Join(err, os.Remove(p.group.Name()), p.group.Close())
@@ -88,7 +104,7 @@ func (p *process) start() error {
 // launchOf looks up in the function's root what the process needs. It opens the
 // launch's dir.
 func launchOf(f *function, spec *guest.Process) (l launch, err error) {
-	l = launch{root: f.root, argv: spec.Argv, files: f.files}
+	l = launch{root: f.root, argv: spec.Argv, files: f.files, pids: f.pids, init: spec.Init}
 	if l.who, err = userOf(f, spec); err != nil {
 		return l, refusedError{guest.RefusedUser, err}
 	}
@@ -193,11 +209,11 @@ func (p *process) take(c *execConn, k guest.Kind, b []byte) error {
 		}
 		return p.resize(rows, cols)
 	case guest.KindSignal:
-		n, all, err := guest.DecodeSignal(b)
+		n, to, err := guest.DecodeSignal(b)
 		if err != nil {
 			return err
 		}
-		p.signal(unix.Signal(n), all)
+		p.signal(unix.Signal(n), to)
 	case guest.KindDetach:
 		p.detach(c, "")
 		return errDetached
@@ -263,7 +279,7 @@ const hangUpGrace = 2 * time.Second
 // hangUp ends the process and what it has started, as a terminal that goes does,
 // and then by force.
 func (p *process) hangUp() {
-	p.signal(unix.SIGHUP, true)
+	p.signal(unix.SIGHUP, guest.ToAll)
 	grace := time.AfterFunc(hangUpGrace, func() {
 		p.kill()
 		p.abandon()
@@ -287,16 +303,19 @@ func (p *process) abandon() {
 	p.mu.Unlock()
 }
 
-// signal sends it to the process, or to all that it has started as well.
-func (p *process) signal(n unix.Signal, all bool) {
+// signal sends it to whom it is for.
+func (p *process) signal(n unix.Signal, to guest.SignalTo) {
 	f := p.all.fn
 	f.mu.Lock() // so that no pid is reaped, and another's, meanwhile
 	defer f.mu.Unlock()
 	_, runs := f.children[p.pid]
 	switch {
-	case !all && runs:
+	case to != guest.ToAll && !runs:
+	case to == guest.ToBeginning && p.spec.Init && ends(n) && !handles(p.pid, n):
+		p.endedBy = n
+		_ = unix.Kill(p.pid, unix.SIGKILL)
+	case to != guest.ToAll:
 		_ = unix.Kill(p.pid, n) // it may be ending
-	case !all:
 	case p.group == nil:
 		_ = unix.Kill(-p.pid, n)
 	default:
@@ -321,8 +340,11 @@ func (p *process) reaped(ws unix.WaitStatus) {
 	e := guest.ProcessExit{Code: ws.ExitStatus(), UnixNano: time.Now().UnixNano()}
 	if ws.Signaled() {
 		e.Signal = int(ws.Signal())
-		e.Code = 128 + e.Signal
 		e.OOM = ws.Signal() == unix.SIGKILL && p.all.fn.group.killed() > p.oom
+		if ws.Signal() == unix.SIGKILL && !e.OOM && p.endedBy != 0 {
+			e.Signal = int(p.endedBy)
+		}
+		e.Code = 128 + e.Signal
 	}
 	p.mu.Lock()
 	p.exit = &e

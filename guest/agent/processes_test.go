@@ -30,6 +30,9 @@ func TestMain(m *testing.M) {
 	if IsGate() {
 		Gate()
 	}
+	if IsProcMount() {
+		ProcMount()
+	}
 	os.Exit(m.Run())
 }
 
@@ -351,7 +354,7 @@ func TestNothingIsDropped(t *testing.T) {
 	r := s.exec(guest.Process{ID: "x", Stdin: true, Argv: []string{"sh", "-c",
 		"trap 'touch " + mark + "; exit 9' USR1; while :; do sleep 0.01; done & head -c 67108864 /dev/zero; touch " + mark + ".early; wait"}}, w, nil)
 	<-w.entered
-	if err := r.Signal(int(unix.SIGUSR1), false); err != nil { // the shell sees it when head has ended
+	if err := r.Signal(int(unix.SIGUSR1), guest.ToProcess); err != nil { // the shell sees it when head has ended
 		t.Error(err)
 	}
 	written := make(chan error, 1)
@@ -380,7 +383,7 @@ func TestSignalsReachWhoDoesNotRead(t *testing.T) {
 		_, err := r.Write(make([]byte, 1<<20))
 		written <- err
 	}()
-	if err := r.Signal(int(unix.SIGTERM), true); err != nil {
+	if err := r.Signal(int(unix.SIGTERM), guest.ToAll); err != nil {
 		t.Error(err)
 	}
 	if exit, err := r.Wait(s.ctx()); err != nil || exit.Signal != int(unix.SIGTERM) || exit.Code != 143 {
@@ -546,7 +549,7 @@ func TestSnapshotEndsConnections(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Signal(int(unix.SIGKILL), true); err != nil {
+	if err := r.Signal(int(unix.SIGKILL), guest.ToAll); err != nil {
 		t.Error(err)
 	}
 	if exit, err := r.Wait(s.ctx()); err != nil || exit.Code != 137 || exit.OOM {

@@ -77,6 +77,17 @@ func TestReady(t *testing.T) {
 			t.Error("a container with another file shares the snapshot")
 		}
 		end(c, "other")
+		// A command that says when it is ready runs beside its process, which is the first.
+		command := append(mounted, "--annotation", `skep.dev/ready-command=["/bin/serves"]`) // a comma would be ctr's
+		slowly(c, "asked1", command...)
+		slowly(c, "asked2", command...)
+		if a, b := get(c, "asked1", "/start"), get(c, "asked2", "/start"); a != b {
+			t.Errorf("with a command they are started apart: %s, %s\n%s", a, b, c.Log())
+		}
+		if out := c.Must("task", "exec", "--exec-id", "e", "asked2", "/bin/cat", "/proc/1/cmdline"); !strings.Contains(out, "serve") {
+			t.Errorf("its first process is %q", out)
+		}
+		end(c, "asked1", "asked2")
 	})
 }
 

@@ -308,7 +308,7 @@ func TestRefused(t *testing.T) {
 			{[]string{"--annotation", "skep.dev/memory=1Mi"}, "at least 128Mi"},
 			{[]string{"--mount", "type=bind,src=/nonexistent,dst=/data,options=rbind:ro"}, "/nonexistent"},
 			// By the guest, when all else is there.
-			{[]string{"--mount", "type=bind,src=/etc/hostname,dst=/proc/x,options=rbind:ro"}, "/proc/x"},
+			{[]string{"--mount", "type=bind,src=/etc/hostname,dst=/sys/x,options=rbind:ro"}, "/sys/x"},
 		} {
 			id := fmt.Sprint("bad", i)
 			r := c.Run(args("run", "--rm", vm, tt.flags, shimtest.ProbeImage, id, "true")...)
