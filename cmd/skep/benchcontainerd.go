@@ -408,26 +408,18 @@ func (p *ctrPlace) close() error {
 // answerLimit is how long a container may take to answer.
 const answerLimit = 5 * time.Minute
 
-// answer starts a container's task and asks its server, from within the container's
-// network namespace, until it answers.
+// answer starts a container's task and, as who waits for that does, asks its server
+// when it has been started: from within the container's network namespace, until it
+// answers.
 func (r *ctrRun) answer(ctx context.Context, p *ctrPlace) (took time.Duration, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, answerLimit, fmt.Errorf("container %s has not answered after %v", p.id, answerLimit))
 	defer cancel()
 	began := time.Now()
-	answered := make(chan error, 1)
-	var at time.Time
-	go func() {
-		err := ask(ctx, p.netns())
-		at = time.Now()
-		answered <- err
-	}()
 	if _, err := r.ctr.run(ctx, "tasks", "start", "--detach", "--null-io", p.id); err != nil {
-		cancel()
-		<-answered
 		return 0, err
 	}
-	err = <-answered
-	return at.Sub(began), err
+	err = ask(ctx, p.netns())
+	return time.Since(began), err
 }
 
 // While nobody answers it is asked again soon at first, and then after a hundredth of
