@@ -101,6 +101,7 @@ func (r *room) openPorts() error {
 func (r *room) begin(ctx context.Context) error {
 	p := r.init
 	if r.plan == nil {
+		defer r.host.Lane(ctx)()
 		return p.start(ctx, r.dial)
 	}
 	if err := p.reserve(); err != nil {
@@ -234,6 +235,9 @@ func (r *room) replace(g *base.Guest) error {
 func (r *room) goOn(ctx context.Context) (*guest.Running, error) {
 	running, err := r.wake(ctx)
 	if err == nil {
+		if !r.plan.probe.asks() {
+			return running, nil
+		}
 		if err = r.awaitReady(ctx, running, answerLimit); err == nil || errors.Is(err, errHurry) {
 			return running, nil
 		}
@@ -242,6 +246,8 @@ func (r *room) goOn(ctx context.Context) (*guest.Running, error) {
 	return r.anew(ctx, err)
 }
 
+// wake tells the guest that it is a clone, and finds the process there: at the same
+// time, since each takes a guest its time in which all is cold.
 func (r *room) wake(ctx context.Context) (*guest.Running, error) {
 	n, err := r.names()
 	if err != nil {
@@ -251,10 +257,26 @@ func (r *room) wake(ctx context.Context) (*guest.Running, error) {
 	if g == nil {
 		return nil, errEnded
 	}
-	if err := g.VM.Clone(ctx, n); err != nil {
-		return nil, err
+	defer r.host.Lane(ctx)()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var running *guest.Running
+	attached := make(chan error, 1)
+	go func() {
+		var err error
+		running, err = r.init.attach(ctx, r.dial)
+		attached <- err
+	}()
+	if err = g.VM.Clone(ctx, n); err != nil {
+		cancel()
 	}
-	return r.init.attach(ctx, r.dial)
+	if aerr := <-attached; err == nil {
+		return running, aerr
+	}
+	if running != nil {
+		_ = running.Close()
+	}
+	return nil, err
 }
 
 // anew starts the container from a base snapshot after all. Nobody has been told yet

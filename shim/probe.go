@@ -22,6 +22,10 @@ type probe struct {
 
 func (p probe) none() bool { return p.Port == 0 && len(p.Command) == 0 }
 
+// asks says that it is the container that answers. Where only its port is known that
+// is its guest's kernel, which says of a restored one what it said of the snapshot.
+func (p probe) asks() bool { return p.Path != "" || len(p.Command) > 0 }
+
 // prober asks a container.
 type prober struct {
 	probe

@@ -21,7 +21,6 @@ import (
 	"github.com/skep-dev/skep/config"
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/internal/cause"
-	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/shim/base"
 	"github.com/skep-dev/skep/shim/rootdisk"
@@ -114,7 +113,7 @@ func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *s
 	}
 	g := r.current()
 	go r.watch(g)
-	r.log.Info("microVM started", "snapshot", g.Snapshot, "snapshot_made", g.Made, "ready", why, "memory_mib", r.container.MemoryMiB, "duration", time.Since(t.began), slog.Group("of_it", t.attrs...))
+	r.log.Info("microVM started", "snapshot", g.Snapshot, "snapshot_made", g.Made, "ready", why, "memory_mib", r.container.MemoryMiB, "duration", time.Since(t.began), slog.Group("of_it", t.attrs...), slog.Group("of_guest", t.phases...))
 	return r, nil
 }
 
@@ -167,6 +166,8 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 		return "", err
 	}
 	t.lap("guest")
+	phases := g.Phases()
+	phases.Each(t.phase)
 	if err := r.take(g); err != nil {
 		return "", err
 	}
@@ -190,6 +191,7 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 type laps struct {
 	began, last time.Time
 	attrs       []any
+	phases      []any // of the microVM's own start, a part of its lap
 }
 
 func (l *laps) lap(name string) {
@@ -199,6 +201,12 @@ func (l *laps) lap(name string) {
 	}
 	l.attrs = append(l.attrs, slog.Duration(name, now.Sub(l.last)))
 	l.last = now
+}
+
+func (l *laps) phase(name string, d time.Duration) {
+	if d > 0 {
+		l.phases = append(l.phases, slog.Duration(name, d))
+	}
 }
 
 // started puts the new VMM into its cgroup, so that all of the guest's memory counts
@@ -290,6 +298,9 @@ func (r *room) furnishGuest(ctx context.Context, g *base.Guest) error {
 	if err != nil {
 		return err
 	}
+	if !r.makes() { // which is not to keep others waiting
+		defer r.host.Lane(ctx)()
+	}
 	err = g.VM.Start(ctx, c.startOf(n))
 	if err != nil {
 		return err
@@ -370,13 +381,6 @@ func (r *room) poststop(ctx context.Context) error {
 	}
 	err := runAllHooks(ctx, "poststop", r.container.Hooks.Poststop, r.state(specs.StateStopped))
 	return errors.Join(err, os.Remove(filepath.Join(r.bundle, marker)))
-}
-
-// responded says that what the guest has touched so far is what a start needs.
-func (r *room) responded() {
-	if g := r.current(); g != nil {
-		g.WithSession(func(s memory.Session) { s.Responded() })
-	}
 }
 
 // watch ends the room when its VMM does, whoever ended it, unless the guest is not
@@ -469,6 +473,7 @@ func (r *room) finish(exit guest.ProcessExit, at time.Time) {
 		return
 	}
 	r.bringBack()
+	r.rested(r.current())
 	r.close()
 	for _, p := range execs {
 		if s, _, _ := p.status(); s != statusCreated {

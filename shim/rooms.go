@@ -232,7 +232,7 @@ func (s *rooms) Start(ctx context.Context, q *taskapi.StartRequest) (*taskapi.St
 		go r.awaitExec(p)
 		return a, nil
 	}
-	r.responded()
+	go r.awaitRest()
 	s.events.send(&eventsapi.TaskStart{ContainerID: q.ID, Pid: a.Pid})
 	if h := r.container.Hooks; h != nil {
 		if err := runAllHooks(ctx, "poststart", h.Poststart, r.state(specs.StateRunning)); err != nil {

@@ -309,6 +309,7 @@ func (h *Host) tryRestore(ctx context.Context, s Spec, snap *snapshot.Snapshot, 
 		session.Close()
 		return nil, err
 	}
+	defer h.Lane(ctx)()
 	g.VM, err = h.starter.Restore(ctx, microvm.RestoreSpec{Spec: h.spec(s, s.RunDir), State: snap.StatePath(), Memory: snap.MemoryPath(), Session: session, Held: held})
 	return g, err
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skep-dev/skep/memory/workingset"
 	"github.com/skep-dev/skep/shim/shimtest"
 	"golang.org/x/sys/unix"
 )
@@ -259,5 +260,45 @@ func TestReadyKilled(t *testing.T) {
 			t.Errorf("the crowd was started as %v, one later as %s\n%s", starts, start, c.Log())
 		}
 		end(c, "crowd0", "crowd1", "crowd2", "later")
+	})
+}
+
+// What a client asks for as soon as the container is there is in the working set, as
+// what a function's first request touches is in a node's.
+func TestReadyWorkingSet(t *testing.T) {
+	eachVM(t, func(t *testing.T, c *shimtest.Containerd) {
+		const mib = 16
+		made := func() map[string]bool {
+			all := map[string]bool{}
+			found, _ := filepath.Glob(filepath.Join(shimtest.DataDir(t), "snapshots", "ready-*"))
+			for _, dir := range found {
+				all[dir] = true
+			}
+			return all
+		}
+		before := made()
+		slowly(c, "first", "--env", "K_TEST=working set of "+c.Version, "--annotation", "skep.dev/policy=reap")
+		if got := get(c, "first", fmt.Sprintf("/touch/%d", mib)); got != fmt.Sprint("touched ", mib) {
+			t.Errorf("it says %q", got)
+		}
+		end(c, "first")
+		for dir := range made() {
+			if before[dir] {
+				continue
+			}
+			st, err := os.Stat(filepath.Join(dir, "memory"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			trace, err := workingset.LoadTrace(filepath.Join(dir, "trace"), workingset.Of{SnapshotID: filepath.Base(dir), MemorySize: st.Size()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := len(trace.Touches); n < mib<<20/4096 {
+				t.Errorf("the working set has %d pages, and %d MiB were touched", n, mib)
+			}
+			return
+		}
+		t.Errorf("no ready snapshot was made\n%s", c.Log())
 	})
 }
