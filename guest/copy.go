@@ -10,10 +10,24 @@ import (
 // CopyIn unpacks a tar stream below a directory of the guest's root, which is
 // made where it is missing, over conn, a connection to its ExecPort that CopyIn
 // closes. Each file replaces one of its name at once, whole, with its mode, owner
-// and time, but for one that is a mount, which is written to; nothing is put outside of the directory. It works before a Clone, too,
-// so that what a clone may not share is there before its processes run again. An
-// error of the guest's is a *RefusedError; what has come before it stays.
+// and time, but for one that is a mount, which is written to; nothing is put outside of the directory. It works before a Clone, too.
+// An error of the guest's is a *RefusedError; what has come before it stays.
 func CopyIn(ctx context.Context, conn io.ReadWriteCloser, dir string, tar io.Reader) error {
+	return copyIn(ctx, conn, KindCopyIn, dir, tar)
+}
+
+// Delivered is what a tar stream of Deliver calls the mount.
+const Delivered = "mount"
+
+// Deliver is CopyIn to what is mounted at a path as the host's, or as one of the files of
+// Names, also where nobody in the guest may write to that. The stream has the
+// directory or file as Delivered; a file keeps its identity, so that who has it open
+// sees what it becomes.
+func Deliver(ctx context.Context, conn io.ReadWriteCloser, path string, tar io.Reader) error {
+	return copyIn(ctx, conn, KindDeliver, path, tar)
+}
+
+func copyIn(ctx context.Context, conn io.ReadWriteCloser, k Kind, to string, tar io.Reader) error {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	answer := make(chan error, 1)
@@ -24,7 +38,7 @@ func CopyIn(ctx context.Context, conn io.ReadWriteCloser, dir string, tar io.Rea
 			conn.Close() // nothing more need be sent
 		}
 	}()
-	err := sendTar(conn, dir, tar)
+	err := sendTar(conn, k, to, tar)
 	if err != nil && !errors.Is(err, ErrLost) {
 		return err // what is copied cannot be read; the answer's reader ends with conn
 	}
@@ -34,11 +48,11 @@ func CopyIn(ctx context.Context, conn io.ReadWriteCloser, dir string, tar io.Rea
 	return orEnded(ctx, err)
 }
 
-func sendTar(conn io.Writer, dir string, tar io.Reader) error {
-	if len(dir) == 0 || len(dir) > MaxPath {
-		return fmt.Errorf("a directory of %d bytes: want 1 to %d", len(dir), MaxPath)
+func sendTar(conn io.Writer, k Kind, to string, tar io.Reader) error {
+	if len(to) == 0 || len(to) > MaxPath {
+		return fmt.Errorf("a path of %d bytes: want 1 to %d", len(to), MaxPath)
 	}
-	if err := WriteFrame(conn, KindCopyIn, []byte(dir)); err != nil {
+	if err := WriteFrame(conn, k, []byte(to)); err != nil {
 		return fmt.Errorf("%w: %w", ErrLost, err)
 	}
 	if err := sendData(conn, tar); err != nil {

@@ -49,6 +49,7 @@ const (
 	KindDetached Kind = 34 // agent: the process runs on without this connection; why, if the host did not ask
 	KindCopied   Kind = 35 // agent: the copy is complete, or nothing that is watched was opened
 	KindWatch    Kind = 36 // host: the path of what is to be watched; none: whether it was opened
+	KindDeliver  Kind = 37 // host: the path of a mount whose content comes, first on its connection
 )
 
 // MaxOutput bounds the payload of a frame of output, in bytes.
@@ -104,7 +105,7 @@ func FromExecHost(k Kind) int {
 		return MaxStart
 	case KindAttach:
 		return maxID
-	case KindCopyIn, KindCopyOut, KindWatch:
+	case KindCopyIn, KindCopyOut, KindWatch, KindDeliver:
 		return MaxPath
 	case KindStdin, KindData:
 		return MaxOutput

@@ -56,8 +56,9 @@
 //	34 detached agent  text; none when the host asked                4 KiB
 //	35 copied   agent  none                                          0
 //	36 watch    host   path; none only asks                          4 KiB
+//	37 deliver  host   path of a mount                               4 KiB
 //
-// The first frame is exec or attach, answered by started, or copy-in, copy-out or
+// The first frame is exec or attach, answered by started, or copy-in, deliver, copy-out or
 // watch; refused answers any of them. Nothing is dropped: the agent reads what a process writes
 // only as fast as the host reads the connection. The host sends no more of stdin
 // than StdinWindow bytes beyond what was taken, so that the agent always reads on
@@ -105,9 +106,9 @@ type Start struct {
 	Entropy     []byte   `json:"entropy"`   // 64 bytes
 
 	Names
-	Tmpfs         []Tmpfs           `json:"tmpfs,omitempty"`
+	Mounts        []Mount           `json:"mounts,omitempty"`         // made in this order
 	LimitMiB      int               `json:"limit_mib,omitempty"`      // of memory, for all processes; 0: what the guest does not need itself
-	ReadOnlyRoot  bool              `json:"read_only_root,omitempty"` // but for what is mounted in it; the host's copies still arrive
+	ReadOnlyRoot  bool              `json:"read_only_root,omitempty"` // but for what is mounted in it
 	Sysctls       map[string]string `json:"sysctls,omitempty"`        // "net.core.somaxconn"
 	MaskedPaths   []string          `json:"masked_paths,omitempty"`   // as an OCI runtime hides them; one that is missing is left
 	ReadonlyPaths []string          `json:"readonly_paths,omitempty"`
@@ -121,13 +122,31 @@ type Names struct {
 	Resolv   string `json:"resolv,omitempty"` // text of /etc/resolv.conf
 }
 
-// Tmpfs is an empty file system in the guest's memory.
-type Tmpfs struct {
-	Path    string   `json:"path"`              // made where it is missing
-	Bytes   int64    `json:"bytes,omitempty"`   // default: the kernel's, half of the memory
-	Mode    uint32   `json:"mode,omitempty"`    // of its root; default 01777
-	Options []string `json:"options,omitempty"` // as mount(8) has them: "noexec", "size=64k"
+// Mount is what is at a path of the root in place of what the image has there.
+type Mount struct {
+	Path    string    `json:"path"` // made where it is missing
+	Kind    MountKind `json:"kind,omitempty"`
+	Bytes   int64     `json:"bytes,omitempty"`   // of MountMemory; default: the kernel's, half of the memory
+	Mode    uint32    `json:"mode,omitempty"`    // of its root; default 01777
+	Options []string  `json:"options,omitempty"` // as mount(8) has them: "ro", "noexec"; of MountMemory also "size=64k"
 }
+
+// MountKind says what is in a mount.
+type MountKind string
+
+const (
+	MountMemory    MountKind = ""          // an empty file system in the guest's memory
+	MountDirectory MountKind = "directory" // what the host delivers, whether or not anybody in there may write to it
+	MountFile      MountKind = "file"      // the same, for a file
+	MountImage     MountKind = "image"     // the image's own directory, which may be written to also where the root may not
+)
+
+// What the host delivers is in the guest's memory, which has room for so much of it
+// twice, since what replaces something is there beside it for a while.
+const (
+	MaxDelivered      = 16 << 20 // bytes, in whole pages
+	MaxDeliveredFiles = 4096
+)
 
 // Clone is the host's first message to an agent that was restored from a
 // snapshot: it is a clone now, and this is what makes it another. An agent that

@@ -18,12 +18,12 @@ import (
 	"github.com/skep-dev/skep/internal/tree"
 )
 
-// What is delivered to a guest is copied into its memory: it has to be small.
+// Bounds of files, in bytes; of what is delivered package guest has them.
 const (
-	maxDelivered = 16 << 20 // bytes of a container's
-	maxTrees     = 4096     // files of a container's
-	maxReturned  = 64 << 10 // bytes of a file that goes back to the host
-	maxNames     = 256 << 10
+	maxReturned = 64 << 10 // of one that goes back to the host
+	maxNames    = 256 << 10
+
+	pageSize = 4096
 )
 
 // names reads what a container is called and whom it knows: /etc/hostname,
@@ -57,36 +57,65 @@ func (c container) names() (n guest.Names, err error) {
 	return n, nil
 }
 
-// inMemory are the directories that the guest makes in its memory.
-func (c container) inMemory() (all []guest.Tmpfs) {
+// mounts are what the guest makes of them.
+func (c container) mounts() (all []guest.Mount, err error) {
 	for _, m := range c.Mounts {
-		if m.Source == "" {
-			t := guest.Tmpfs{Path: m.Path, Bytes: int64(m.SizeMiB) << 20, Mode: uint32(m.Mode)}
-			if t.Mode == 0 {
-				t.Mode = 0o755
+		if slices.Contains(names, m.Path) {
+			continue // those the agent makes anyway
+		}
+		g := guest.Mount{Path: m.Path, Options: m.Flags}
+		switch {
+		case m.Image:
+			g.Kind = guest.MountImage
+		case m.Source == "":
+			g.Bytes, g.Mode = int64(m.SizeMiB)<<20, uint32(cmp.Or(m.Mode, 0o755))
+		default:
+			is, err := os.Stat(m.Source)
+			if err != nil {
+				return nil, fmt.Errorf("mount at %s: %w", m.Path, err)
 			}
-			if m.ReadOnly {
-				t.Options = []string{"ro"}
+			if g.Kind = guest.MountFile; is.IsDir() {
+				g.Kind = guest.MountDirectory
 			}
-			all = append(all, t)
+		}
+		all = append(all, g)
+	}
+	return all, nil
+}
+
+// readonlyPaths are what the container may not write to, of its files: those by which
+// it knows itself as well, unless they are mounted for that.
+func (c container) readonlyPaths() []string {
+	all := slices.Clone(c.ReadonlyPaths)
+	for _, name := range append([]string{"/run/skep/instance"}, names...) {
+		ro := c.ReadOnly
+		for _, m := range c.Mounts {
+			if m.Path == name {
+				ro = slices.Contains(m.Flags, "ro")
+			}
+		}
+		if ro {
+			all = append(all, name)
 		}
 	}
 	return all
 }
 
-// delivered are the mounts that are copied in as files.
+// delivered are the mounts whose content is copied in.
 func (c container) delivered() (all []mount) {
 	for _, m := range c.Mounts {
-		if m.Source != "" && !m.Return && !slices.Contains(names, m.Path) { // those the agent writes
+		if m.Source != "" && !slices.Contains(names, m.Path) { // those the agent writes
 			all = append(all, m)
 		}
 	}
 	return all
 }
 
-// renewed are the mounts whose content follows the host's: what is delivered, and
-// of the names those that do not change with the clone.
-func (c container) renewed() []mount { return append(c.delivered(), c.named()...) }
+// renewed are the mounts whose content follows the host's: what is delivered and does
+// not go the other way, and of the names those that do not change with the clone.
+func (c container) renewed() []mount {
+	return append(slices.DeleteFunc(c.delivered(), func(m mount) bool { return m.Return }), c.named()...)
+}
 
 func (c container) named() (all []mount) {
 	for _, m := range c.Mounts {
@@ -114,10 +143,10 @@ func (c container) measure() error {
 			case mode&(fs.ModeDevice|fs.ModeSocket|fs.ModeNamedPipe) != 0:
 				return fmt.Errorf("%s is a device, socket or pipe of the host's, which a microVM cannot have", p)
 			case mode.IsRegular():
-				bytes += info.Size()
+				bytes += (info.Size() + pageSize - 1) / pageSize * pageSize
 			}
-			if files++; files > maxTrees || bytes > maxDelivered {
-				return fmt.Errorf("what is mounted from the host has more than %d files or %d MiB: a microVM gets copies of them in its memory", maxTrees, maxDelivered>>20)
+			if files++; files > guest.MaxDeliveredFiles || bytes > guest.MaxDelivered {
+				return fmt.Errorf("what is mounted from the host has more than %d files or %d MiB: a microVM gets copies of them in its memory", guest.MaxDeliveredFiles, guest.MaxDelivered>>20)
 			}
 			return nil
 		})
@@ -139,10 +168,9 @@ func deliver(ctx context.Context, dial dialer, m mount, gone []string) error {
 
 // send is deliver of what change, which may be nil, makes of the tar stream.
 func send(ctx context.Context, dial dialer, m mount, gone []string, change func(from io.Reader, to io.Writer) error) error {
-	dir, base := path.Split(m.Path)
 	removed := make([]string, 0, len(gone))
 	for _, name := range gone {
-		removed = append(removed, path.Join(base, name))
+		removed = append(removed, path.Join(guest.Delivered, name))
 	}
 	source, err := filepath.EvalSymlinks(m.Source)
 	if err != nil {
@@ -158,14 +186,14 @@ func send(ctx context.Context, dial dialer, m mount, gone []string, change func(
 		return err
 	}
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(tree.PackChanged(root, filepath.Base(source), base, removed, w)) }()
+	go func() { w.CloseWithError(tree.PackChanged(root, filepath.Base(source), guest.Delivered, removed, w)) }()
 	from := r
 	if change != nil {
 		changed, to := io.Pipe()
 		go func() { err := change(r, to); _ = r.CloseWithError(errGuestFull); to.CloseWithError(err) }()
 		from = changed
 	}
-	err = guest.CopyIn(ctx, conn, dir, from)
+	err = guest.Deliver(ctx, conn, m.Path, from)
 	_ = from.CloseWithError(errGuestFull)
 	_ = r.CloseWithError(errGuestFull)
 	return err

@@ -14,21 +14,24 @@ import (
 // What may be secret, or differs between the pods of a specification, comes late.
 func TestWhatComesLate(t *testing.T) {
 	const pod = "/var/lib/kubelet/pods/u"
-	for at, late := range map[mount]bool{
-		{Path: "/run/secrets/x", Source: "/x"}:                                           true,
-		{Path: "/var/run/secrets", Source: "/x"}:                                         true,
-		{Path: "/etc/tls", Source: pod + "/volumes/kubernetes.io~secret/tls"}:            true,
-		{Path: "/x", Source: pod + "/volumes/kubernetes.io~projected/kube-api-access-x"}: true,
-		{Path: "/x", Source: pod + "/volumes/kubernetes.io~csi/x/mount"}:                 true,
-		{Path: "/x", Source: pod + "/volumes/kubernetes.io~downward-api/x"}:              true,
-		{Path: "/x", Source: pod + "/volume-subpaths/x/c/0"}:                             true,
-		{Path: "/x", Source: pod + "/volumes/kubernetes.io~configmap/c"}:                 false,
-		{Path: "/run/secretsofmine", Source: "/x"}:                                       false,
-		{Path: "/etc/nginx/nginx.conf", Source: "/srv/nginx.conf"}:                       false,
+	for _, tt := range []struct {
+		at   mount
+		late bool
+	}{
+		{mount{Path: "/run/secrets/x", Source: "/x"}, true},
+		{mount{Path: "/var/run/secrets", Source: "/x"}, true},
+		{mount{Path: "/etc/tls", Source: pod + "/volumes/kubernetes.io~secret/tls"}, true},
+		{mount{Path: "/x", Source: pod + "/volumes/kubernetes.io~projected/kube-api-access-x"}, true},
+		{mount{Path: "/x", Source: pod + "/volumes/kubernetes.io~csi/x/mount"}, true},
+		{mount{Path: "/x", Source: pod + "/volumes/kubernetes.io~downward-api/x"}, true},
+		{mount{Path: "/x", Source: pod + "/volume-subpaths/x/c/0"}, true},
+		{mount{Path: "/x", Source: pod + "/volumes/kubernetes.io~configmap/c"}, false},
+		{mount{Path: "/run/secretsofmine", Source: "/x"}, false},
+		{mount{Path: "/etc/nginx/nginx.conf", Source: "/srv/nginx.conf"}, false},
 	} {
-		c := container{Mounts: []mount{at}}
-		if len(c.late()) == 1 != late || len(c.prompt()) == 1 == late {
-			t.Errorf("%+v: late %v, prompt %v", at, c.late(), c.prompt())
+		c := container{Mounts: []mount{tt.at}}
+		if len(c.late()) == 1 != tt.late || len(c.prompt()) == 1 == tt.late {
+			t.Errorf("%+v: late %v, prompt %v", tt.at, c.late(), c.prompt())
 		}
 	}
 }

@@ -3,6 +3,7 @@ package shim
 import (
 	"fmt"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +17,9 @@ const (
 	imageVolumes = "/io.containerd.grpc.v1.cri/containers/"
 	terminations = "/dev/termination-log" // where the kubelet has a container leave a message
 )
+
+// termination is what the kubelet mounts for that, wherever the pod wants it.
+var termination = regexp.MustCompile(`/pods/[^/]+/containers/[^/]+/[0-9a-f]{8}$`)
 
 // kernelTypes are file systems that every guest has mounted where containers
 // expect them.
@@ -67,33 +71,56 @@ func translateMount(m specs.Mount, at string) (*mount, error) {
 		return nil, fmt.Errorf("its source %q is no absolute path", m.Source)
 	}
 	source := path.Clean(m.Source)
-	readOnly := slices.Contains(m.Options, "ro") || slices.Contains(m.Options, "rro") // what is mounted below it is copied with it
+	flags := flagsOf(m.Options)
+	readOnly := slices.Contains(flags, "ro")
 	switch {
 	case at == "/dev/shm":
 		return inMemory(specs.Mount{Options: []string{"mode=1777", "size=64m"}}, at)
-	case strings.HasPrefix(at, "/dev/") && at != terminations:
+	case at == terminations || termination.MatchString(source):
+		return &mount{Path: at, Source: source, Flags: flags, Return: true}, nil
+	case strings.HasPrefix(at, "/dev/"):
 		return nil, fmt.Errorf("%s: a microVM has none of the host's devices", source)
 	case strings.Contains(source+"/", emptyDirs):
-		return &mount{Path: at, Mode: 0o777, ReadOnly: readOnly}, nil
+		return &mount{Path: at, Mode: 0o777, Flags: flags}, nil
 	case strings.Contains(source, imageVolumes) && strings.Contains(source, "/volumes/"):
-		return nil, nil // the image's own directory, which is writable in a guest anyway
-	case at == terminations:
-		return &mount{Path: at, Source: source, Return: true}, nil
+		return &mount{Path: at, Image: true, Flags: flags}, nil
 	case slices.Contains(names, at):
-		return &mount{Path: at, Source: source}, nil
+		return &mount{Path: at, Source: source, Flags: flags}, nil
 	case !readOnly:
 		return nil, fmt.Errorf("%s is mounted for writing: a microVM cannot write to the host's files or volumes; mount it read-only, and what is in it is copied in, or use an emptyDir or tmpfs, which is in the guest's memory", source)
 	}
-	return &mount{Path: at, Source: source, ReadOnly: true}, nil
+	return &mount{Path: at, Source: source, Flags: flags}, nil
+}
+
+// forbidding are the options that take something from who uses a mount, under their
+// names for it alone and for what is mounted below it, which is copied with it.
+var forbidding = map[string]string{"ro": "ro", "rro": "ro", "noexec": "noexec", "rnoexec": "noexec", "nosuid": "nosuid", "rnosuid": "nosuid",
+	"nodev": "nodev", "rnodev": "nodev"}
+
+// lifting undo one that stands before them.
+var lifting = map[string]string{"rw": "ro", "rrw": "ro", "exec": "noexec", "rexec": "noexec", "suid": "nosuid", "rsuid": "nosuid", "dev": "nodev", "rdev": "nodev"}
+
+// flagsOf are the flags among a mount's options.
+func flagsOf(options []string) (flags []string) {
+	for _, o := range options {
+		if flag := forbidding[o]; flag != "" && !slices.Contains(flags, flag) {
+			flags = append(flags, flag)
+		}
+		if flag := lifting[o]; flag != "" {
+			flags = slices.DeleteFunc(flags, func(f string) bool { return f == flag })
+		}
+	}
+	slices.Sort(flags)
+	return flags
 }
 
 func isBind(m specs.Mount) bool {
 	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
 }
 
-// inMemory is a tmpfs, with those of its options that are more than flags.
+// inMemory is a tmpfs.
 func inMemory(m specs.Mount, at string) (*mount, error) {
-	out := &mount{Path: at, ReadOnly: slices.Contains(m.Options, "ro")}
+	out := &mount{Path: at, Flags: flagsOf(m.Options)}
 	for _, o := range m.Options {
 		k, v, _ := strings.Cut(o, "=")
 		switch k {

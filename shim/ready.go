@@ -128,12 +128,16 @@ func readyKey(c container, p *readyPlan) (string, error) {
 		mount
 		Digest string
 	}
+	start, err := c.startOf(guest.Names{})
+	if err != nil {
+		return "", err
+	}
 	v := struct {
 		Start   guest.Start
 		Process guest.Process
 		Probe   probe
 		Mounts  []told
-	}{c.startOf(guest.Names{}), p.process, p.probe, nil}
+	}{start, p.process, p.probe, nil}
 	for _, m := range c.Mounts {
 		t := told{mount: m}
 		t.Source = "" // which has the pod's id in it

@@ -117,7 +117,7 @@ func TestReadyKey(t *testing.T) {
 	one := func() container {
 		return container{Hostname: "one", Process: guest.Process{Argv: []string{"/app"}, Env: []string{"PATH=/bin", "HOSTNAME=one"}, IDs: &guest.IDs{UID: 1}},
 			Settings: settings{Port: 80, Policy: "reap"}, NetNS: "/one", Cgroup: "/one",
-			Mounts: []mount{{Path: "/etc/c", Source: pod("one", "2026", "text"), ReadOnly: true}, {Path: "/etc/hosts", Source: hosts}, {Path: "/tmp"}, {Path: "/run/secrets/s", Source: secret("one")}}}
+			Mounts: []mount{{Path: "/etc/c", Source: pod("one", "2026", "text"), Flags: []string{"ro"}}, {Path: "/etc/hosts", Source: hosts}, {Path: "/tmp"}, {Path: "/run/secrets/s", Source: secret("one")}}}
 	}
 	key := func(change func(*container)) string {
 		t.Helper()

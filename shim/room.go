@@ -298,10 +298,14 @@ func (r *room) furnishGuest(ctx context.Context, g *base.Guest) error {
 	if err != nil {
 		return err
 	}
+	start, err := c.startOf(n)
+	if err != nil {
+		return err
+	}
 	if !r.makes() { // which is not to keep others waiting
 		defer r.host.Lane(ctx)()
 	}
-	err = g.VM.Start(ctx, c.startOf(n))
+	err = g.VM.Start(ctx, start)
 	if err != nil {
 		return err
 	}
@@ -322,9 +326,10 @@ func (r *room) furnishGuest(ctx context.Context, g *base.Guest) error {
 }
 
 // startOf is what a guest is told of the container before its process begins.
-func (c container) startOf(n guest.Names) guest.Start {
-	return guest.Start{Names: n, Tmpfs: c.inMemory(), DiskMiB: max(1, c.MemoryMiB/2), LimitMiB: c.ProcessesMiB, ReadOnlyRoot: c.ReadOnly,
-		Sysctls: c.Sysctls, MaskedPaths: c.Masked, ReadonlyPaths: c.ReadonlyPaths}
+func (c container) startOf(n guest.Names) (guest.Start, error) {
+	mounts, err := c.mounts()
+	return guest.Start{Names: n, Dir: c.Process.Dir, Mounts: mounts, DiskMiB: max(1, c.MemoryMiB/2), LimitMiB: c.ProcessesMiB, ReadOnlyRoot: c.ReadOnly,
+		Sysctls: c.Sysctls, MaskedPaths: c.Masked, ReadonlyPaths: c.readonlyPaths()}, err
 }
 
 // names are what the container is called, and whom it knows.

@@ -39,10 +39,11 @@ type mount struct {
 	Path string // in the container
 	// Source is a file or directory of the host's that is delivered; "" makes it an
 	// empty directory in the guest's memory.
-	Source   string
-	ReadOnly bool
-	SizeMiB  int   // of a directory in memory; 0: as the guest has it
-	Mode     int64 // the same; 0: 0755
+	Source  string
+	Flags   []string // what it forbids: "ro", "noexec"
+	SizeMiB int      // of a directory in memory; 0: as the guest has it
+	Mode    int64    // the same; 0: 0755
+	Image   bool     // it is the image's own directory
 	// Return has the file's content go back to Source when the container has ended.
 	Return bool
 }

@@ -110,17 +110,17 @@ func TestTranslate(t *testing.T) {
 		{"somebody's PORT", func(s *specs.Spec) { s.Process.Env = []string{"PORT=8080"} }, func(c container) any { return c.Settings.Port }, 0},
 		{"mounts that guests have", mounted(specs.Mount{Destination: "/proc", Type: "proc"}, specs.Mount{Destination: "/dev", Type: "tmpfs"}, specs.Mount{Destination: "/dev/pts", Type: "devpts"},
 			specs.Mount{Destination: "/sys", Type: "sysfs"}, specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup"}), mounts, []mount(nil)},
-		{"memory", mounted(specs.Mount{Destination: "/run/", Type: "tmpfs", Options: []string{"nosuid", "size=65536k", "mode=755"}}), mounts, []mount{{Path: "/run", SizeMiB: 64, Mode: 0o755}}},
+		{"memory", mounted(specs.Mount{Destination: "/run/", Type: "tmpfs", Options: []string{"nosuid", "size=65536k", "mode=755"}}), mounts, []mount{{Path: "/run", Flags: []string{"nosuid"}, SizeMiB: 64, Mode: 0o755}}},
 		{"shared memory", mounted(specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/x/shm", Options: []string{"rbind", "ro"}}), mounts, []mount{{Path: "/dev/shm", SizeMiB: 64, Mode: 0o1777}}},
 		{"a config map", mounted(bind("/etc/app", "/var/lib/kubelet/pods/u/volumes/kubernetes.io~configmap/c", "ro")), mounts,
-			[]mount{{Path: "/etc/app", Source: "/var/lib/kubelet/pods/u/volumes/kubernetes.io~configmap/c", ReadOnly: true}}},
-		{"read-only with all below", mounted(bind("/m", "/mnt", "rro")), mounts, []mount{{Path: "/m", Source: "/mnt", ReadOnly: true}}},
+			[]mount{{Path: "/etc/app", Source: "/var/lib/kubelet/pods/u/volumes/kubernetes.io~configmap/c", Flags: []string{"ro"}}}},
+		{"read-only with all below", mounted(bind("/m", "/mnt", "rro")), mounts, []mount{{Path: "/m", Source: "/mnt", Flags: []string{"ro"}}}},
 		{"the pod's sysctls", func(s *specs.Spec) {
 			s.Linux.Sysctl = map[string]string{"a": "own"}
 			inherit(s, map[string]string{"a": "pod's", "b": "pod's"})
 		}, func(c container) any { return c.Sysctls }, map[string]string{"a": "own", "b": "pod's"}},
 		{"an emptyDir", mounted(bind("/cache", "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/cache", "rw")), mounts, []mount{{Path: "/cache", Mode: 0o777}}},
-		{"a volume of the image's", mounted(bind("/data", "/var/lib/containerd/io.containerd.grpc.v1.cri/containers/c/volumes/abc", "rw")), mounts, []mount(nil)},
+		{"a volume of the image's", mounted(bind("/data", "/var/lib/containerd/io.containerd.grpc.v1.cri/containers/c/volumes/abc", "rw")), mounts, []mount{{Path: "/data", Image: true}}},
 		{"names", mounted(bind("/etc/hosts", "/h", "rw"), bind("/etc/resolv.conf", "/r", "rw"), bind("/dev/termination-log", "/t", "rw")), mounts,
 			[]mount{{Path: "/etc/hosts", Source: "/h"}, {Path: "/etc/resolv.conf", Source: "/r"}, {Path: "/dev/termination-log", Source: "/t", Return: true}}},
 		{"a device that guests have", func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/null"}} }, func(c container) any { return c.MemoryMiB }, 256},

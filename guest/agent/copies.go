@@ -14,23 +14,20 @@ import (
 	"github.com/skep-dev/skep/internal/tree"
 )
 
-// copyRoot is the function's root as the host may write to it.
-func (s *processes) copyRoot() (readable, changeable string, err error) {
+// copyRoot is the function's root, once there is one.
+func (s *processes) copyRoot() (string, error) {
 	f := s.fn
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	switch {
-	case !f.started:
-		return "", "", errors.New("this guest was not started yet: it has no files")
-	case f.spec.ReadOnlyRoot:
-		return f.root, writable, nil
+	if !f.started {
+		return "", errors.New("this guest was not started yet: it has no files")
 	}
-	return f.root, f.root, nil
+	return f.root, nil
 }
 
 // copyIn unpacks what comes below a directory.
 func (s *processes) copyIn(c *execConn, to string) {
-	_, base, err := s.copyRoot()
+	base, err := s.copyRoot()
 	if err == nil {
 		err = unpack(base, to, &dataReader{c: c})
 	}
@@ -47,12 +44,26 @@ func unpack(root, to string, data io.Reader) error {
 		return err
 	}
 	defer dir.Close()
+	return unpackBelow(dir, data, tree.Options{Owner: true})
+}
+
+// unpack puts what comes in the place of what was delivered before.
+func (d delivery) unpack(data io.Reader) error {
+	return unpackBelow(d.dir, data, tree.Options{Owner: true, Remove: true, InPlace: d.file, Rename: func(name string) string {
+		if rest, ok := strings.CutPrefix(name, guest.Delivered); ok && (rest == "" || rest[0] == '/') {
+			return d.name + rest
+		}
+		return ""
+	}})
+}
+
+func unpackBelow(dir *os.File, data io.Reader, o tree.Options) error {
 	below, err := os.OpenRoot(inFD(dir))
 	if err != nil {
 		return err
 	}
 	defer below.Close()
-	if err := tree.Unpack(below, data, tree.Options{Owner: true, Remove: true}); err != nil {
+	if err := tree.Unpack(below, data, o); err != nil {
 		return err
 	}
 	_, err = io.Copy(io.Discard, data) // padding behind the archive's end
@@ -96,7 +107,7 @@ func (r *dataReader) Read(p []byte) (int, error) {
 // copyOut sends what is at a path. A link in the way is followed within the root,
 // the last name is not.
 func (s *processes) copyOut(c *execConn, from string) {
-	base, _, err := s.copyRoot()
+	base, err := s.copyRoot()
 	if err == nil {
 		err = pack(base, from, &dataWriter{c: c})
 	}

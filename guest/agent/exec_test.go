@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -54,6 +55,30 @@ func (m *machine) run(p guest.Process) (string, guest.ProcessExit) {
 	return out.String(), exit
 }
 
+// deliver delivers a file.
+func (m *machine) deliver(to, name, text string) {
+	m.t.Helper()
+	if err := guest.Deliver(m.ctx(), m.dialExec(), to, tarOf(m.t, tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o640, Uid: 33}, text)); err != nil {
+		m.t.Errorf("delivering %s: %v\n%s", to, err, m.console())
+	}
+}
+
+// tarOf makes a tar stream of one file.
+func tarOf(t testing.TB, h tar.Header, text string) io.Reader {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	h.Size = int64(len(text))
+	err := w.WriteHeader(&h)
+	if err == nil {
+		_, err = io.WriteString(w, text)
+	}
+	if err = errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return &b
+}
+
 // testProcesses runs processes in a guest that was started without a function.
 func testProcesses(t *testing.T, l *lab) {
 	m := l.boot(t)
@@ -62,9 +87,11 @@ func testProcesses(t *testing.T, l *lab) {
 	}
 	s := order("i-0", nil...)
 	s.Names = guest.Names{Hostname: "room", Hosts: "192.0.2.1 there\n", Resolv: "nameserver 192.0.2.2\n"}
-	s.Tmpfs = []guest.Tmpfs{{Path: "/srv/room", Bytes: 1 << 20, Mode: 0o700, Options: []string{"noexec", "nosuid"}}}
+	s.Mounts = []guest.Mount{{Path: "/srv/room", Bytes: 1 << 20, Mode: 0o700, Options: []string{"noexec", "nosuid"}},
+		{Path: "/srv/map", Kind: guest.MountDirectory, Options: []string{"ro"}}, {Path: "/srv/volume", Kind: guest.MountImage}}
+	s.Dir = "/srv/work/here"
 	s.ReadOnlyRoot, s.Sysctls = true, map[string]string{"net.core.somaxconn": "777"}
-	s.MaskedPaths, s.ReadonlyPaths = []string{"/proc/timer_list", "/etc/group", "/bin", "/none"}, []string{"/proc/sys", "/srv/room/none"}
+	s.MaskedPaths, s.ReadonlyPaths = []string{"/proc/timer_list", "/etc/group", "/bin", "/none"}, []string{"/proc/sys", "/srv/room/none", "/etc/hosts"}
 	m.start(s)
 	out, _ := m.run(guest.Process{ID: "x", Argv: []string{"/probe", "read", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/run/skep/instance", "/etc/group", "/bin/probe-link",
 		"/proc/sys/net/core/somaxconn", "/proc/sys/kernel/hostname"}})
@@ -74,20 +101,20 @@ func testProcesses(t *testing.T, l *lab) {
 			t.Errorf("%s is not in %s", want, out)
 		}
 	}
-	out, _ = m.run(guest.Process{ID: "x", Argv: []string{"/probe", "write", "/srv/x", "/srv/room/x", "/proc/sys/net/core/somaxconn", "/dev/shm/x"}})
-	if want := "/srv/x open /srv/x: read-only file system\n/srv/room/x <nil>\n/proc/sys/net/core/somaxconn open /proc/sys/net/core/somaxconn: read-only file system\n/dev/shm/x <nil>\n"; out != want {
+	out, _ = m.run(guest.Process{ID: "x", Argv: []string{"/probe", "write", "/srv/x", "/srv/map/x", "/etc/hosts", "/proc/sys/net/core/somaxconn", "/srv/room/x", "/srv/volume/x", "/dev/shm/x"}})
+	want := ""
+	for _, name := range []string{"/srv/x", "/srv/map/x", "/etc/hosts", "/proc/sys/net/core/somaxconn"} {
+		want += name + " open " + name + ": read-only file system\n"
+	}
+	if want += "/srv/room/x <nil>\n/srv/volume/x <nil>\n/dev/shm/x <nil>\n"; out != want {
 		t.Errorf("writing: %q, want %q", out, want)
 	}
-	var tarred bytes.Buffer
-	w := tar.NewWriter(&tarred)
-	w.WriteHeader(&tar.Header{Name: "given", Typeflag: tar.TypeReg, Mode: 0o640, Uid: 33, Size: 3})
-	io.WriteString(w, "abc")
-	w.Close()
-	if err := guest.CopyIn(m.ctx(), m.dialExec(), "/srv/made", &tarred); err != nil {
-		t.Errorf("copying into a read-only root: %v", err)
-	}
-	if out, _ := m.run(guest.Process{ID: "x", Argv: []string{"/probe", "read", "/srv/made/given"}}); !strings.Contains(out, `"abc"`) {
-		t.Error(out)
+	for _, text := range []string{"abc", "another"} {
+		m.deliver("/srv/map", "mount/given", text)
+		m.deliver("/etc/hosts", "mount", text)
+		if out, _ := m.run(guest.Process{ID: "x", Argv: []string{"/probe", "read", "/srv/map/given", "/etc/hosts"}, Dir: "/srv/work/here"}); strings.Count(out, fmt.Sprintf("%q", text)) != 2 {
+			t.Errorf("delivered was %s, there is %s", text, out)
+		}
 	}
 
 	score := 77
@@ -189,7 +216,7 @@ func testKept(t *testing.T, l *lab) {
 	m := l.boot(t)
 	s := order("before")
 	s.Names = guest.Names{Hostname: "host-before"}
-	s.Tmpfs = []guest.Tmpfs{{Path: "/srv/secrets"}}
+	s.Mounts = []guest.Mount{{Path: "/srv/secrets", Kind: guest.MountDirectory, Options: []string{"ro"}}}
 	m.start(s)
 	kept := m.exec(guest.Process{ID: "main", Argv: []string{"/probe"}, Env: []string{"PORT=8080"}, Keep: true}, io.Discard)
 	gone := m.exec(guest.Process{ID: "shell", Argv: []string{"/probe", "stubborn"}, Env: []string{"PORT=0"}}, io.Discard)
@@ -202,14 +229,7 @@ func testKept(t *testing.T, l *lab) {
 		}
 	}
 	c := l.restore(t, state, vmm.Memory{File: memory})
-	var tarred bytes.Buffer
-	w := tar.NewWriter(&tarred)
-	w.WriteHeader(&tar.Header{Name: "token", Typeflag: tar.TypeReg, Mode: 0o600, Size: 3})
-	io.WriteString(w, "abc")
-	w.Close()
-	if err := guest.CopyIn(c.ctx(), c.dialExec(), "/srv/secrets", &tarred); err != nil {
-		t.Fatalf("before the clone message: %v", err)
-	}
+	c.deliver("/srv/secrets", "mount/token", "abc") // before the clone message
 	if _, err := guest.Exec(c.ctx(), c.dialExec(), guest.Process{ID: "early", Argv: []string{"/probe", "cat"}}, nil, nil); err == nil || !strings.Contains(err.Error(), "frozen") {
 		t.Errorf("a process before the clone message: %v", err)
 	}

@@ -24,18 +24,19 @@ type function struct {
 	root  string
 	files unix.Rlimit // how many files its processes may open
 
-	mu       sync.Mutex // guards all below
-	started  bool
-	spec     guest.Start
-	names    *names
-	group    *cgroup
-	pids     *pidNamespace                 // that further processes are in; nil: the agent's own
-	children map[int]func(unix.WaitStatus) // of further processes: told when they are reaped, without mu
-	host     string                        // address at which the server accepts; "" until it does
-	pid      int
-	ready    bool
-	exit     string        // how it ended; "" while it runs
-	ended    chan struct{} // closed with exit
+	mu         sync.Mutex // guards all below
+	started    bool
+	spec       guest.Start
+	names      *names
+	deliveries deliveries
+	group      *cgroup
+	pids       *pidNamespace                 // that further processes are in; nil: the agent's own
+	children   map[int]func(unix.WaitStatus) // of further processes: told when they are reaped, without mu
+	host       string                        // address at which the server accepts; "" until it does
+	pid        int
+	ready      bool
+	exit       string        // how it ended; "" while it runs
+	ended      chan struct{} // closed with exit
 }
 
 func newFunction(out *output, root string) *function {
@@ -67,7 +68,7 @@ func (f *function) start(s guest.Start) error {
 	if err := makeRoot(s); err != nil {
 		return err
 	}
-	if f.names, err = writeEtc(s); err != nil {
+	if f.names, f.deliveries, err = fill(s); err != nil {
 		return err
 	}
 	if err := furnish(s); err != nil {
@@ -89,6 +90,28 @@ func (f *function) start(s guest.Start) error {
 	defer dir.Close()
 	s.Dir, f.spec = path, s
 	return f.run(dir, who)
+}
+
+// fill puts into the root what is not the image's.
+func fill(s guest.Start) (*names, deliveries, error) {
+	n, err := newNames(s) // what is mounted at /run covers it
+	if err != nil {
+		return nil, deliveries{}, err
+	}
+	m, err := mountAll(root, s.Mounts)
+	if err == nil {
+		err = n.writeEtc(s)
+	}
+	if err == nil {
+		err = m.addNames()
+	}
+	if err == nil {
+		err = m.restrict()
+	}
+	if err != nil {
+		return nil, deliveries{}, err
+	}
+	return n, m.deliveries, nil
 }
 
 // run forks; f.mu is held.

@@ -11,10 +11,6 @@ import (
 	"github.com/skep-dev/skep/guest"
 )
 
-// writable is where the root is without what makes it read-only for its
-// processes: for what the host copies there.
-const writable = "/writable"
-
 // furnish makes of the root what a container's specification wants beyond what a
 // function has.
 func furnish(s guest.Start) error {
@@ -23,25 +19,18 @@ func furnish(s guest.Start) error {
 			return err
 		}
 	}
-	for _, t := range s.Tmpfs {
-		m, err := tmpfsMount(t)
-		if err != nil {
-			return err
-		}
-		if err := mountInRoot(m); err != nil {
-			return fmt.Errorf("mounting a tmpfs at %s: %w", t.Path, err)
-		}
-	}
-	if s.ReadOnlyRoot {
-		if err := (mount{root, writable, "", unix.MS_BIND | unix.MS_REC, ""}).do(); err != nil {
-			return err
-		}
-	}
 	if err := hide(s, func(string) bool { return true }); err != nil {
 		return err
 	}
 	if !s.ReadOnlyRoot {
 		return nil
+	}
+	if s.Dir != "" { // made now if it is missing
+		dir, _, err := workDir(root, s.Dir)
+		if err != nil {
+			return err
+		}
+		dir.Close()
 	}
 	if err := unix.Mount("", root, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		return fmt.Errorf("making the root read-only: %w", err)
@@ -75,8 +64,8 @@ var mountFlags = map[string]uintptr{
 	"private": 0, "rprivate": 0, "slave": 0, "rslave": 0, "shared": 0, "rshared": 0, "tmpcopyup": 0,
 }
 
-func tmpfsMount(t guest.Tmpfs) (mount, error) {
-	m := mount{source: "tmpfs", target: t.Path, fstype: "tmpfs"}
+func tmpfsMount(t guest.Mount) (mount, error) {
+	m := mount{source: "tmpfs", fstype: "tmpfs"}
 	mode := uint32(0o1777)
 	if t.Mode != 0 {
 		mode = t.Mode
@@ -85,17 +74,13 @@ func tmpfsMount(t guest.Tmpfs) (mount, error) {
 	if t.Bytes > 0 {
 		data = append(data, fmt.Sprintf("size=%d", t.Bytes))
 	}
-	for _, o := range t.Options {
-		if flag, ok := mountFlags[o]; ok {
-			m.flags |= flag
-			continue
-		}
+	flags, rest := mountOptions(t.Options)
+	for _, o := range rest {
 		if o == "" || strings.Contains(o, ",") {
-			return m, fmt.Errorf("a tmpfs at %s: option %q", t.Path, o)
+			return m, fmt.Errorf("option %q", o)
 		}
-		data = append(data, o) // a later one counts
 	}
-	m.data = strings.Join(data, ",")
+	m.flags, m.data = flags&^unix.MS_RDONLY, strings.Join(append(data, rest...), ",") // a later one counts
 	return m, nil
 }
 
@@ -118,6 +103,18 @@ func hide(s guest.Start, which func(path string) bool) error {
 		}
 	}
 	return nil
+}
+
+// mountOptions parts options into flags and the rest.
+func mountOptions(options []string) (flags uintptr, rest []string) {
+	for _, o := range options {
+		if flag, ok := mountFlags[o]; ok {
+			flags |= flag
+		} else {
+			rest = append(rest, o)
+		}
+	}
+	return flags, rest
 }
 
 // makeReadonly lets nobody in the root write to what is at path.
@@ -154,18 +151,12 @@ func covered(path string, f func(at string, is os.FileInfo) error) error {
 	return f(inFD(file), is)
 }
 
-// remountReadonly opens path anew, so that what was mounted over it is meant. The
-// flags that are there are kept; statfs(2) has these under the same numbers.
+// remountReadonly opens path anew, so that what was mounted over it is meant.
 func remountReadonly(path string) error {
 	file, err := openAt(root, path, unix.O_PATH)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(file.Fd()), &st); err != nil {
-		return err
-	}
-	kept := uintptr(st.Flags) & (unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME | unix.MS_NODIRATIME)
-	return unix.Mount("", inFD(file), "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|kept, "")
+	return restrict(file, unix.MS_RDONLY)
 }

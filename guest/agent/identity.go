@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -33,32 +34,32 @@ type names struct {
 // hostname is what the machine is called.
 func hostname(instance string, n guest.Names) string { return cmp.Or(n.Hostname, instance) }
 
-// writeEtc writes what a container's runtime would put into /etc, and
-// /run/skep/instance.
-func writeEtc(s guest.Start) (*names, error) {
-	resolv := ""
-	for _, n := range s.Nameservers {
-		resolv += "nameserver " + n + "\n"
-	}
+// newNames writes /run/skep/instance.
+func newNames(s guest.Start) (*names, error) {
 	if err := os.MkdirAll(identityDir, 0o755); err != nil {
 		return nil, err
 	}
 	n := &names{instance: s.Instance, hostname: hostname(s.Instance, s.Names), buf: make([]byte, maxIdentity)}
-	for _, f := range []struct {
-		to            **os.File
-		path, content string
-	}{
-		{&n.hosts, "/etc/hosts", cmp.Or(s.Hosts, "127.0.0.1\tlocalhost\n"+guest.Address.String()+"\t"+n.hostname+"\n")},
-		{&n.host, "/etc/hostname", n.hostname + "\n"},
-		{&n.id, "/run/skep/instance", s.Instance + "\n"},
-		{&n.resolv, "/etc/resolv.conf", cmp.Or(s.Resolv, resolv)},
-	} {
-		var err error
-		if *f.to, err = cover(f.path, f.content); err != nil {
-			return nil, fmt.Errorf("writing the function's %s: %w", f.path, err)
-		}
+	return n, write(&n.id, "/run/skep/instance", s.Instance+"\n")
+}
+
+// writeEtc writes what a container's runtime would put into /etc.
+func (n *names) writeEtc(s guest.Start) error {
+	resolv := ""
+	for _, server := range s.Nameservers {
+		resolv += "nameserver " + server + "\n"
 	}
-	return n, nil
+	return errors.Join(
+		write(&n.hosts, "/etc/hosts", cmp.Or(s.Hosts, "127.0.0.1\tlocalhost\n"+guest.Address.String()+"\t"+n.hostname+"\n")),
+		write(&n.host, "/etc/hostname", n.hostname+"\n"),
+		write(&n.resolv, "/etc/resolv.conf", cmp.Or(s.Resolv, resolv)))
+}
+
+func write(to **os.File, path, content string) (err error) {
+	if *to, err = cover(path, content); err != nil {
+		return fmt.Errorf("writing the function's %s: %w", path, err)
+	}
+	return nil
 }
 
 // cover makes a file and mounts it over a path in the function's root. What the

@@ -109,6 +109,8 @@ func (s *processes) serve(conn net.Conn) {
 		s.attach(c, string(p))
 	case guest.KindCopyIn:
 		s.copyIn(c, string(p))
+	case guest.KindDeliver:
+		s.deliver(c, string(p))
 	case guest.KindCopyOut:
 		s.copyOut(c, string(p))
 	case guest.KindWatch:

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -111,28 +112,35 @@ func (p packer) addDir(name, as string, info fs.FileInfo) error {
 		return err
 	}
 	defer dir.Close()
-	for {
-		entries, err := dir.ReadDir(256)
-		for _, e := range entries {
-			below := path.Join(name, e.Name())
-			info, err := p.root.Lstat(below)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue // it has gone meanwhile
-			}
-			if err == nil {
-				err = p.add(below, path.Join(as, e.Name()), info)
-			}
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
+	entries, err := dir.ReadDir(-1)
+	if err != nil {
+		return err
+	}
+	// Links last: what one leads to, as the ..data of a config map does, is to be there.
+	isLink := func(e fs.DirEntry) bool { return e.Type()&fs.ModeSymlink != 0 }
+	slices.SortStableFunc(entries, func(a, b fs.DirEntry) int {
+		switch {
+		case isLink(a) == isLink(b):
+			return 0
+		case isLink(b):
+			return -1
 		}
-		if err == io.EOF {
-			return nil
+		return 1
+	})
+	for _, e := range entries {
+		below := path.Join(name, e.Name())
+		info, err := p.root.Lstat(below)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it has gone meanwhile
 		}
-		if err != nil {
+		if err == nil {
+			err = p.add(below, path.Join(as, e.Name()), info)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
+	return nil
 }
 
 // addFile packs as many bytes as the file has when it is opened.
@@ -168,6 +176,9 @@ type Options struct {
 	Owner bool
 	// Remove lets the stream take away what is there (PackChanged).
 	Remove bool
+	// InPlace has a file that is there be written to, so that it stays the one that
+	// others have open, or mounted.
+	InPlace bool
 }
 
 // Unpack puts what the stream holds below root, in its order. A file replaces one
@@ -258,10 +269,16 @@ func (u *unpacker) replace(name string, h *tar.Header, put func(temporary string
 	if err == nil {
 		err = u.attributes(temporary, h)
 	}
-	if err == nil {
-		err = u.root.Rename(temporary, name)
+	there := false
+	if err == nil && u.o.InPlace && h.Typeflag == tar.TypeReg {
+		is, err := u.root.Lstat(name)
+		there = err == nil && is.Mode().IsRegular()
 	}
-	if errors.Is(err, syscall.EBUSY) && h.Typeflag == tar.TypeReg {
+	if err == nil && !there {
+		err = u.root.Rename(temporary, name)
+		there = errors.Is(err, syscall.EBUSY) && h.Typeflag == tar.TypeReg
+	}
+	if there {
 		err = u.overwrite(name, temporary, h)
 	}
 	if err != nil {
@@ -270,8 +287,8 @@ func (u *unpacker) replace(name string, h *tar.Header, put func(temporary string
 	return err
 }
 
-// overwrite puts what a temporary file has into a file that is a mount of its own,
-// which no other can take the place of.
+// overwrite puts what a temporary file has into one that no other can take the place
+// of.
 func (u *unpacker) overwrite(name, temporary string, h *tar.Header) error {
 	from, err := u.root.Open(temporary)
 	if err != nil {

@@ -273,3 +273,72 @@ func FuzzUnpack(f *testing.F) {
 		}
 	})
 }
+
+// A link comes after what it leads to, so that nobody finds it leading nowhere.
+func TestLinksComeLast(t *testing.T) {
+	from := t.TempDir()
+	for _, name := range []string{"..a", "..z"} {
+		if err := os.Mkdir(filepath.Join(from, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 20 {
+		err := errors.Join(os.Symlink("..z", filepath.Join(from, strings.Repeat("l", i+1))), os.WriteFile(filepath.Join(from, "..z", strings.Repeat("f", i+1)), nil, 0o644))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var b bytes.Buffer
+	if err := Pack(open(t, from), ".", "top", &b); err != nil {
+		t.Fatal(err)
+	}
+	links := 0
+	for r := tar.NewReader(&b); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h.Typeflag == tar.TypeSymlink {
+			links++
+		} else if links > 0 {
+			t.Errorf("%s comes after a link", h.Name)
+		}
+	}
+	if links != 20 {
+		t.Errorf("%d links", links)
+	}
+}
+
+// A file that is written to in place stays the one that it is, another is made.
+func TestInPlace(t *testing.T) {
+	to := t.TempDir()
+	old := filepath.Join(to, "old")
+	if err := errors.Join(os.WriteFile(old, []byte("longer than its name"), 0o600), os.Symlink("old", filepath.Join(to, "link"))); err != nil {
+		t.Fatal(err)
+	}
+	held, err := os.Open(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if err := Unpack(open(t, to), stream(t, tar.Header{Name: "old", Typeflag: tar.TypeReg, Mode: 0o640}, tar.Header{Name: "new", Typeflag: tar.TypeReg}, tar.Header{Name: "link", Typeflag: tar.TypeReg}), Options{InPlace: true}); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(held); err != nil || string(b) != "old" {
+		t.Errorf("who has it open reads %q, %v", b, err)
+	}
+	for _, name := range []string{"new", "link"} {
+		if st, err := os.Lstat(filepath.Join(to, name)); err != nil || !st.Mode().IsRegular() {
+			t.Errorf("%s: %v, %v", name, st, err)
+		}
+	}
+	if st, err := os.Stat(old); err != nil || st.Mode().Perm() != 0o640 {
+		t.Errorf("%v, %v", st, err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(to, ".skep*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}

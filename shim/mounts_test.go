@@ -1,0 +1,76 @@
+package shim
+
+import (
+	"os"
+	"reflect"
+	"slices"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/skep-dev/skep/guest"
+)
+
+// What a mount forbids is kept; the last of two options that contradict counts.
+func TestFlagsOfMounts(t *testing.T) {
+	for _, tt := range []struct{ options, want []string }{
+		{[]string{"rbind", "ro", "noexec", "rprivate", "ro"}, []string{"noexec", "ro"}},
+		{[]string{"rro", "rnosuid", "nodev"}, []string{"nodev", "nosuid", "ro"}},
+		{[]string{"ro", "rw"}, nil},
+		{[]string{"rw", "ro"}, []string{"ro"}},
+		{[]string{"size=64k", "mode=755"}, nil},
+	} {
+		if got := flagsOf(tt.options); !slices.Equal(got, tt.want) {
+			t.Errorf("%q: %q, want %q", tt.options, got, tt.want)
+		}
+	}
+}
+
+// The guest is told of mounts in the specification's order, whether one is a file, and
+// what nobody may write to.
+func TestMountsOfContainer(t *testing.T) {
+	dir := t.TempDir()
+	file := dir + "/file"
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	log := dir + "/pods/u/containers/app/0123abcd"
+	if err := os.MkdirAll(log, 0o755); err != nil { // a directory, which it is not where there is a kubelet
+		t.Fatal(err)
+	}
+	s := plain()
+	mounted(bind("/etc/app", dir, "ro"), bind("/etc/app/one", file, "ro"), bind("/tmp/message", log, "rw"), bind("/etc/hosts", file, "ro"), bind("/etc/resolv.conf", file, "rw"),
+		bind("/data", "/x/io.containerd.grpc.v1.cri/containers/c/volumes/v", "rw"), specs.Mount{Destination: "/t", Type: "tmpfs", Options: []string{"noexec", "size=1m"}})(s)
+	c, err := translate(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start, err := c.startOf(guest.Names{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []guest.Mount{
+		{Path: "/etc/app", Kind: guest.MountDirectory, Options: []string{"ro"}}, {Path: "/etc/app/one", Kind: guest.MountFile, Options: []string{"ro"}},
+		{Path: "/tmp/message", Kind: guest.MountDirectory}, {Path: "/data", Kind: guest.MountImage}, {Path: "/t", Bytes: 1 << 20, Mode: 0o755, Options: []string{"noexec"}}}
+	if !reflect.DeepEqual(start.Mounts, want) {
+		t.Errorf("mounts %+v, want %+v", start.Mounts, want)
+	}
+	if !slices.Contains(start.ReadonlyPaths, "/etc/hosts") || slices.Contains(start.ReadonlyPaths, "/etc/resolv.conf") {
+		t.Errorf("read-only are %q", start.ReadonlyPaths)
+	}
+	c.ReadOnly = true
+	if ro := c.readonlyPaths(); !slices.Contains(ro, "/etc/hostname") || slices.Contains(ro, "/etc/resolv.conf") {
+		t.Errorf("of a root to be read %q are read-only", ro)
+	}
+	for _, m := range c.renewed() {
+		if m.Path == "/tmp/message" {
+			t.Error("what the container leaves for its host is overwritten")
+		}
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.startOf(guest.Names{}); err == nil {
+		t.Error("what is not there can be mounted")
+	}
+}
