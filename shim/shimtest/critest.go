@@ -221,7 +221,7 @@ func critestImages(t testing.TB) map[string]v1.Image {
 	}
 	all := map[string]v1.Image{
 		e2eImages + "busybox:1.29-2":                              image(v1.Config{Cmd: shell}),
-		e2eImages + "nginx:1.14-2":                                web("httpd", "80"),
+		e2eImages + "nginx:1.14-2":                                web("nginx", "80"), // by whose name a case looks for it
 		e2eImages + "httpd:2.4.39-4":                              web("httpd", "80"),
 		e2eImages + "nonewprivs:1.3":                              image(v1.Config{Entrypoint: []string{"euid"}}, File{Name: "bin/euid", Mode: 0o4755, Content: string(probe)}),
 		criImages + "hostnet-nginx-" + runtime.GOARCH + ":latest": web("nginx", "12003"),
