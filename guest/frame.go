@@ -50,6 +50,8 @@ const (
 	KindCopied   Kind = 35 // agent: the copy is complete, or nothing that is watched was opened
 	KindWatch    Kind = 36 // host: the path of what is to be watched; none: whether it was opened
 	KindDeliver  Kind = 37 // host: the path of a mount whose content comes, first on its connection
+	KindRoom     Kind = 38 // host: for how many more bytes of stdout or stderr there is room
+	KindNoted    Kind = 39 // host: it has KindEnded
 )
 
 // MaxOutput bounds the payload of a frame of output, in bytes.
@@ -113,7 +115,9 @@ func FromExecHost(k Kind) int {
 		return resizeLen
 	case KindSignal:
 		return signalLen
-	case KindEOF, KindDetach:
+	case KindRoom:
+		return roomLen
+	case KindEOF, KindDetach, KindNoted:
 		return 0
 	}
 	return -1

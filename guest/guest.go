@@ -57,13 +57,17 @@
 //	35 copied   agent  none                                          0
 //	36 watch    host   path; none only asks                          4 KiB
 //	37 deliver  host   path of a mount                               4 KiB
+//	38 room     host   1 byte 9 or 10; 4 bytes: so many more of it   5
+//	39 noted    host   none                                          0
 //
 // The first frame is exec or attach, answered by started, or copy-in, deliver, copy-out or
-// watch; refused answers any of them. Nothing is dropped: the agent reads what a process writes
-// only as fast as the host reads the connection. The host sends no more of stdin
-// than StdinWindow bytes beyond what was taken, so that the agent always reads on
-// and a signal is not stuck behind input that nobody reads. Eof ends stdin, and
-// what is copied in. Ended, detached, refused and copied are the last on their connection.
+// watch; refused answers any of them. Each side sends no more than the other has room for, so that both
+// always read on: a signal is not stuck behind input that nobody reads, nor an end behind
+// output. Of stdin the host sends at most StdinWindow bytes beyond what was taken, of
+// each output the agent OutputWindow beyond what there was room for; it reads from the process as much,
+// so nothing is dropped. Of a process that has ended it sends what is left, at most MaxRest bytes more. Eof ends stdin, and
+// what is copied in. Ended, detached, refused and copied are the agent's last on their connection. Ended is kept, and told
+// to who attaches next, until the host has noted it.
 //
 // The agent says hello on each connection, and answers each frame of the host
 // with one done, in order; but each time with a clock. Numbers are little-endian. Unknown kinds, fields and

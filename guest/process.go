@@ -31,7 +31,7 @@ type Process struct {
 	Stdin   bool   `json:"stdin,omitempty"` // the host will write to it; else it is /dev/null, or a silent terminal
 	// Keep lets the process go on when its connection ends. What it writes then
 	// waits in its pipes until somebody attaches to it, who is also told of its end
-	// when that has been. Without it the process is ended: SIGHUP, then SIGKILL to
+	// when that has been, and nobody has noted it. Without it the process is ended: SIGHUP, then SIGKILL to
 	// all that it has started.
 	Keep            bool          `json:"keep,omitempty"`
 	Rlimits         []Rlimit      `json:"rlimits,omitempty"`
@@ -155,6 +155,7 @@ const (
 	startedLen = 4
 	takenLen   = 4
 	endedLen   = 11
+	roomLen    = 5
 )
 
 // EncodeResize returns the payload of a KindResize frame.
@@ -211,6 +212,19 @@ func DecodeCount(p []byte) (int, error) {
 		return 0, errors.New("malformed count")
 	}
 	return int(binary.LittleEndian.Uint32(p)), nil
+}
+
+// EncodeRoom returns the payload of a KindRoom frame, for KindStdout or KindStderr.
+func EncodeRoom(k Kind, bytes int) []byte {
+	return binary.LittleEndian.AppendUint32([]byte{byte(k)}, uint32(bytes))
+}
+
+// DecodeRoom reads what EncodeRoom returns.
+func DecodeRoom(p []byte) (k Kind, bytes int, err error) {
+	if len(p) != roomLen || Kind(p[0]) != KindStdout && Kind(p[0]) != KindStderr {
+		return 0, 0, errors.New("malformed room for output")
+	}
+	return Kind(p[0]), int(binary.LittleEndian.Uint32(p[1:])), nil
 }
 
 // Encode returns the payload of a KindEnded frame.

@@ -23,7 +23,7 @@ func (e *DetachedError) Error() string {
 type Running struct {
 	conn           io.ReadWriteCloser
 	pid            int
-	stdout, stderr io.Writer
+	stdout, stderr *outflow
 
 	write sync.Mutex // held to write a frame
 
@@ -33,6 +33,7 @@ type Running struct {
 	eof      bool          // stdin was closed
 	detached bool          // it was asked for
 	over     chan struct{} // closed with exit or err
+	passed   chan struct{} // closed after that, when nothing is written to stdout and stderr any more
 	exit     ProcessExit
 	err      error
 }
@@ -42,8 +43,9 @@ var _ io.WriteCloser = (*Running)(nil)
 // Exec runs a process in the guest behind conn, a connection to its ExecPort,
 // which it owns from then on, also when it fails. It returns when the process
 // runs; an error of the guest's is a *RefusedError. What the process writes goes
-// to stdout and stderr (nil: nowhere), each frame by one call, never two at once;
-// while such a call does not return, the process has to wait.
+// to stdout and stderr (nil: nowhere), to each in order and by one call at a time,
+// but to both at once. While such a call does not return the process has to wait, as soon as it has
+// written OutputWindow bytes more; but its end is known whatever becomes of them.
 func Exec(ctx context.Context, conn io.ReadWriteCloser, p Process, stdout, stderr io.Writer) (*Running, error) {
 	if err := p.Validate(); err != nil {
 		conn.Close()
@@ -64,7 +66,8 @@ func Attach(ctx context.Context, conn io.ReadWriteCloser, id string, stdout, std
 }
 
 func begin(ctx context.Context, conn io.ReadWriteCloser, k Kind, payload []byte, stdout, stderr io.Writer) (*Running, error) {
-	r := &Running{conn: conn, stdout: orDiscard(stdout), stderr: orDiscard(stderr), window: StdinWindow, over: make(chan struct{})}
+	r := &Running{conn: conn, stdout: newOutflow(KindStdout, stdout), stderr: newOutflow(KindStderr, stderr), window: StdinWindow,
+		over: make(chan struct{}), passed: make(chan struct{})}
 	r.room = sync.NewCond(&r.mu)
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
@@ -79,14 +82,8 @@ func begin(ctx context.Context, conn io.ReadWriteCloser, k Kind, payload []byte,
 	}
 	r.pid = pid
 	go r.reader()
+	go r.pass()
 	return r, nil
-}
-
-func orDiscard(w io.Writer) io.Writer {
-	if w == nil {
-		return io.Discard
-	}
-	return w
 }
 
 // ask sends the first frame and returns the pid that answers it.
@@ -116,8 +113,10 @@ func ask(conn io.ReadWriter, k Kind, payload []byte) (int, error) {
 // PID is the process's in the guest.
 func (r *Running) PID() int { return r.pid }
 
-// reader takes what the agent sends until the connection ends.
+// reader takes what the agent sends until the connection ends. It never waits for who
+// takes the output: an end may be behind it.
 func (r *Running) reader() {
+	defer r.conn.Close()
 	buf := make([]byte, MaxOutput)
 	for {
 		k, p, err := ReadFrame(r.conn, FromExecAgent, buf)
@@ -136,9 +135,9 @@ func (r *Running) reader() {
 func (r *Running) take(k Kind, p []byte) (over bool, err error) {
 	switch k {
 	case KindStdout:
-		_, err = r.stdout.Write(p)
+		err = r.stdout.add(p)
 	case KindStderr:
-		_, err = r.stderr.Write(p)
+		err = r.stderr.add(p)
 	case KindTaken:
 		var n int
 		if n, err = DecodeCount(p); err == nil {
@@ -148,6 +147,9 @@ func (r *Running) take(k Kind, p []byte) (over bool, err error) {
 		var e ProcessExit
 		if e, err = DecodeProcessExit(p); err == nil {
 			r.end(&e, nil)
+			r.write.Lock()
+			_ = WriteFrame(r.conn, KindNoted, nil) // else it is told again to who attaches to it
+			r.write.Unlock()
 		}
 		return true, err
 	case KindDetached:
@@ -164,6 +166,21 @@ func (r *Running) take(k Kind, p []byte) (over bool, err error) {
 	return err != nil, err
 }
 
+// pass passes output on.
+func (r *Running) pass() {
+	defer close(r.passed)
+	var both sync.WaitGroup
+	for _, o := range []*outflow{r.stdout, r.stderr} {
+		both.Go(func() {
+			if err := o.pass(func(n int) { _ = r.frame(KindRoom, EncodeRoom(o.kind, n)) }); err != nil {
+				r.end(nil, err)
+				r.conn.Close()
+			}
+		})
+	}
+	both.Wait()
+}
+
 func (r *Running) taken(n int) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -178,17 +195,17 @@ func (r *Running) taken(n int) error {
 // end notes how it went; the first time counts.
 func (r *Running) end(e *ProcessExit, err error) {
 	r.mu.Lock()
-	select {
-	case <-r.over:
-	default:
-		if r.err = err; e != nil {
-			r.exit = *e
-		}
-		close(r.over)
+	defer r.mu.Unlock()
+	if r.isOver() {
+		return
 	}
+	if r.err = err; e != nil {
+		r.exit = *e
+	}
+	close(r.over)
 	r.room.Broadcast()
-	r.mu.Unlock()
-	r.conn.Close()
+	r.stdout.finish()
+	r.stderr.finish()
 }
 
 // Write sends bytes to the process's stdin. It waits while the process does not
@@ -282,9 +299,24 @@ func (r *Running) Detach(ctx context.Context) error {
 	}
 }
 
-// Wait returns how the process ended, when all that it wrote has come; a
+// Wait returns how the process ended, when all that it wrote has been passed on; a
 // *DetachedError when it may run on; or an error that wraps ErrLost.
 func (r *Running) Wait(ctx context.Context) (ProcessExit, error) {
+	select {
+	case <-r.passed:
+		exit, err := r.result()
+		return exit, errors.Join(err, r.stdout.failed(), r.stderr.failed())
+	case <-ctx.Done():
+		return ProcessExit{}, ctx.Err()
+	}
+}
+
+// Passed is closed when Wait would not wait.
+func (r *Running) Passed() <-chan struct{} { return r.passed }
+
+// End returns how it ended, as Wait does, when that is known: what it wrote has come,
+// but who takes that may not have it yet.
+func (r *Running) End(ctx context.Context) (ProcessExit, error) {
 	select {
 	case <-r.over:
 		return r.result()
@@ -293,7 +325,7 @@ func (r *Running) Wait(ctx context.Context) (ProcessExit, error) {
 	}
 }
 
-// Done is closed when Wait would not wait.
+// Done is closed when End would not wait.
 func (r *Running) Done() <-chan struct{} { return r.over }
 
 func (r *Running) result() (ProcessExit, error) {
@@ -302,8 +334,8 @@ func (r *Running) result() (ProcessExit, error) {
 	return r.exit, r.err
 }
 
-// Close ends the connection, and with it a process that has no Keep. It is
-// idempotent, and waits until nothing is written to stdout and stderr any more.
+// Close ends the connection, and with it a process that has no Keep. It is idempotent.
+// What has come until then is still passed on; Passed says when it is.
 func (r *Running) Close() error {
 	r.conn.Close()
 	<-r.over
@@ -311,6 +343,9 @@ func (r *Running) Close() error {
 }
 
 func (r *Running) frame(k Kind, payload []byte) error {
+	if r.isOver() { // the last frame may be on its way
+		return io.ErrClosedPipe
+	}
 	r.write.Lock()
 	defer r.write.Unlock()
 	if r.isOver() {

@@ -55,6 +55,91 @@ func TestRunning(t *testing.T) {
 	}
 }
 
+// blocked is a writer that takes nothing until it is opened.
+type blocked struct {
+	open chan struct{}
+	n    int
+}
+
+func (w *blocked) Write(p []byte) (int, error) {
+	<-w.open
+	w.n += len(p)
+	return len(p), nil
+}
+
+// A process's end is known though nobody takes what it wrote, which is kept for them.
+func TestEndIsNotBehindOutput(t *testing.T) {
+	w := &blocked{open: make(chan struct{})}
+	r, agent := begun(t, w)
+	want := ProcessExit{Code: 3}
+	const n = OutputWindow + 10*MaxOutput
+	go func() {
+		for range n / MaxOutput {
+			WriteFrame(agent, KindStdout, make([]byte, MaxOutput))
+		}
+		WriteFrame(agent, KindEnded, want.Encode())
+	}()
+	if exit, err := r.End(t.Context()); err != nil || exit != want {
+		t.Errorf("%+v, %v", exit, err)
+	}
+	if k, _, err := ReadFrame(agent, FromExecHost, nil); err != nil || k != KindNoted {
+		t.Errorf("the end is answered with a frame of kind %d, %v", k, err)
+	}
+	select {
+	case <-r.Passed():
+		t.Error("output is passed on that nobody takes")
+	default:
+	}
+	close(w.open)
+	if exit, err := r.Wait(t.Context()); err != nil || exit != want || w.n != n {
+		t.Errorf("%+v, %v; of %d bytes %d came", exit, err, n, w.n)
+	}
+}
+
+// The agent is told of room when output has been taken, and not before; one output does
+// not wait for the other.
+func TestRoomForOutput(t *testing.T) {
+	w := &blocked{open: make(chan struct{})}
+	r, agent := begun(t, w)
+	var other bytes.Buffer
+	r.stderr.to = &other
+	for range OutputWindow / MaxOutput {
+		WriteFrame(agent, KindStdout, make([]byte, MaxOutput))
+	}
+	for range OutputWindow / 2 / MaxOutput {
+		WriteFrame(agent, KindStderr, make([]byte, MaxOutput))
+	}
+	room := func(want Kind) {
+		t.Helper()
+		k, p, err := ReadFrame(agent, FromExecHost, nil)
+		if err != nil || k != KindRoom {
+			t.Fatalf("frame of kind %d, %v", k, err)
+		}
+		if k, n, err := DecodeRoom(p); err != nil || k != want || n != OutputWindow/2 {
+			t.Errorf("room for %d bytes of kind %d, %v", n, k, err)
+		}
+	}
+	room(KindStderr)
+	close(w.open)
+	room(KindStdout)
+	room(KindStdout)
+}
+
+// More than there is room for, and than a process can leave, is hostile.
+func TestMoreOutputThanRoom(t *testing.T) {
+	w := &blocked{open: make(chan struct{})}
+	r, agent := begun(t, w)
+	t.Cleanup(func() { close(w.open) })
+	go func() {
+		for range (OutputWindow+MaxRest)/MaxOutput + 1 {
+			WriteFrame(agent, KindStdout, make([]byte, MaxOutput))
+		}
+	}()
+	if _, err := r.End(t.Context()); !errors.Is(err, ErrLost) || !strings.Contains(err.Error(), "no room") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestStdinWaitsForRoom(t *testing.T) {
 	r, agent := begun(t, nil)
 	written := make(chan error, 1)
@@ -94,6 +179,7 @@ func TestHostileProcess(t *testing.T) {
 		"short end":       {1, 0, 0, 0, byte(KindEnded), 1},
 		"signal 200":      {11, 0, 0, 0, byte(KindEnded), 72, 200, 0, 0, 0, 0, 0, 0, 0, 0, 0},
 		"status of none":  {11, 0, 0, 0, byte(KindEnded), 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+		"host's room":     {5, 0, 0, 0, byte(KindRoom), byte(KindStdout), 1, 0, 0, 0},
 		"host's":          {0, 0, 0, 0, byte(KindEOF)},
 		"of another port": {0, 0, 0, 0, byte(KindDone)},
 	} {
@@ -214,6 +300,9 @@ func FuzzExecFrames(f *testing.F) {
 			}
 			if rows, cols, err := DecodeResize(p); err == nil && !bytes.Equal(EncodeResize(rows, cols), p) {
 				t.Fatalf("size %d, %d", rows, cols)
+			}
+			if k, n, err := DecodeRoom(p); err == nil && !bytes.Equal(EncodeRoom(k, n), p) {
+				t.Fatalf("room for %d of kind %d", n, k)
 			}
 			if n, err := DecodeCount(p); err == nil && !bytes.Equal(EncodeCount(n), p) {
 				t.Fatalf("count %d", n)

@@ -136,7 +136,7 @@ func (r *room) beginReady(ctx context.Context) (*guest.Running, error) {
 	if r.restored() {
 		return r.goOn(ctx)
 	}
-	var out held
+	out := newHeld()
 	running, err := r.init.run(ctx, r.dial, r.plan.process, out.writer(r.init.io.stdout), out.writer(r.init.io.stderr))
 	if err != nil {
 		return nil, err
@@ -149,7 +149,7 @@ func (r *room) beginReady(ctx context.Context) (*guest.Running, error) {
 		}
 	}
 	if why == nil {
-		return r.publish(ctx, running, &out)
+		return r.publish(ctx, running, out)
 	}
 	if ctx.Err() != nil {
 		_ = running.Close()
@@ -194,8 +194,8 @@ func (r *room) publish(ctx context.Context, running *guest.Running, out *held) (
 // drainLimit bounds how long output that has come is waited for.
 const drainLimit = 5 * time.Second
 
-// drain closes the connection to a process, which the guest has ended, when all has
-// come that it wrote.
+// drain waits until all has come that a process wrote which the guest has parted from
+// its connection.
 func drain(r *guest.Running) {
 	select {
 	case <-r.Done():
@@ -218,7 +218,7 @@ func succeeded(r *guest.Running) bool {
 	if !isOver(r) {
 		return false
 	}
-	exit, err := r.Wait(context.Background())
+	exit, err := r.End(context.Background())
 	return err == nil && exit.Code == 0
 }
 
@@ -326,7 +326,7 @@ func (r *room) awaitReady(ctx context.Context, running *guest.Running, limit tim
 		why = errHurry
 	case <-running.Done():
 		why = errors.New("its process has ended before it was ready")
-		if _, err := running.Wait(ctx); err != nil {
+		if _, err := running.End(ctx); err != nil {
 			why = errHurry
 		}
 	}

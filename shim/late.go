@@ -87,11 +87,15 @@ const maxHeld = 256 << 10
 // held keeps what a process writes until it is known whether that counts, or is too
 // much.
 type held struct {
+	flushed chan struct{} // closed when what was held is written; after open
+
 	mu     sync.Mutex // guards what follows
 	pieces []piece
 	bytes  int
 	open   bool // nothing is held any more
 }
+
+func newHeld() *held { return &held{flushed: make(chan struct{})} }
 
 type piece struct {
 	to   io.Writer
@@ -112,29 +116,46 @@ type heldWriter struct {
 }
 
 func (w heldWriter) Write(p []byte) (int, error) {
-	h := w.h
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !h.open {
-		h.pieces, h.bytes = append(h.pieces, piece{w.to, slices.Clone(p)}), h.bytes+len(p)
-		if h.bytes > maxHeld {
-			h.flush()
-		}
+	if w.h.add(w.to, p) {
 		return len(p), nil
 	}
+	<-w.h.flushed
 	return w.to.Write(p)
 }
 
-// release passes on what is held, and all that comes.
+// add holds a piece; false: nothing is held any more.
+func (h *held) add(to io.Writer, p []byte) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.open && h.bytes+len(p) > maxHeld {
+		h.flush()
+	}
+	if h.open {
+		return false
+	}
+	h.pieces, h.bytes = append(h.pieces, piece{to, slices.Clone(p)}), h.bytes+len(p)
+	return true
+}
+
+// release passes on what is held, and all that comes. It does not wait for who takes it.
 func (h *held) release() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.flush()
 }
 
+// flush has what is held be written. The mutex is held.
 func (h *held) flush() {
-	for _, p := range h.pieces {
-		_, _ = p.to.Write(p.data) // nobody reads it any more, then
+	if h.open {
+		return
 	}
-	h.pieces, h.open = nil, true
+	h.open = true
+	pieces := h.pieces
+	h.pieces = nil
+	go func() { // ends with the streams
+		defer close(h.flushed)
+		for _, p := range pieces {
+			_, _ = p.to.Write(p.data) // nobody reads it any more, then
+		}
+	}()
 }

@@ -77,7 +77,7 @@ func TestHollow(t *testing.T) {
 
 // What is held comes out whole and in order, or not at all.
 func TestHeldOutput(t *testing.T) {
-	var h held
+	h := newHeld()
 	var one, two bytes.Buffer
 	a, b := h.writer(&one), h.writer(&one)
 	io.WriteString(a, "1")
@@ -88,10 +88,11 @@ func TestHeldOutput(t *testing.T) {
 	}
 	h.release()
 	io.WriteString(a, "3")
-	if one.String() != "123" || two.String() != "x" {
+	io.WriteString(h.writer(&two), "y")
+	if one.String() != "123" || two.String() != "xy" {
 		t.Errorf("%q, %q", one.String(), two.String())
 	}
-	var much held
+	much := newHeld()
 	one.Reset()
 	io.WriteString(much.writer(&one), strings.Repeat("x", maxHeld+1))
 	if one.Len() != maxHeld+1 {

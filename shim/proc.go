@@ -24,6 +24,9 @@ type proc struct {
 	hurry                 chan struct{} // closed when it was sent something before it ran
 	mu                    sync.Mutex    // guards what follows
 	running               *guest.Running
+	next                  chan struct{}  // closed when running is another
+	last                  *guest.Running // that was begun, running or not
+	noInput               bool           // it has had all
 	starting, started     bool
 	waiting               []signalled // what it was sent before it ran
 	rows, cols            uint16      // of its terminal, when it was told before its start
@@ -35,7 +38,7 @@ type proc struct {
 
 type signalled struct {
 	number uint32
-	all    bool
+	to     guest.SignalTo
 }
 
 // killed is the exit code of what a signal has ended.
@@ -48,6 +51,8 @@ func newProc(id string, spec guest.Process, stdin, stdout, stderr string) *proc 
 		p.spec.ID = "exec-" + id
 	}
 	p.spec.Stdin = stdin != ""
+	p.spec.Keep = true // it is the container's, not a connection's
+	p.next = make(chan struct{})
 	return p
 }
 
@@ -96,7 +101,9 @@ func (p *proc) run(ctx context.Context, dial dialer, spec guest.Process, stdout,
 	if err != nil {
 		return nil, fmt.Errorf("dialling the guest's agent: %w", err)
 	}
-	return guest.Exec(ctx, conn, spec, stdout, stderr)
+	r, err := guest.Exec(ctx, conn, spec, p.after(stdout), p.after(stderr))
+	p.begun(r)
+	return r, err
 }
 
 // attach finds it where it runs already.
@@ -105,39 +112,132 @@ func (p *proc) attach(ctx context.Context, dial dialer) (*guest.Running, error) 
 	if err != nil {
 		return nil, fmt.Errorf("dialling the guest's agent: %w", err)
 	}
-	return guest.Attach(ctx, conn, p.spec.ID, p.io.stdout, p.io.stderr)
+	r, err := guest.Attach(ctx, conn, p.spec.ID, p.after(p.io.stdout), p.after(p.io.stderr))
+	p.begun(r)
+	return r, err
+}
+
+func (p *proc) begun(r *guest.Running) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if r != nil {
+		p.last = r
+	}
+}
+
+// after is w for who comes after what has come already, which may wait for its reader.
+func (p *proc) after(w io.Writer) io.Writer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.last == nil || w == nil {
+		return w
+	}
+	return afterWriter{p.last.Passed(), w}
+}
+
+type afterWriter struct {
+	first <-chan struct{}
+	io.Writer
+}
+
+func (w afterWriter) Write(p []byte) (int, error) {
+	<-w.first
+	return w.Writer.Write(p)
 }
 
 // adopt makes what runs the process.
 func (p *proc) adopt(r *guest.Running) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	first := p.running == nil
 	p.running, p.started = r, true
+	close(p.next)
+	p.next = make(chan struct{})
 	for _, s := range p.waiting {
-		to := guest.ToBeginning
-		if s.all {
-			to = guest.ToAll
-		}
-		_ = r.Signal(int(s.number), to) // else it has ended
+		_ = r.Signal(int(s.number), s.to) // else it has ended
 	}
-	if p.io.stdin != nil {
-		go p.feed(r)
+	p.waiting = nil
+	switch {
+	case first && p.io.stdin != nil:
+		go p.feed()
+	case p.noInput:
+		_ = r.CloseStdin() // else it has ended
 	}
 }
 
 // feed passes input on until its end or the process's.
-func (p *proc) feed(r *guest.Running) {
-	_, err := io.CopyBuffer(struct{ io.Writer }{r}, struct{ io.Reader }{p.io.stdin}, make([]byte, 32<<10))
-	if err == nil {
-		_ = r.CloseStdin() // fails when the process has ended
+func (p *proc) feed() {
+	_, err := io.CopyBuffer(inputWriter{p}, struct{ io.Reader }{p.io.stdin}, make([]byte, 32<<10))
+	if err != nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.noInput = true
+	_ = p.running.CloseStdin() // else it has ended
+}
+
+// inputWriter is the process's stdin, over whichever connection there is.
+type inputWriter struct{ p *proc }
+
+func (w inputWriter) Write(b []byte) (written int, err error) {
+	for {
+		w.p.mu.Lock()
+		r, next := w.p.running, w.p.next
+		w.p.mu.Unlock()
+		n, err := r.Write(b)
+		written, b = written+n, b[n:]
+		if err == nil {
+			return written, nil
+		}
+		select {
+		case <-next:
+		case <-w.p.done:
+			return written, err
+		}
 	}
 }
 
-// wait waits for the end of a process that was started.
-func (p *proc) wait() (guest.ProcessExit, error) {
-	exit, err := p.running.Wait(context.Background())
-	_ = p.running.Close()
-	return exit, err
+// maxLost bounds how often a process's connection may be lost, reattachPause is how
+// long a guest is left alone that cannot be reached.
+const (
+	maxLost       = 16
+	reattachPause = 200 * time.Millisecond
+)
+
+// wait waits for the end of a process that was started, in a guest that is there until
+// ctx ends. Where just the connection does, it is made anew: the guest tells of the end
+// until that has been noted.
+func (p *proc) wait(ctx context.Context, dial dialer) (guest.ProcessExit, error) {
+	for lost := 1; ; lost++ {
+		p.mu.Lock()
+		r := p.running
+		p.mu.Unlock()
+		exit, err := r.End(ctx)
+		if err == nil || !errors.Is(err, guest.ErrLost) || lost > maxLost {
+			return exit, err
+		}
+		if r, err = p.reattach(ctx, dial); err != nil {
+			return exit, err
+		}
+		p.adopt(r)
+	}
+}
+
+// reattach attaches to the process as soon as the guest can be reached.
+func (p *proc) reattach(ctx context.Context, dial dialer) (*guest.Running, error) {
+	for {
+		r, err := p.attach(ctx, dial)
+		var refused *guest.RefusedError
+		if err == nil || errors.As(err, &refused) || errors.Is(err, errOver) {
+			return r, err
+		}
+		select {
+		case <-time.After(reattachPause):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 // exit is how it has ended, as far as that is known of a process whose guest is
@@ -149,18 +249,14 @@ func (p *proc) exit(lost guest.ProcessExit) guest.ProcessExit {
 	if r == nil {
 		return lost
 	}
-	select {
-	case <-r.Done():
-		if e, err := r.Wait(context.Background()); err == nil {
-			return e
-		}
-	default:
+	_ = r.Close()
+	if e, err := r.End(context.Background()); err == nil {
+		return e
 	}
-	go r.Close() // waits for who takes its output, which the end of its streams ends
 	return lost
 }
 
-// end notes how it ended, once.
+// end notes how it ended, once. What it wrote may still be on its way.
 func (p *proc) end(code int, at time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -168,11 +264,41 @@ func (p *proc) end(code int, at time.Time) bool {
 		return false
 	}
 	p.code, p.ended = code, at
+	close(p.done)
 	if p.io != nil {
+		p.io.closeStdin()
+		go p.release(p.last)
+	}
+	return true
+}
+
+// release closes the streams when all has been passed on, or somebody has closed them.
+func (p *proc) release(r *guest.Running) {
+	if r != nil {
+		select {
+		case <-r.Passed():
+		case <-p.io.closed:
+		}
+	}
+	p.io.close()
+}
+
+// outputLimit is for how long the output of a process that has ended waits for its
+// reader when containerd wants to have done with it.
+const outputLimit = 10 * time.Second
+
+// dispose ends what is left of a process that has ended.
+func (p *proc) dispose(ctx context.Context) {
+	if p.io == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, outputLimit)
+	defer cancel()
+	select {
+	case <-p.io.closed:
+	case <-ctx.Done():
 		p.io.close()
 	}
-	close(p.done)
-	return true
 }
 
 func (p *proc) hasEnded() bool {
@@ -187,31 +313,30 @@ func (p *proc) hasEnded() bool {
 // signal sends it one, or to all that it has started. While it is being started, that
 // waits until it runs.
 func (p *proc) signal(number uint32, all bool) error {
+	to, early := guest.ToProcess, guest.ToBeginning
+	if all {
+		to, early = guest.ToAll, guest.ToAll
+	}
 	p.mu.Lock()
-	r := p.running
-	if r == nil && p.starting && !p.hasEnded() {
-		defer p.mu.Unlock()
-		if p.waiting = append(p.waiting, signalled{number, all}); len(p.waiting) == 1 {
+	defer p.mu.Unlock()
+	switch r := p.running; {
+	case p.hasEnded():
+		return errEnded
+	case r == nil && !p.starting:
+		return errNotStarted
+	case r == nil:
+		if p.waiting = append(p.waiting, signalled{number, early}); len(p.waiting) == 1 {
 			close(p.hurry)
 		}
 		return nil
+	case r.Signal(int(number), to) == nil:
+		return nil
+	case isOver(r):
+		if _, err := r.End(context.Background()); !errors.Is(err, guest.ErrLost) {
+			return errEnded
+		}
 	}
-	p.mu.Unlock()
-	switch {
-	case p.hasEnded():
-		return errEnded
-	case r == nil:
-		return errNotStarted
-	}
-	to := guest.ToProcess
-	if all {
-		to = guest.ToAll
-	}
-	if err := r.Signal(int(number), to); errors.Is(err, io.ErrClosedPipe) {
-		return errEnded
-	} else if err != nil {
-		return err
-	}
+	p.waiting = append(p.waiting, signalled{number, to}) // for the next connection
 	return nil
 }
 

@@ -226,7 +226,7 @@ func TestReadyCommand(t *testing.T) {
 // What a process is sent while it is started waits until it runs.
 func TestSignalsWait(t *testing.T) {
 	p := newProc("", guest.Process{Argv: []string{"/app"}}, "", "", "")
-	p.io = &stdio{}
+	p.io = newStdio("")
 	if err := p.signal(15, false); !errors.Is(err, errNotStarted) {
 		t.Errorf("before its start: %v", err)
 	}

@@ -95,7 +95,6 @@ func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *s
 		return nil, err
 	}
 	r.init = newProc("", r.container.Process, q.Stdin, q.Stdout, q.Stderr)
-	r.init.spec.Keep = true
 	if q.Terminal {
 		r.init.spec.TTY = true
 	}
@@ -359,14 +358,21 @@ func (r *room) while(ctx context.Context) (context.Context, func()) {
 	go func() {
 		select {
 		case <-r.over:
-			cancel(errors.New("the microVM has ended"))
+			cancel(errOver)
 		case <-ctx.Done():
 		}
 	}()
 	return ctx, func() { cancel(nil) }
 }
 
+var errOver = errors.New("the microVM has ended")
+
 func (r *room) dial(ctx context.Context) (io.ReadWriteCloser, error) {
+	select {
+	case <-r.over:
+		return nil, errOver
+	default:
+	}
 	return r.network.Dial(ctx, guest.ExecPort)
 }
 
@@ -452,7 +458,9 @@ var errNoProcess = errors.New("there is no such process")
 // await waits for the end of the container's own process, and with it ends the
 // microVM.
 func (r *room) await() {
-	exit, err := r.init.wait()
+	there, stop := r.while(r.events.ctx)
+	exit, err := r.init.wait(there, r.dial)
+	stop()
 	if err != nil { // the guest is gone; watch knows
 		r.close()
 		exit = r.lost()

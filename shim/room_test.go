@@ -18,7 +18,7 @@ import (
 func begun(t *testing.T, id string) *proc {
 	t.Helper()
 	p := newProc(id, guest.Process{Argv: []string{"/app"}}, "", "", "")
-	p.io = &stdio{}
+	p.io = newStdio("")
 	ours, theirs := net.Pipe()
 	go func() {
 		defer theirs.Close()

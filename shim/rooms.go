@@ -254,7 +254,9 @@ func notStarted(err error) int {
 
 // awaitExec waits for the end of a process that was asked for later.
 func (r *room) awaitExec(p *proc) {
-	exit, err := p.wait()
+	there, stop := r.while(r.events.ctx)
+	exit, err := p.wait(there, r.dial)
+	stop()
 	if err != nil {
 		exit = guest.ProcessExit{Code: killed(unix.SIGKILL)}
 	}
@@ -288,6 +290,7 @@ func (s *rooms) Delete(ctx context.Context, q *taskapi.DeleteRequest) (*taskapi.
 	a := &taskapi.DeleteResponse{Pid: uint32(r.pid()), ExitStatus: uint32(code), ExitedAt: timestamppb.New(at)}
 	if q.ExecID != "" {
 		p.end(code, time.Now()) // one that was not started
+		p.dispose(ctx)
 		r.mu.Lock()
 		delete(r.execs, q.ExecID)
 		r.mu.Unlock()
@@ -298,6 +301,7 @@ func (s *rooms) Delete(ctx context.Context, q *taskapi.DeleteRequest) (*taskapi.
 		_, code, at = p.status()
 		a.ExitStatus, a.ExitedAt = uint32(code), timestamppb.New(at)
 	}
+	p.dispose(ctx)
 	r.remove(ctx)
 	s.mu.Lock()
 	delete(s.all, q.ID)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/process"
@@ -28,12 +29,15 @@ type stdio struct {
 	hold   io.Closer     // the writing end of stdin
 	noMore bool          // closeStdin was called
 
-	once sync.Once
+	once   sync.Once
+	closed chan struct{} // closed when all is
 }
+
+func newStdio(input string) *stdio { return &stdio{input: input, closed: make(chan struct{})} }
 
 // openStdio opens what a client has named. With a terminal there is no stderr.
 func openStdio(ctx context.Context, id, stdin, stdout, stderr string, tty bool) (_ *stdio, err error) {
-	s := &stdio{input: stdin}
+	s := newStdio(stdin)
 	defer func() {
 		if err != nil {
 			s.close()
@@ -106,7 +110,7 @@ func (s *stdio) output(ctx context.Context, name string) (io.Writer, error) {
 			return nil, err
 		}
 		s.closers = append(s.closers, f)
-		return f, nil
+		return &outlet{to: f}, nil
 	default:
 		return nil, fmt.Errorf("output to %q: want a named pipe, file://… or binary://…", name)
 	}
@@ -116,7 +120,7 @@ func (s *stdio) output(ctx context.Context, name string) (io.Writer, error) {
 			return nil, err
 		}
 		s.closers = append(s.closers, f)
-		return f, nil
+		return &outlet{to: f}, nil
 	}
 	w, err := fifo.OpenFifo(ctx, u.Path, syscall.O_WRONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -129,7 +133,23 @@ func (s *stdio) output(ctx context.Context, name string) (io.Writer, error) {
 		return nil, errors.Join(err, w.Close())
 	}
 	s.closers = append(s.closers, w, r)
-	return w, nil
+	return &outlet{to: w}, nil
+}
+
+// outlet drops what cannot be written any more, on a full disk or to a program that has
+// ended: a process does not end since nobody takes what it says.
+type outlet struct {
+	to   io.Writer
+	deaf atomic.Bool
+}
+
+func (o *outlet) Write(p []byte) (int, error) {
+	if !o.deaf.Load() {
+		if _, err := o.to.Write(p); err != nil && !o.deaf.Swap(true) && !errors.Is(err, os.ErrClosed) {
+			logLine("dropping what a process writes: %v", err)
+		}
+	}
+	return len(p), nil
 }
 
 // program starts a program that gets the output.
@@ -140,7 +160,7 @@ func (s *stdio) program(ctx context.Context, id string, u *url.URL) error {
 	}
 	cmd := &exec.Cmd{}
 	b.Set(cmd)
-	s.stdout, s.stderr = cmd.Stdout, cmd.Stderr
+	s.stdout, s.stderr = &outlet{to: cmd.Stdout}, &outlet{to: cmd.Stderr}
 	s.closers = append(s.closers, b)
 	return nil
 }
@@ -167,5 +187,6 @@ func (s *stdio) close() {
 		for _, c := range s.closers {
 			c.Close()
 		}
+		close(s.closed)
 	})
 }

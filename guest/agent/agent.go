@@ -17,7 +17,7 @@ import (
 )
 
 // Version is the agent's. It is in the manifest of every snapshot.
-const Version = "8"
+const Version = "9"
 
 // Agent is the state of PID 1 after the machine has been set up.
 type Agent struct {

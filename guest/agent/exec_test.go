@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -34,8 +35,21 @@ func (m *machine) dialExec() net.Conn {
 	return c
 }
 
+// shared is a writer for stdout and stderr at once.
+type shared struct {
+	mu sync.Mutex // held to write
+	to io.Writer
+}
+
+func (w *shared) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.to.Write(p)
+}
+
 func (m *machine) exec(p guest.Process, out io.Writer) *guest.Running {
 	m.t.Helper()
+	out = &shared{to: out}
 	r, err := guest.Exec(m.ctx(), m.dialExec(), p, out, out)
 	if err != nil {
 		m.t.Fatalf("%q: %v\n%s", p.Argv, err, m.console())

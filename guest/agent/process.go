@@ -29,7 +29,10 @@ type process struct {
 	mu      sync.Mutex // guards what follows
 	changed *sync.Cond // any of it has changed
 	conn    *execConn  // nil: nobody is attached
+	room    outputRoom // that the host at conn has
 	exit    *guest.ProcessExit
+	told    bool    // of its end, over a connection that may not have brought it
+	noted   bool    // the host knows of its end
 	left    bool    // nobody will ask any more
 	queue   []input // for stdin
 	eof     bool    // ends after it
@@ -214,6 +217,17 @@ func (p *process) take(c *execConn, k guest.Kind, b []byte) error {
 			return err
 		}
 		p.signal(unix.Signal(n), to)
+	case guest.KindRoom:
+		k, n, err := guest.DecodeRoom(b)
+		if err != nil {
+			return err
+		}
+		p.grow(c, k, n)
+	case guest.KindNoted:
+		p.mu.Lock()
+		p.noted = p.noted || p.told && p.conn == c
+		p.changed.Broadcast()
+		p.mu.Unlock()
 	case guest.KindDetach:
 		p.detach(c, "")
 		return errDetached
@@ -229,7 +243,7 @@ func (p *process) attach(c *execConn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	_ = c.frame(guest.KindStarted, guest.EncodeCount(p.pid)) // who reads the connection finds its end
-	p.conn = c
+	p.conn, p.room = c, newOutputRoom(p.exit != nil)
 	p.changed.Broadcast()
 }
 
@@ -263,9 +277,10 @@ func (p *process) lost(c *execConn) {
 		p.conn = nil
 	}
 	ended := p.exit != nil
+	noted := p.noted
 	p.mu.Unlock()
 	switch {
-	case !mine:
+	case !mine || noted:
 	case !p.spec.Keep:
 		go p.hangUp()
 	case ended:
@@ -348,6 +363,7 @@ func (p *process) reaped(ws unix.WaitStatus) {
 	}
 	p.mu.Lock()
 	p.exit = &e
+	p.room.add(guest.MaxRest)
 	unwatched := p.conn == nil && p.spec.Keep
 	p.changed.Broadcast()
 	p.mu.Unlock()
@@ -370,20 +386,35 @@ func (p *process) run() {
 		p.changed.Wait()
 	}
 	p.mu.Unlock()
-	for {
-		c := p.watcher()
-		if c == nil {
-			break
-		}
-		p.all.drop(p) // its id is free when the host has been told
-		if c.last(guest.KindEnded, p.exit.Encode()) == nil {
-			break
-		}
-		p.all.remember(p)
+	for c := p.watcher(); c != nil && !p.tell(c); c = p.watcher() {
 		p.lost(c)
 	}
 	_ = p.closeOwn() // nothing is in them any more
 	p.all.forget(p)
+}
+
+// tell tells the host of the process's end, and waits until it has noted that; false:
+// the connection has ended before, or nobody will ask any more. Meanwhile the id is free.
+func (p *process) tell(c *execConn) bool {
+	p.mu.Lock()
+	p.told = true
+	p.mu.Unlock()
+	if c.last(guest.KindEnded, p.exit.Encode()) != nil {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for !p.noted && p.conn == c && !p.left {
+		p.changed.Wait()
+	}
+	return p.noted
+}
+
+// isTold says that the host may know of its end.
+func (p *process) isTold() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.told
 }
 
 // watcher waits until somebody is attached; nil: nobody will.

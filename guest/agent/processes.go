@@ -216,7 +216,7 @@ func (s *processes) start(spec guest.Process) (*process, error) {
 	switch {
 	case s.frozen:
 		return nil, errors.New("the guest is frozen: a snapshot is made of it, or it is a clone that does not know so yet")
-	case s.byID[spec.ID] != nil:
+	case s.byID[spec.ID] != nil && !s.byID[spec.ID].isTold():
 		return nil, refusedError{guest.RefusedBusy, fmt.Errorf("a process %q runs already, or has ended and nobody was told", spec.ID)}
 	case len(s.byID) >= guest.MaxProcesses:
 		return nil, refusedError{guest.RefusedBusy, fmt.Errorf("%d processes run in this guest beside the function: at most that many are allowed", len(s.byID))}
@@ -225,6 +225,9 @@ func (s *processes) start(spec guest.Process) (*process, error) {
 	p := newProcess(s, spec)
 	if err := p.start(); err != nil {
 		return nil, err
+	}
+	if old := s.byID[spec.ID]; old != nil {
+		old.abandon() // who was told of its end has noted it, though that is still on its way
 	}
 	s.byID[spec.ID] = p
 	return p, nil
@@ -243,32 +246,16 @@ func (s *processes) sweep() {
 	s.groups = left
 }
 
-// drop takes a process out of the table, remember puts it back, unless there is
-// another of its id by then.
-func (s *processes) drop(p *process) {
+// forget drops a process for good; what it has left running goes on.
+func (s *processes) forget(p *process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.byID[p.spec.ID] == p {
+	if s.byID[p.spec.ID] == p { // and not another that has its id by now
 		delete(s.byID, p.spec.ID)
 	}
 	if i := slices.Index(s.kept, p); i >= 0 {
 		s.kept = slices.Delete(s.kept, i, i+1)
 	}
-}
-
-func (s *processes) remember(p *process) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.byID[p.spec.ID] == nil {
-		s.byID[p.spec.ID] = p
-	}
-}
-
-// forget drops a process for good; what it has left running goes on.
-func (s *processes) forget(p *process) {
-	s.drop(p)
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if p.group != nil {
 		s.groups = append(s.groups, p.group)
 		s.sweep()
@@ -280,7 +267,7 @@ func (s *processes) forget(p *process) {
 // oldest is forgotten.
 func (s *processes) keep(p *process) {
 	s.mu.Lock()
-	if !slices.Contains(s.kept, p) {
+	if s.byID[p.spec.ID] == p && !slices.Contains(s.kept, p) { // it may be forgotten already
 		s.kept = append(s.kept, p)
 	}
 	var oldest *process

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -372,6 +373,96 @@ func TestNothingIsDropped(t *testing.T) {
 	<-written // it does not hang; what nobody can read any more may be taken and dropped
 	if _, err := os.Stat(mark); err != nil {
 		t.Errorf("the signal did not come: %v", err)
+	}
+}
+
+// TestEndsThatNobodyReads ends processes while nobody takes what they write: their end
+// is told at once, and what they had written comes when somebody does.
+func TestEndsThatNobodyReads(t *testing.T) {
+	s := newStation(t)
+	const n = guest.OutputWindow + 30_000 // more than there is room for, and less than fills the pipe as well
+	for _, c := range []struct {
+		script string
+		kill   bool
+		code   int
+	}{
+		{fmt.Sprintf("head -c %d /dev/zero; exit 5", n), false, 5},
+		{"exec cat /dev/zero", true, 137},
+	} {
+		w := &gateWriter{entered: make(chan struct{}), open: make(chan struct{})}
+		r := s.exec(shell(c.script), w, nil)
+		<-w.entered
+		if c.kill {
+			if err := r.Signal(int(unix.SIGKILL), guest.ToProcess); err != nil {
+				t.Error(err)
+			}
+		}
+		if exit, err := r.End(s.ctx()); err != nil || exit.Code != c.code {
+			t.Errorf("%s: %+v, %v", c.script, exit, err)
+		}
+		close(w.open)
+		if _, err := r.Wait(s.ctx()); err != nil || !c.kill && w.n != n {
+			t.Errorf("%s: of %d bytes %d came, %v", c.script, n, w.n, err)
+		}
+	}
+}
+
+// TestEndIsToldUntilNoted loses the connection over which the end of a process was
+// told: who attaches next is told again, until one has noted it. Its id is free before.
+func TestEndIsToldUntilNoted(t *testing.T) {
+	s := newStation(t)
+	p := shell("echo said; exit 6")
+	p.ID, p.Keep = "kept", true
+	told := func(k guest.Kind, v []byte) *guest.ProcessExit {
+		t.Helper()
+		c := s.dial()
+		defer c.Close() // without a word
+		if err := guest.WriteFrame(c, k, v); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			k, b, err := guest.ReadFrame(c, guest.FromExecAgent, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch k {
+			case guest.KindEnded:
+				e, err := guest.DecodeProcessExit(b)
+				if err != nil {
+					t.Error(err)
+				}
+				return &e
+			case guest.KindRefused:
+				t.Fatalf("refused: %s", b)
+			}
+		}
+	}
+	spec, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second takes the id of the first, whose end nobody has noted
+		if e := told(guest.KindExec, spec); e.Code != 6 {
+			t.Errorf("%+v", e)
+		}
+	}
+	for range 2 {
+		if e := told(guest.KindAttach, []byte("kept")); e.Code != 6 {
+			t.Errorf("told again: %+v", e)
+		}
+	}
+	r, err := guest.Attach(s.ctx(), s.dial(), "kept", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, err := r.Wait(s.ctx()); err != nil || e.Code != 6 {
+		t.Errorf("%+v, %v", e, err)
+	}
+	s.until("it is forgotten", func() bool { return s.count() == 0 })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.kept) > 0 {
+		t.Error("what has been noted is kept")
 	}
 }
 

@@ -193,19 +193,66 @@ func rest(f *os.File) func([]byte) (int, error) {
 	}
 }
 
-// deliver writes a frame to whoever is attached, and waits until somebody is;
-// false: nobody will be. What one connection did not take whole, the next gets.
+// outputRoom is for how many more bytes of stdout and stderr the host has room.
+type outputRoom [2]int
+
+func newOutputRoom(ended bool) outputRoom {
+	n := guest.OutputWindow
+	if ended {
+		n += guest.MaxRest
+	}
+	return outputRoom{n, n}
+}
+
+func (r *outputRoom) add(n int) { r[0], r[1] = r[0]+n, r[1]+n }
+
+func (r *outputRoom) of(k guest.Kind) *int { return &r[k-guest.KindStdout] }
+
+// grow notes that the host at a connection has room for more.
+func (p *process) grow(c *execConn, k guest.Kind, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conn == c {
+		*p.room.of(k) += n
+		p.changed.Broadcast()
+	}
+}
+
+// deliver writes a frame to whoever is attached, and waits until somebody is who has
+// room for it; false: nobody will. What one connection did not take whole, the next gets.
 func (p *process) deliver(k guest.Kind, b []byte) bool {
-	for {
-		c := p.watcher()
+	for len(b) > guest.HeadLen {
+		c, n := p.takeRoom(k, len(b)-guest.HeadLen)
 		if c == nil {
 			return false
 		}
-		if c.filled(k, b) == nil {
-			return true
+		if c.filled(k, b[:guest.HeadLen+n]) == nil {
+			b = b[n:] // the next frame's head goes over what was sent
+			continue
 		}
 		p.lost(c)
 	}
+	return true
+}
+
+// takeRoom waits for a host that has room for some of that many bytes. A process that
+// has ended can only have left more than that by others, which go on writing: they are
+// not waited for.
+func (p *process) takeRoom(k guest.Kind, want int) (*execConn, int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for !p.left && (p.conn == nil || *p.room.of(k) == 0 && p.exit == nil) {
+		p.changed.Wait()
+	}
+	if p.left {
+		return nil, 0
+	}
+	n := min(want, *p.room.of(k))
+	if n == 0 {
+		return nil, 0
+	}
+	*p.room.of(k) -= n
+	return p.conn, n
 }
 
 // input is a piece of stdin, and whom to tell when it was taken.

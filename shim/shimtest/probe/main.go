@@ -264,11 +264,18 @@ func read([]string) error {
 
 func write(a []string) error { return os.WriteFile(a[0], []byte(strings.Join(a[1:], " ")), 0o644) }
 
-// burst writes so many bytes.
+// burst writes so many bytes; with a second argument it says so first, and waits for
+// SIGUSR1.
 func burst(a []string) error {
 	n, err := strconv.Atoi(a[0])
 	if err != nil {
 		return err
+	}
+	if len(a) > 1 {
+		c := make(chan os.Signal, 1)
+		signal.Notify(c, syscall.SIGUSR1)
+		fmt.Println("ready")
+		<-c
 	}
 	_, err = io.CopyN(os.Stdout, strings.NewReader(strings.Repeat("0123456789abcde\n", n/16+1)), int64(n))
 	return err
