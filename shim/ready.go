@@ -121,6 +121,16 @@ func isPlace(s string) bool {
 	return ok && err == nil && slices.Contains([]string{"tcp", "udp", "sctp"}, proto)
 }
 
+// byName sorts variables: the kubelet gives those of services in an order that no two
+// pods share. Of one that is there twice the last still is.
+func byName(env []string) []string {
+	return slices.SortedStableFunc(slices.Values(env), func(a, b string) int {
+		name, _, _ := strings.Cut(a, "=")
+		other, _, _ := strings.Cut(b, "=")
+		return strings.Compare(name, other)
+	})
+}
+
 // readyKey is of all that the guest of a ready snapshot was told, but for what its
 // clones are told anew.
 func readyKey(c container, p *readyPlan) (string, error) {
@@ -138,6 +148,7 @@ func readyKey(c container, p *readyPlan) (string, error) {
 		Probe   probe
 		Mounts  []told
 	}{start, p.process, p.probe, nil}
+	v.Process.Env = byName(v.Process.Env)
 	for _, m := range c.Mounts {
 		t := told{mount: m}
 		t.Source = "" // which has the pod's id in it

@@ -115,7 +115,7 @@ func TestReadyKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	one := func() container {
-		return container{Hostname: "one", Process: guest.Process{Argv: []string{"/app"}, Env: []string{"PATH=/bin", "HOSTNAME=one"}, IDs: &guest.IDs{UID: 1}},
+		return container{Hostname: "one", Process: guest.Process{Argv: []string{"/app"}, Env: []string{"PATH=/bin", "PORT=1", "PORT=80", "HOSTNAME=one"}, IDs: &guest.IDs{UID: 1}},
 			Settings: settings{Port: 80, Policy: "reap"}, NetNS: "/one", Cgroup: "/one",
 			Mounts: []mount{{Path: "/etc/c", Source: pod("one", "2026", "text"), Flags: []string{"ro"}}, {Path: "/etc/hosts", Source: hosts}, {Path: "/tmp"}, {Path: "/run/secrets/s", Source: secret("one")}}}
 	}
@@ -131,18 +131,22 @@ func TestReadyKey(t *testing.T) {
 	}
 	same := key(func(*container) {})
 	for name, change := range map[string]func(*container){
-		"names":     func(c *container) { c.Hostname, c.Process.Env = "two", []string{"PATH=/bin", "HOSTNAME=two"} },
-		"place":     func(c *container) { c.NetNS, c.Cgroup, c.Settings.Policy = "/two", "/two", "lazy" },
-		"the times": func(c *container) { c.Mounts[0].Source = pod("two", "2027", "text") },
-		"its hosts": func(c *container) { c.Mounts[1].Source = "/other" },
-		"secrets":   func(c *container) { c.Mounts[3].Source = secret("other") },
+		"names": func(c *container) {
+			c.Hostname, c.Process.Env = "two", []string{"PATH=/bin", "PORT=1", "PORT=80", "HOSTNAME=two"}
+		},
+		"their order": func(c *container) { c.Process.Env = []string{"PORT=1", "HOSTNAME=one", "PORT=80", "PATH=/bin"} },
+		"place":       func(c *container) { c.NetNS, c.Cgroup, c.Settings.Policy = "/two", "/two", "lazy" },
+		"the times":   func(c *container) { c.Mounts[0].Source = pod("two", "2027", "text") },
+		"its hosts":   func(c *container) { c.Mounts[1].Source = "/other" },
+		"secrets":     func(c *container) { c.Mounts[3].Source = secret("other") },
 	} {
 		if key(change) != same {
 			t.Errorf("%s: another key", name)
 		}
 	}
 	for name, change := range map[string]func(*container){
-		"a variable":  func(c *container) { c.Process.Env = []string{"PATH=/x"} },
+		"a variable":  func(c *container) { c.Process.Env = []string{"PATH=/x", "PORT=1", "PORT=80"} },
+		"the last":    func(c *container) { c.Process.Env = []string{"PATH=/bin", "PORT=80", "PORT=1"} },
 		"an argument": func(c *container) { c.Process.Argv = []string{"/app", "-x"} },
 		"the user":    func(c *container) { c.Process.IDs = &guest.IDs{UID: 2} },
 		"its input":   func(c *container) { c.Process.Stdin = true },
