@@ -3,8 +3,8 @@ package cluster
 import (
 	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/compression"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -40,32 +41,44 @@ func (c *Cluster) importImages(ctx context.Context, coredns string) error {
 
 // Image is one of a single static program, which is its entry point.
 func Image(program string, config v1.Config) (v1.Image, error) {
-	b, err := os.ReadFile(program)
-	if err != nil {
-		return nil, err
-	}
+	at := "/" + filepath.Base(program)
+	config.Entrypoint = []string{at}
+	return imageOf([]file{{from: program, to: at}}, config)
+}
+
+// file is one of this host that is in an image.
+type file struct {
+	from, to string
+}
+
+// imageOf is an image of programs and of what they are linked with, and the few files
+// that look up who runs them.
+func imageOf(files []file, config v1.Config) (v1.Image, error) {
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
-	for _, f := range []struct {
-		name string
-		mode int64
-		data []byte
-	}{
-		{filepath.Base(program), 0o755, b},
-		{"etc/passwd", 0o644, []byte("root:x:0:0:root:/:/bin/sh\n")},
-		{"etc/group", 0o644, []byte("root:x:0:\n")},
-	} {
-		if err := w.WriteHeader(&tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.data)), ModTime: time.Unix(0, 0)}); err != nil {
+	add := func(name string, mode int64, data []byte) error {
+		if err := w.WriteHeader(&tar.Header{Name: strings.TrimPrefix(name, "/"), Mode: mode, Size: int64(len(data)), ModTime: time.Unix(0, 0)}); err != nil {
+			return err
+		}
+		_, err := w.Write(data)
+		return err
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f.from)
+		if err == nil {
+			err = add(f.to, 0o755, b)
+		}
+		if err != nil {
 			return nil, err
 		}
-		if _, err := w.Write(f.data); err != nil {
-			return nil, err
-		}
+	}
+	if err := errors.Join(add("etc/passwd", 0o644, []byte("root:x:0:0:root:/:/bin/sh\n")), add("etc/group", 0o644, []byte("root:x:0:\n"))); err != nil {
+		return nil, err
 	}
 	if err := w.Close(); err != nil {
 		return nil, err
 	}
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(layer.Bytes())), nil }, tarball.WithCompressionLevel(gzip.BestSpeed))
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(layer.Bytes())), nil }, tarball.WithCompression(compression.None))
 	if err != nil {
 		return nil, err
 	}
@@ -73,14 +86,13 @@ func Image(program string, config v1.Config) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	file, err := img.ConfigFile()
+	described, err := img.ConfigFile()
 	if err != nil {
 		return nil, err
 	}
-	file = file.DeepCopy()
-	config.Entrypoint = []string{"/" + filepath.Base(program)}
-	file.OS, file.Architecture, file.Config = "linux", runtime.GOARCH, config
-	return mutate.ConfigFile(img, file)
+	described = described.DeepCopy()
+	described.OS, described.Architecture, described.Config = "linux", runtime.GOARCH, config
+	return mutate.ConfigFile(img, described)
 }
 
 // Import gives the cluster an image under a name, unless it has it.

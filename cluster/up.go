@@ -26,6 +26,10 @@ func (c *Cluster) Up(ctx context.Context) error {
 	if err := c.ours(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	knative, err := knativeDir()
+	if err != nil {
+		return err
+	}
 	paths, err := Programs(ctx, c.opts.Step)
 	if err != nil {
 		return err
@@ -50,7 +54,10 @@ func (c *Cluster) Up(ctx context.Context) error {
 	} else if out, err := c.Command(ctx, c.install()...).CombinedOutput(); err != nil {
 		return fmt.Errorf("installing skep in the node: %w: %s", err, out)
 	}
-	return c.settle(ctx, paths)
+	if err := c.settle(ctx, paths); err != nil || knative == "" {
+		return err
+	}
+	return c.knative(ctx, knative)
 }
 
 // lay lays down all files but what the node's programs write.

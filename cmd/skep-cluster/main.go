@@ -88,7 +88,8 @@ func upCommand(o *cluster.Options) *cobra.Command {
 and CoreDNS, in namespaces of their own. They run on in the background. What is there
 already is not done again. Programs of Kubernetes are taken from the directory that
 SKEP_KUBERNETES names, or built once; containerd's are the host's, or those
-in the directory that SKEP_CONTAINERD names.`,
+in the directory that SKEP_CONTAINERD names. With SKEP_KNATIVE, a directory of Knative's
+programs and manifests, Knative Serving runs there too.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			self, err := os.Executable()
