@@ -291,13 +291,7 @@ func (c *Containerd) Reboot(empty bool) {
 	if !empty {
 		return
 	}
-	for _, path := range slices.Backward(c.mounted()) {
-		if !slices.Contains(c.before, path) {
-			if out, err := c.Command("umount", "--lazy", path).CombinedOutput(); err != nil {
-				c.t.Fatalf("umount %s: %v: %s", path, err, out)
-			}
-		}
-	}
+	c.unmount("/")
 	dirs := []string{filepath.Join(c.Dir, "state")}
 	for _, sub := range []string{"s", "skep"} {
 		dirs = append(dirs, fmt.Sprintf("/proc/%d/root/run/containerd/%s", c.holder.Process.Pid, sub))
@@ -640,6 +634,20 @@ func (c *Containerd) Left() (left []string) {
 		})
 	}
 	return left
+}
+
+// unmount unmounts what has been mounted below a directory, whose name ends with a
+// slash, since the daemon was first started.
+func (c *Containerd) unmount(below string) {
+	c.t.Helper()
+	for _, path := range slices.Backward(c.mounted()) {
+		if slices.Contains(c.before, path) || !strings.HasPrefix(path, below) {
+			continue
+		}
+		if out, err := c.Command("umount", "--lazy", path).CombinedOutput(); err != nil {
+			c.t.Fatalf("umount %s: %v: %s", path, err, out)
+		}
+	}
 }
 
 func (c *Containerd) mounted() (paths []string) {

@@ -43,7 +43,14 @@ func (p *Pods) Critest(handler, focus string) []Case {
 	if focus != "" {
 		args = append(args, "--ginkgo.focus", focus)
 	}
+	// Of what a case mounts it leaves something when it fails.
+	files := filepath.Join(p.Dir, "critest-"+handler)
+	if err := os.Mkdir(files, 0o755); err != nil {
+		p.t.Fatal(err)
+	}
+	defer p.unmount(files + "/")
 	cmd := p.Command(critest(p.t), args...)
+	cmd.Env = append(cmd.Env, "TMPDIR="+files)
 	out, err := os.Create(filepath.Join(p.Dir, "critest-"+handler+".log"))
 	if err != nil {
 		p.t.Fatal(err)
