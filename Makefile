@@ -22,7 +22,7 @@ PKG ?= ./...
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper test test-firecracker test-containerd cluster cluster-down build s3 lint setup setup-test clean
+.PHONY: help demo paper test test-firecracker test-containerd test-kubernetes cluster cluster-down build s3 lint setup setup-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +82,14 @@ test-containerd: setup-test ## run the tests of skep under containerd: the host'
 .PHONY: containerd-tests
 containerd-tests:
 	SKEP_CONTAINERS=$${SKEP_CONTAINERS:-100} SKEP_KILLS=$${SKEP_KILLS:-20} $(GO) test $(TEST_FLAGS) -timeout 60m ./shim/... ./test/containerd
+
+test-kubernetes: setup-test ## run the tests of pods in microVMs on a Kubernetes of one node, which is built once
+	@scripts/setup.sh --cluster
+	@$(MAKE) --no-print-directory kubernetes-tests
+
+.PHONY: kubernetes-tests
+kubernetes-tests:
+	SKEP_TEST_KUBERNETES=all $(GO) test $(TEST_FLAGS) -timeout 60m ./cluster ./test/kubernetes
 
 # CLUSTER: flags of its own, as --dir DIR. Its output is what skep-cluster says.
 cluster: ## have a Kubernetes of one node up on this machine, with skep as a runtime of it; say how to use it

@@ -103,8 +103,9 @@ func (c *Cluster) path(elem ...string) string {
 // mark is in the environment of all of a cluster's processes that are not in a pod.
 func (c *Cluster) mark() string { return "SKEP_CLUSTER=" + c.dir }
 
-// cgroup is the name of the cgroup below which all of its processes are.
-func (c *Cluster) cgroup() string {
+// Cgroup is the path, below each hierarchy's mount point, of the cgroup below which all
+// of its processes are.
+func (c *Cluster) Cgroup() string {
 	return "/skep-cluster-" + strings.Trim(strings.ReplaceAll(c.dir, "/", "-"), "-")
 }
 
@@ -223,7 +224,7 @@ func (c *Cluster) kill(ctx context.Context) error {
 // removeCgroups removes those of the cluster, whose processes have ended.
 func (c *Cluster) removeCgroups() error {
 	for _, top := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
-		dirs, err := filepath.Glob(top + c.cgroup())
+		dirs, err := filepath.Glob(top + c.Cgroup())
 		if err != nil {
 			return err
 		}

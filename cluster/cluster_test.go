@@ -165,7 +165,7 @@ func TestFiles(t *testing.T) {
 	if text := read(t, c.Kubeconfig()); !strings.Contains(text, "https://127.0.0.1:12345") {
 		t.Errorf("the administrator's configuration:\n%s", text)
 	}
-	if text := read(t, c.path("etc/kubelet.yaml")); !strings.Contains(text, "cgroupRoot: "+c.cgroup()+"\n") {
+	if text := read(t, c.path("etc/kubelet.yaml")); !strings.Contains(text, "cgroupRoot: "+c.Cgroup()+"\n") {
 		t.Errorf("the kubelet's configuration:\n%s", text)
 	}
 }

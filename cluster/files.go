@@ -39,7 +39,7 @@ func (c *Cluster) writeFiles() error {
 		return err
 	}
 	data := map[string]string{
-		"Dir": c.dir, "Cgroup": c.cgroup(), "NodeName": nodeName, "PodCIDR": podCIDR, "DNSIP": dnsIP,
+		"Dir": c.dir, "Cgroup": c.Cgroup(), "NodeName": nodeName, "PodCIDR": podCIDR, "DNSIP": dnsIP,
 		"PauseImage": PauseImage, "DNSImage": DNSImage, "CNI": cni,
 	}
 	for name, to := range map[string]string{

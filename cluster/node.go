@@ -80,12 +80,12 @@ func (c *Cluster) furnish() (supervisor int, err error) {
 
 // enterCgroup has all of the node's processes in a cgroup beside those of its pods.
 func (c *Cluster) enterCgroup() error {
-	m, err := manager.New(&cgroups.Cgroup{Path: c.cgroup() + "/node", Resources: &cgroups.Resources{SkipDevices: true}})
+	m, err := manager.New(&cgroups.Cgroup{Path: c.Cgroup() + "/node", Resources: &cgroups.Resources{SkipDevices: true}})
 	if err != nil {
 		return err
 	}
 	if err := m.Apply(os.Getpid()); err != nil {
-		return fmt.Errorf("entering cgroup %s: %w", c.cgroup(), err)
+		return fmt.Errorf("entering cgroup %s: %w", c.Cgroup(), err)
 	}
 	return nil
 }
@@ -187,6 +187,14 @@ func network() error {
 	}
 	if err := netlink.LinkSetUp(node); err != nil {
 		return fmt.Errorf("setting node0 up: %w", err)
+	}
+	// What listens behind a service's address is found once a packet has a route.
+	_, services, err := net.ParseCIDR(serviceCIDR)
+	if err != nil {
+		return err
+	}
+	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: node.Attrs().Index, Dst: services, Scope: netlink.SCOPE_LINK}); err != nil {
+		return fmt.Errorf("routing services' addresses: %w", err)
 	}
 	return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0)
 }

@@ -51,14 +51,20 @@ func Need(t testing.TB, what ...string) {
 		if !ok {
 			t.Fatalf("testenv: no such need as %q", w)
 		}
-		err := n.probe()
-		switch {
-		case err == nil:
-		case required(w):
-			t.Fatalf("%s is required here (%s=%s) but missing: %v; %s", w, RequireEnv, os.Getenv(RequireEnv), err, n.cure)
-		default:
-			t.Skipf("needs %s: %v; to run this test: %s", w, err, n.cure)
-		}
+		NeedThat(t, w, n.probe(), n.cure)
+	}
+}
+
+// NeedThat is Need of something that a package probes itself: err says what is missing,
+// nil that it is there.
+func NeedThat(t testing.TB, what string, err error, cure string) {
+	t.Helper()
+	switch {
+	case err == nil:
+	case required(what):
+		t.Fatalf("%s is required here (%s=%s) but missing: %v; %s", what, RequireEnv, os.Getenv(RequireEnv), err, cure)
+	default:
+		t.Skipf("needs %s: %v; to run this test: %s", what, err, cure)
 	}
 }
 

@@ -77,8 +77,10 @@ var program = sync.OnceValues(func() (string, error) {
 
 // Main runs a package's tests and removes what they share. A package that uses
 // this one calls it from its TestMain.
-func Main(m *testing.M) {
-	code := m.Run()
+func Main(m *testing.M) { Exit(m.Run()) }
+
+// Exit is Main's end, for a package that has something of its own to end before.
+func Exit(code int) {
 	if builtOnce {
 		dir, _ := program()
 		os.RemoveAll(dir)

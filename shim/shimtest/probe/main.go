@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -69,6 +70,7 @@ var commands = map[string]func(args []string) error{
 	"serves":   func([]string) error { return get([]string{"http://127.0.0.1:" + os.Getenv("PORT")}) },
 	"mounts":   func([]string) error { return cat([]string{"/proc/self/mounts"}) },
 	"cwd":      func([]string) error { d, err := os.Getwd(); fmt.Println(d); return err },
+	"tar":      tarball,
 	"orphan":   func([]string) error { return exec.Command("/proc/self/exe", "sleep", "1000").Start() },
 }
 
@@ -177,7 +179,7 @@ func webServer(a []string) error {
 // serve answers requests with a body per path: /env/NAME, /file/PATH, /random, /start
 // (the same as long as the process lives), /hostname, /log/TEXT, which it writes,
 // /touch/MIB, for which it takes memory that it has not had before. A second argument is for how many seconds it does
-// not listen; /health fails for so long again. A third names a file that it reads first,
+// not listen; /health fails for so long again, and for good after /fail. A third names a file that it reads first,
 // which /told has.
 func serve(a []string) error {
 	port := os.Getenv("PORT")
@@ -202,6 +204,7 @@ func serve(a []string) error {
 	pause := time.Duration(slow * float64(time.Second))
 	time.Sleep(pause)
 	began := time.Now()
+	var failing atomic.Bool
 	start := hexRandom()
 	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		switch what, arg, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/"); what {
@@ -229,9 +232,11 @@ func serve(a []string) error {
 		case "told":
 			w.Write(told)
 		case "health":
-			if time.Since(began) < pause {
+			if failing.Load() || time.Since(began) < pause {
 				http.Error(w, "not yet", http.StatusServiceUnavailable)
 			}
+		case "fail":
+			failing.Store(true)
 		case "hostname":
 			h, _ := os.Hostname()
 			fmt.Fprint(w, h)
