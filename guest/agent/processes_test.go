@@ -353,7 +353,7 @@ func TestNothingIsDropped(t *testing.T) {
 	mark := filepath.Join(t.TempDir(), "mark")
 	w := &gateWriter{entered: make(chan struct{}), open: make(chan struct{})}
 	r := s.exec(guest.Process{ID: "x", Stdin: true, Argv: []string{"sh", "-c",
-		"trap 'touch " + mark + "; exit 9' USR1; while :; do sleep 0.01; done & head -c 67108864 /dev/zero; touch " + mark + ".early; wait"}}, w, nil)
+		"trap 'touch " + mark + "; exit 9' USR1; while kill -0 $$; do sleep 0.01; done 2>/dev/null & head -c 67108864 /dev/zero; touch " + mark + ".early; wait"}}, w, nil)
 	<-w.entered
 	if err := r.Signal(int(unix.SIGUSR1), guest.ToProcess); err != nil { // the shell sees it when head has ended
 		t.Error(err)
