@@ -15,10 +15,11 @@ import (
 	"github.com/skep-dev/skep/internal/atomicfile"
 )
 
-// Where the runtime is written. Since 2.2 containerd reads conf.d by itself, and
-// puts what is there over its configuration key by key: a file of our own is all
-// it takes. Before that, a file that is imported replaces everything that the
-// configuration says about the CRI; so the runtime's table goes to the end of the
+// Where the runtime is written. Since 2.2 containerd puts what a configuration imports
+// over that key by key: where it imports conf.d, as the one does that containerd prints
+// as its default, a file of our own is all it takes. Before that, a file that is
+// imported replaces everything that the configuration says about the CRI; then, and
+// where nothing imports conf.d, the runtime's table goes to the end of the
 // configuration, between two comments.
 const (
 	dropIn = "conf.d/skep.toml" // beside the configuration
@@ -174,11 +175,11 @@ func (h Host) read() (f file, text []byte, err error) {
 	return f, text, nil
 }
 
-// imports tells whether a containerd that reads conf.d by itself does so with
-// this configuration.
+// imports tells whether the configuration imports conf.d. That containerd shows it
+// among the imports of any configuration means nothing: it imports what files say.
 func (h Host) imports(f file) bool {
 	if f.Imports == nil {
-		return filepath.Dir(h.Config) == "/etc/containerd"
+		return false
 	}
 	want := filepath.Join(filepath.Dir(h.Config), dropIn)
 	return slices.ContainsFunc(*f.Imports, func(p string) bool {

@@ -28,6 +28,7 @@ version = 2
 `
 	users3   = "version = 3\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'mine/pause:1' # mirrored"
 	importer = "imports = ['/srv/more.toml']\nversion = 3\n"
+	imports  = "imports = ['/etc/containerd/conf.d/*.toml']\nversion = 3\n" // as `containerd config default` prints it
 	byHand   = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.mine]\nruntime_type = \"io.containerd.skep.v2\"\n"
 )
 
@@ -86,6 +87,7 @@ func TestInstall(t *testing.T) {
 		{"2.4-none", "v2.4.2", ""},
 		{"2.4-user3", "2.4.2", users3},
 		{"2.4-importer", "2.4.2", importer},
+		{"2.4-imports", "2.4.2", imports},
 		{"1.7-by-hand", "1.7.28", byHand},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -213,11 +215,15 @@ func TestRealContainerds(t *testing.T) {
 			}
 		}
 		h := Host{BinDir: filepath.Join(dir, "bin"), DataDir: filepath.Join(dir, "data"), Config: filepath.Join(dir, "config.toml"), Containerd: program}
-		if err := os.WriteFile(h.Config, []byte(users), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := h.Install(t.Context(), from); err != nil {
-			t.Fatalf("%s: %v", program, err)
+		// Once by a file of its own, where this containerd has that, and last by the
+		// configuration itself.
+		for _, text := range []string{"imports = ['" + dir + "/conf.d/*.toml']\n" + users, users} {
+			if err := os.WriteFile(h.Config, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := h.Install(t.Context(), from); err != nil {
+				t.Fatalf("%s: %v", program, err)
+			}
 		}
 		out, err := exec.Command(program, "--config", h.Config, "config", "dump").Output()
 		if err != nil {

@@ -38,7 +38,7 @@ func (c *cli) containerdCmd() *cobra.Command {
 		Long: `Install the shim containerd-shim-skep-v2 and the guest's agent, fetch the guest
 kernel into /var/lib/skep-containerd, where shims keep what they share, and write the
 runtime io.containerd.skep.v2 into containerd's configuration, as the runtime
-"skep" of the CRI: into a file of its own in conf.d where containerd reads that
+"skep" of the CRI: into a file of its own in conf.d where that imports it
 (since 2.2), else to the end of config.toml, between two comments. containerd is
 asked whether it takes the result; if not, all stays as it was. A second time
 nothing is done. containerd reads its configuration when it starts.`,
