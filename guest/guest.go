@@ -76,7 +76,10 @@
 // an emulator to translate, all code that reads it.
 package guest
 
-import "net"
+import (
+	"net"
+	"net/netip"
+)
 
 // Every guest has the same addresses: a clone needs no new ones.
 var (
@@ -86,10 +89,17 @@ var (
 	Gateway = net.IPv4(172, 31, 254, 1) // of every tap
 )
 
+// The same where a guest has IPv6, too: private addresses (RFC 4193) that leave no host.
+var (
+	Address6 = netip.MustParseAddr("fd73:6b65:7000::2")
+	Gateway6 = netip.MustParseAddr("fd73:6b65:7000::1")
+)
+
 const (
-	PrefixLen = 30
-	AgentPort = 10 // accepts connections from Gateway only
-	ExecPort  = 11 // so does this, for further processes and for files
+	PrefixLen  = 30
+	PrefixLen6 = 126
+	AgentPort  = 10 // accepts connections from Gateway only
+	ExecPort   = 11 // so does this, for further processes and for files
 )
 
 // Start is the host's first message to a booted agent: what to run. Without an
@@ -113,6 +123,7 @@ type Start struct {
 	Mounts        []Mount           `json:"mounts,omitempty"`         // made in this order
 	LimitMiB      int               `json:"limit_mib,omitempty"`      // of memory, for all processes; 0: what the guest does not need itself
 	ReadOnlyRoot  bool              `json:"read_only_root,omitempty"` // but for what is mounted in it
+	IPv6          bool              `json:"ipv6,omitempty"`           // it has Address6, beside Address
 	Sysctls       map[string]string `json:"sysctls,omitempty"`        // "net.core.somaxconn"
 	MaskedPaths   []string          `json:"masked_paths,omitempty"`   // as an OCI runtime hides them; one that is missing is left
 	ReadonlyPaths []string          `json:"readonly_paths,omitempty"`

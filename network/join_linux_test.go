@@ -3,7 +3,10 @@ package network
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -60,7 +63,15 @@ func (p *pod) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), 
 
 func (p *pod) join(t *testing.T, ports Ports) (*Joined, *fakeGuest) {
 	t.Helper()
-	j, err := Join(p.path(), JoinOptions{GuestMAC: testGuestMAC, HostMAC: testHostMAC, Guest: testGuest, Gateway: testGateway, Ports: ports})
+	o := JoinOptions{GuestMAC: testGuestMAC, HostMAC: testHostMAC, Guest: testGuest, Gateway: testGateway, Ports: ports}
+	has, err := HasIPv6(p.path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if has {
+		o.Guest6, o.Gateway6 = testGuest6, testGateway6
+	}
+	j, err := Join(p.path(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +80,33 @@ func (p *pod) join(t *testing.T, ports Ports) (*Joined, *fakeGuest) {
 			t.Error(err)
 		}
 	})
-	return j, bootGuest(t, p.s, &j.Slot)
+	g := bootGuest(t, p.s, &j.Slot)
+	if has {
+		p.must(t, g.ns, func() error { return addIPv6("eth0", testGuest6, testGateway6) })
+	}
+	return j, g
+}
+
+func (p *pod) must(t *testing.T, ns *os.File, do func() error) {
+	t.Helper()
+	if err := p.s.in(ns, do); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// addIPv6 gives a device an address at once, and a default route where there is a
+// gateway.
+func addIPv6(dev string, address, gateway netip.Addr) error {
+	link, err := netlink.LinkByName(dev)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(writeSysctls([]sysctl{{"ipv6/conf/" + dev + "/disable_ipv6", "0"}}),
+		netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: address.AsSlice(), Mask: net.CIDRMask(64, 128)}, Flags: unix.IFA_F_NODAD}))
+	if err == nil && gateway.IsValid() {
+		err = netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice()})
+	}
+	return err
 }
 
 // from says who answers at an address; "" nobody.
@@ -128,6 +165,111 @@ func TestJoinedGuest(t *testing.T) {
 	}
 	greeted(t, c, "agent")
 	c.Close()
+}
+
+// echo answers datagrams with themselves.
+func echo(t *testing.T, s *Slots, ns *os.File, address string) {
+	t.Helper()
+	var c net.PacketConn
+	if err := s.in(ns, func() (err error) { c, err = net.ListenPacket("udp6", address); return err }); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		b := make([]byte, 64)
+		for {
+			n, from, err := c.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			_, _ = c.WriteTo(b[:n], from)
+		}
+	})
+	t.Cleanup(func() { c.Close(); wg.Wait() })
+}
+
+func askUDP(t *testing.T, s *Slots, ns *os.File, address string) string {
+	t.Helper()
+	var c net.Conn
+	if err := s.in(ns, func() (err error) { c, err = net.Dial("udp6", address); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	b := make([]byte, 64)
+	for range 5 { // one may be lost
+		if _, err := c.Write([]byte("ping")); err != nil {
+			return err.Error()
+		}
+		if err := c.SetReadDeadline(time.Now().Add(patient / 5)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Read(b); err == nil {
+			return string(b[:n])
+		}
+	}
+	return ""
+}
+
+// A pod that has an IPv6 address is its guest's at that, too; without IPv4 as well.
+func TestJoinedIPv6(t *testing.T) {
+	const podAddress6, outsideAddress6 = "fd99::2", "fd99::1"
+	p := newPod(t)
+	if has, err := HasIPv6(p.path()); err != nil || has { // but for that of the link
+		t.Errorf("it has an IPv6 address before: %v, %v", has, err)
+	}
+	p.must(t, p.in, func() error { return addIPv6("eth0", netip.MustParseAddr(podAddress6), netip.Addr{}) })
+	p.must(t, p.outside, func() error { return addIPv6("veth", netip.MustParseAddr(outsideAddress6), netip.Addr{}) })
+	ports := Ports{Loopback: []int{8080}, Closed: true}
+	if has, err := HasIPv6(p.path()); err != nil || !has {
+		t.Fatalf("it has an IPv6 address: %v, %v", has, err)
+	}
+	j, g := p.join(t, ports)
+	listen(t, p.s, g.ns, "[::]:8080", "guest")
+	listen(t, p.s, g.ns, "[::]:9000", "guest")
+	listen(t, p.s, g.ns, "[::]:10", "agent")
+	listen(t, p.s, p.in, "[::]:9000", "sidecar")
+	listen(t, p.s, p.outside, "["+outsideAddress6+"]:80", "world")
+	if got := p.from(t, p.outside, "["+podAddress6+"]:8080", brief); got != "" {
+		t.Errorf("closed, %q answers", got)
+	}
+	if err := j.Open(ports); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		ns            *os.File
+		address, want string
+		within        time.Duration
+	}{
+		{p.outside, "[" + podAddress6 + "]:8080", "guest", patient},
+		{p.outside, "[" + podAddress6 + "]:9000", "sidecar", patient},
+		{p.outside, "[" + podAddress6 + "]:10", "", brief},
+		{p.in, "[::1]:8080", "guest", patient},
+		{p.in, "[::1]:9000", "sidecar", patient},
+		{p.in, "[" + testGuest6.String() + "]:10", "", brief},
+		{g.ns, "[" + outsideAddress6 + "]:80", "world", patient},
+	} {
+		if got := p.from(t, tt.ns, tt.address, tt.within); got != tt.want {
+			t.Errorf("at %s %q answers, want %q", tt.address, got, tt.want)
+		}
+	}
+	echo(t, p.s, g.ns, "[::]:8080")
+	for _, at := range []struct {
+		ns      *os.File
+		address string
+	}{{p.outside, "[" + podAddress6 + "]:8080"}, {p.in, "[::1]:8080"}} {
+		if got := askUDP(t, p.s, at.ns, at.address); got != "ping" {
+			t.Errorf("by UDP at %s %q answers", at.address, got)
+		}
+	}
+	if err := j.Close(); err != nil {
+		t.Error(err)
+	}
+	p.must(t, p.in, func() error {
+		if hasTable(t, slotTable) {
+			t.Error("the table is left")
+		}
+		return nil
+	})
 }
 
 // Where nobody else is, all of 127.0.0.1 is the guest's.

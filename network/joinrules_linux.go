@@ -12,7 +12,7 @@ import (
 
 // Ports say what of a namespace is its guest's.
 type Ports struct {
-	// Loopback are those at which the guest answers at 127.0.0.1. None: at all of
+	// Loopback are those at which the guest answers at 127.0.0.1, and ::1. None: at all of
 	// them, for a namespace in which nobody else listens.
 	Loopback []int
 	// Alone says that nobody else is in the namespace.
@@ -29,72 +29,90 @@ const agentMark = 0x736b6570
 // agentPorts are those of the guest's agent, lowest and highest.
 const agentFirst, agentLast = 10, 11
 
-// addJoinRules makes the table of a namespace that was joined:
+// addJoinRules makes the tables of a namespace that was joined, one for each family of
+// addresses that it has:
 //
 //	chain prerouting  (nat) not from the tap, to an address of the namespace, TCP or
 //	                  UDP that nobody here listens for: to the guest
-//	chain output      (nat) to 127.0.0.0/8, TCP or UDP to the guest's ports: to the guest
-//	chain postrouting (nat) from 127.0.0.0/8 to the guest: from the gateway
+//	chain output      (nat) to 127.0.0.0/8 or ::1, TCP or UDP to the guest's ports: to the guest
+//	chain postrouting (nat) from there to the guest: from the gateway
 //	                  (nat) from the guest: masquerade
 //	chain guard       (filter, output) to the agent's ports, without the mark: drop
 //	chain forward     (filter) to the agent's ports: drop
-func addJoinRules(opts Options, p Ports) error {
-	return withJoinTable(func(t rules) { t.addJoin(opts, p) })
+func addJoinRules(p Ports, all ...guestRules) error {
+	return withJoinTables(all, func(g guestRules, t rules) { t.addJoin(g, p) })
 }
 
 // openJoinRules adds those that closed Ports are without.
-func openJoinRules(opts Options, p Ports) error {
-	return withJoinTable(func(t rules) { t.addInward(opts, p) })
+func openJoinRules(p Ports, all ...guestRules) error {
+	return withJoinTables(all, func(g guestRules, t rules) { t.addInward(g, p) })
 }
 
-func withJoinTable(add func(rules)) error {
+// guestRules are what differs between the tables of two families of addresses.
+type guestRules struct {
+	family   nftables.TableFamily
+	guest    netip.Addr
+	loopback netip.Prefix
+}
+
+func rules4(opts Options) guestRules {
+	guest, _ := netip.AddrFromSlice(opts.Guest)
+	return guestRules{nftables.TableFamilyIPv4, guest, netip.MustParsePrefix("127.0.0.0/8")}
+}
+
+func rules6(guest netip.Addr) guestRules {
+	return guestRules{nftables.TableFamilyIPv6, guest, netip.MustParsePrefix("::1/128")}
+}
+
+func (g guestRules) host() netip.Prefix { return netip.PrefixFrom(g.guest, g.guest.BitLen()) }
+
+// withJoinTables adds to the families' tables, to all or none.
+func withJoinTables(all []guestRules, add func(guestRules, rules)) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("opening nftables (modprobe nf_tables): %w", err)
 	}
-	add(rules{c: c, table: c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: slotTable})})
+	for _, g := range all {
+		add(g, rules{c: c, table: c.AddTable(&nftables.Table{Family: g.family, Name: slotTable})})
+	}
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("making the nftables table of a guest (modprobe nft_nat nft_masq nft_socket nft_fib_ipv4): %w", err)
+		return fmt.Errorf("making the nftables tables of a guest (modprobe nft_nat nft_masq nft_socket nft_fib_ipv4 nft_fib_ipv6): %w", err)
 	}
 	return nil
 }
 
-var loopback = netip.MustParsePrefix("127.0.0.0/8")
-
-func (t rules) addJoin(opts Options, p Ports) {
+func (t rules) addJoin(g guestRules, p Ports) {
 	toTap, notToTap := interfaceName(expr.MetaKeyOIFNAME, tapName), notInterface(expr.MetaKeyOIFNAME, tapName)
-	guest, _ := netip.AddrFromSlice(opts.Guest)
 	post := t.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, nftables.ChainPolicyAccept)
 	guard := t.chain("guard", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter, nftables.ChainPolicyAccept)
 	forward := t.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, nftables.ChainPolicyAccept)
 	if !p.Closed {
-		t.addInward(opts, p)
+		t.addInward(g, p)
 	}
-	t.add(post, toTap, source(loopback, expr.CmpOpEq), []expr.Any{&expr.Masq{}})
-	t.add(post, notToTap, source(netip.PrefixFrom(guest, 32), expr.CmpOpEq), []expr.Any{&expr.Masq{}})
+	t.add(post, toTap, source(g.loopback, expr.CmpOpEq), []expr.Any{&expr.Masq{}})
+	t.add(post, notToTap, source(g.host(), expr.CmpOpEq), []expr.Any{&expr.Masq{}})
 	for _, number := range []uint16{agentFirst, agentLast} {
 		// Not by the device: what was dnat'ed in this hook still shows the one before.
-		t.add(guard, destination(netip.PrefixFrom(guest, 32)), port(unix.IPPROTO_TCP, number), unmarked(), verdict(expr.VerdictDrop))
-		t.add(forward, destination(netip.PrefixFrom(guest, 32)), port(unix.IPPROTO_TCP, number), verdict(expr.VerdictDrop))
+		t.add(guard, destination(g.host()), port(unix.IPPROTO_TCP, number), unmarked(), verdict(expr.VerdictDrop))
+		t.add(forward, destination(g.host()), port(unix.IPPROTO_TCP, number), verdict(expr.VerdictDrop))
 	}
 }
 
 // addInward adds what leads others to the guest.
-func (t rules) addInward(opts Options, p Ports) {
+func (t rules) addInward(g guestRules, p Ports) {
 	notFromTap := notInterface(expr.MetaKeyIIFNAME, tapName)
-	guest, _ := netip.AddrFromSlice(opts.Guest)
 	pre := t.chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, nftables.ChainPolicyAccept)
 	out := t.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, nftables.ChainPolicyAccept)
 	for _, proto := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
 		if !p.Alone {
 			t.add(pre, notFromTap, protocol(proto), listened(), verdict(expr.VerdictAccept))
 		}
-		t.add(pre, notFromTap, protocol(proto), local(), dnat(guest))
+		t.add(pre, notFromTap, protocol(proto), local(), dnat(g.guest))
 		if p.Alone && len(p.Loopback) == 0 {
-			t.add(out, protocol(proto), destination(loopback), dnat(guest))
+			t.add(out, protocol(proto), destination(g.loopback), dnat(g.guest))
 		}
 		for _, number := range p.Loopback {
-			t.add(out, destination(loopback), port(proto, uint16(number)), dnat(guest))
+			t.add(out, destination(g.loopback), port(proto, uint16(number)), dnat(g.guest))
 		}
 	}
 }
@@ -130,8 +148,12 @@ func unmarked() []expr.Any {
 }
 
 func dnat(to netip.Addr) []expr.Any {
+	family := uint32(unix.NFPROTO_IPV4)
+	if to.Is6() {
+		family = unix.NFPROTO_IPV6
+	}
 	return []expr.Any{
 		&expr.Immediate{Register: 1, Data: to.AsSlice()},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: 1},
 	}
 }

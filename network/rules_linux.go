@@ -86,13 +86,15 @@ func addSlotRules(opts Options) error {
 	return nil
 }
 
-// deleteTable removes the table of that name, if there is one.
-func deleteTable(name string) error {
+// deleteTable removes the table of that name for IPv4, if there is one.
+func deleteTable(name string) error { return deleteTableOf(nftables.TableFamilyIPv4, name) }
+
+func deleteTableOf(family nftables.TableFamily, name string) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w", err)
 	}
-	c.DelTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: name})
+	c.DelTable(&nftables.Table{Family: family, Name: name})
 	err = c.Flush()
 	// A kernel without nf_tables has no table either.
 	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
@@ -139,19 +141,33 @@ func compareMeta(key expr.MetaKey, op expr.CmpOp, data []byte) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: data}}
 }
 
-func source(p netip.Prefix, op expr.CmpOp) []expr.Any { return address(12, p, op) }
-func destination(p netip.Prefix) []expr.Any           { return address(16, p, expr.CmpOpEq) }
-func verdict(kind expr.VerdictKind) []expr.Any        { return []expr.Any{&expr.Verdict{Kind: kind}} }
+// A source stands at another place in each family's header; a destination comes after it.
+func source(p netip.Prefix, op expr.CmpOp) []expr.Any {
+	if p.Addr().Is6() {
+		return address(8, p, op)
+	}
+	return address(12, p, op)
+}
 
-// address compares the IPv4 address at that offset of the header with a prefix.
+func destination(p netip.Prefix) []expr.Any {
+	if p.Addr().Is6() {
+		return address(24, p, expr.CmpOpEq)
+	}
+	return address(16, p, expr.CmpOpEq)
+}
+
+func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
+
+// address compares the address at that offset of the header with a prefix.
 func address(offset uint32, p netip.Prefix, op expr.CmpOp) []expr.Any {
-	mask := make([]byte, 4)
+	n := p.Addr().BitLen() / 8
+	mask := make([]byte, n)
 	for i := range p.Bits() {
 		mask[i/8] |= 0x80 >> (i % 8)
 	}
 	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(n)},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(n), Mask: mask, Xor: make([]byte, n)},
 		&expr.Cmp{Op: op, Register: 1, Data: p.Masked().Addr().AsSlice()},
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -64,6 +65,8 @@ var (
 	testHostMAC  = net.HardwareAddr{0x02, 0, 0, 0, 0, 1}
 	testGuest    = net.IPv4(172, 31, 254, 2)
 	testGateway  = net.IPv4(172, 31, 254, 1)
+	testGuest6   = netip.MustParseAddr("fd73:6b65:70::2")
+	testGateway6 = netip.MustParseAddr("fd73:6b65:70::1")
 )
 
 func testOptions(t testing.TB, prefix string) Options {
@@ -254,7 +257,7 @@ func listen(t testing.TB, s *Slots, ns *os.File, address, greeting string) net.L
 	t.Helper()
 	var l net.Listener
 	err := s.in(ns, func() (err error) {
-		l, err = net.Listen("tcp4", address)
+		l, err = net.Listen(familyOf(address), address)
 		return err
 	})
 	if err != nil {
@@ -280,11 +283,19 @@ func listen(t testing.TB, s *Slots, ns *os.File, address, greeting string) net.L
 	return l
 }
 
+// familyOf is the network of an address with its port.
+func familyOf(address string) string {
+	if strings.HasPrefix(address, "[") {
+		return "tcp6"
+	}
+	return "tcp4"
+}
+
 // dialFrom connects from inside a namespace.
 func dialFrom(s *Slots, ns *os.File, address string, timeout time.Duration) (net.Conn, error) {
 	var c net.Conn
 	err := s.in(ns, func() (err error) {
-		c, err = net.DialTimeout("tcp4", address, timeout)
+		c, err = net.DialTimeout(familyOf(address), address, timeout)
 		return err
 	})
 	return c, err

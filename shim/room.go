@@ -153,6 +153,9 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 	r.memory = c.MemoryMiB + o.host.Overhead()
 	r.wanted = base.Spec{ID: at.id, Mark: at.mark, RunDir: at.dir, Disk: disk, MemoryMiB: c.MemoryMiB, VCPUs: c.VCPUs,
 		Policy: c.Settings.Policy, Boot: c.Settings.Snapshot == snapshotOff, Started: r.started}
+	if r.container.IPv6, err = network.HasIPv6(c.NetNS); err != nil {
+		return "", err
+	}
 	if ready, err = r.lookForReady(ctx); err != nil {
 		return "", err
 	}
@@ -231,8 +234,11 @@ func (r *room) join() (err error) {
 		r.ports.Loopback = []int{port}
 	}
 	r.ports.Closed = r.makes()
-	r.network, err = network.Join(r.container.NetNS, network.JoinOptions{GuestMAC: guest.MAC, HostMAC: guest.HostMAC, Guest: guest.Address, Gateway: guest.Gateway,
-		Ports: r.ports, Logger: r.log})
+	o := network.JoinOptions{GuestMAC: guest.MAC, HostMAC: guest.HostMAC, Guest: guest.Address, Gateway: guest.Gateway, Ports: r.ports, Logger: r.log}
+	if r.container.IPv6 {
+		o.Guest6, o.Gateway6 = guest.Address6, guest.Gateway6
+	}
+	r.network, err = network.Join(r.container.NetNS, o)
 	r.wanted.Network = r.network
 	return err
 }
@@ -327,7 +333,7 @@ func (r *room) furnishGuest(ctx context.Context, g *base.Guest) error {
 // startOf is what a guest is told of the container before its process begins.
 func (c container) startOf(n guest.Names) (guest.Start, error) {
 	mounts, err := c.mounts()
-	return guest.Start{Names: n, Dir: c.Process.Dir, Mounts: mounts, DiskMiB: max(1, c.MemoryMiB/2), LimitMiB: c.ProcessesMiB, ReadOnlyRoot: c.ReadOnly,
+	return guest.Start{Names: n, Dir: c.Process.Dir, Mounts: mounts, DiskMiB: max(1, c.MemoryMiB/2), LimitMiB: c.ProcessesMiB, ReadOnlyRoot: c.ReadOnly, IPv6: c.IPv6,
 		Sysctls: c.Sysctls, MaskedPaths: c.Masked, ReadonlyPaths: c.readonlyPaths()}, err
 }
 

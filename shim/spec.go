@@ -25,6 +25,7 @@ type container struct {
 	CPUs          float64 // as the specification has it; 0: no limit
 	CPUSet        string  // of the host's, that the VMM may run on
 	NetNS         string  // path of the network namespace it is to be in; "": one of its own
+	IPv6          bool    // that has it
 	Cgroup        string  // as the specification names it
 	Mounts        []mount
 	Sysctls       map[string]string

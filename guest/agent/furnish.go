@@ -14,6 +14,11 @@ import (
 // furnish makes of the root what a container's specification wants beyond what a
 // function has.
 func furnish(s guest.Start) error {
+	if s.IPv6 {
+		if err := setUpIPv6(); err != nil {
+			return err
+		}
+	}
 	for name, value := range s.Sysctls {
 		if err := setSysctl(name, value); err != nil {
 			return err

@@ -132,6 +132,9 @@ func EachWith(t *testing.T, opts Options, f func(t *testing.T, c *Containerd)) {
 type Options struct {
 	// CRI has it serve the CRI too, with skep as the runtime handler "skep".
 	CRI bool
+	// Subnets are those from each of which a pod of the CRI's has an address; default
+	// 10.98.0.0/24.
+	Subnets []string
 	// Env is added to its environment, and so to the shims'.
 	Env []string
 	// NoSystemd hides the systemd that has started the host.

@@ -36,8 +36,16 @@ func CRI(t *testing.T, c *Containerd) *Pods {
 	if _, err := os.Stat("/usr/lib/cni/bridge"); err != nil {
 		t.Skip("needs plugins of CNI: apt-get install --no-install-recommends containernetworking-plugins")
 	}
+	var ranges, routes []string
+	for _, subnet := range subnets(c.opts) {
+		to := "0.0.0.0/0"
+		if strings.Contains(subnet, ":") {
+			to = "::/0"
+		}
+		ranges, routes = append(ranges, `[{"subnet": "`+subnet+`"}]`), append(routes, `{"dst": "`+to+`"}`)
+	}
 	conf := `{"cniVersion": "0.4.0", "name": "pods", "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true,
-		"ipam": {"type": "host-local", "dataDir": "` + filepath.Join(c.Dir, "ipam") + `", "ranges": [[{"subnet": "10.98.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+		"ipam": {"type": "host-local", "dataDir": "` + filepath.Join(c.Dir, "ipam") + `", "ranges": [` + strings.Join(ranges, ",") + `], "routes": [` + strings.Join(routes, ",") + `]}},
 		{"type": "portmap", "capabilities": {"portMappings": true}}, {"type": "loopback"}]}`
 	dir := filepath.Join(c.Dir, "net.d")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -56,6 +64,13 @@ func CRI(t *testing.T, c *Containerd) *Pods {
 	}
 	t.Fatalf("the CRI is not ready: %+v\n%s", p.Try("info"), c.Log())
 	return nil
+}
+
+func subnets(o Options) []string {
+	if len(o.Subnets) == 0 {
+		return []string{"10.98.0.0/24"}
+	}
+	return o.Subnets
 }
 
 // Try runs crictl.
@@ -158,19 +173,29 @@ func (d *Pod) Run(name string, command ...string) (id string) {
 }
 
 // IP is the pod's address.
-func (d *Pod) IP() string {
+func (d *Pod) IP() string { return d.IPs()[0] }
+
+// IPs are the pod's addresses.
+func (d *Pod) IPs() []string {
 	d.p.t.Helper()
 	var v struct {
 		Status struct {
 			Network struct {
-				IP string `json:"ip"`
+				IP            string `json:"ip"`
+				AdditionalIPs []struct {
+					IP string `json:"ip"`
+				} `json:"additionalIps"`
 			} `json:"network"`
 		} `json:"status"`
 	}
 	if err := json.Unmarshal([]byte(d.p.Call("inspectp", "-o", "json", d.ID)), &v); err != nil {
 		d.p.t.Fatal(err)
 	}
-	return v.Status.Network.IP
+	all := []string{v.Status.Network.IP}
+	for _, a := range v.Status.Network.AdditionalIPs {
+		all = append(all, a.IP)
+	}
+	return all
 }
 
 // Probe is the probe on the host of the containers.
