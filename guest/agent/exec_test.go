@@ -136,6 +136,11 @@ func testProcesses(t *testing.T, l *lab) {
 		}
 	}
 
+	out, _ = m.run(guest.Process{ID: "x", Argv: []string{"/probe", "escape", "/srv/room/jail"}})
+	if want := "<nil> <nil> <nil>\n<nil>\n/rw false <nil>\n/lower false <nil>\n/delivered false <nil>\n/root true <nil>\nopen /root/srv/escaped: read-only file system\n"; out != want {
+		t.Errorf("out of its root a process finds %q, want %q", out, want)
+	}
+
 	score := 77
 	out, exit := m.run(guest.Process{ID: "x", Argv: []string{"/probe", "self"}, TTY: true, Rows: 33, Cols: 111, IDs: &guest.IDs{UID: 33, GID: 34, Groups: []uint32{44}}, NoNewPrivileges: true,
 		Capabilities: &guest.Capabilities{}, OOMScoreAdj: &score,

@@ -37,6 +37,13 @@ func makeRoot(s guest.Start) error {
 			return err
 		}
 	}
+	// The overlay has mounts of its own of both. Whoever gets out of the root, which takes
+	// only CAP_SYS_CHROOT, is not to find by these what may not be written to by the root.
+	for _, path := range []string{lower, scratch} {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("hiding %s: %w", path, err)
+		}
+	}
 	for _, m := range []mount{
 		{"proc", "/proc", "proc", quiet, ""},
 		{"sysfs", "/sys", "sysfs", quiet | unix.MS_RDONLY, ""},

@@ -76,6 +76,9 @@ func main() {
 				fmt.Printf("%s %v\n", name, os.WriteFile(name, nil, 0o644))
 			}
 			return
+		case "escape":
+			escape(os.Args[2])
+			return
 		case "hog":
 			hog()
 		case "self":
@@ -212,4 +215,19 @@ func place(w http.ResponseWriter, _ *http.Request) {
 	p.Hooks = hooks
 	mu.Unlock()
 	json.NewEncoder(w).Encode(p)
+}
+
+// escape leaves its root, as whoever may change that can, and tells what it finds there:
+// which directories are not empty, and what a file of the root is by each of them.
+func escape(dir string) {
+	fmt.Println(os.Chdir("/"), os.MkdirAll(dir, 0o755), unix.Chroot(dir))
+	for range 16 {
+		os.Chdir("..")
+	}
+	fmt.Println(unix.Chroot("."))
+	for _, name := range []string{"/rw", "/lower", "/delivered", "/root"} {
+		entries, err := os.ReadDir(name)
+		fmt.Printf("%s %v %v\n", name, len(entries) > 0, err)
+	}
+	fmt.Println(os.WriteFile("/root/srv/escaped", nil, 0o644))
 }
