@@ -126,8 +126,9 @@ func (c container) named() (all []mount) {
 	return all
 }
 
-// measure refuses what cannot be delivered, before anything is started.
-func (c container) measure() error {
+// measure refuses what cannot be delivered, before anything is started, and says how
+// many MiB that takes.
+func (c container) measure() (mib int, err error) {
 	var bytes int64
 	files := 0
 	for _, m := range c.delivered() {
@@ -151,10 +152,18 @@ func (c container) measure() error {
 			return nil
 		})
 		if err != nil {
-			return fmt.Errorf("mount at %s: %w", m.Path, err)
+			return 0, fmt.Errorf("mount at %s: %w", m.Path, err)
 		}
 	}
-	return nil
+	return int(bytes >> 20), nil
+}
+
+// enlarge gives the guest memory for so much that is delivered, twice: what replaces it
+// is there beside it for a while. Less than a MiB is in what a guest has for itself.
+func (c *container) enlarge(mib int) {
+	if c.Settings.MemoryMiB == 0 {
+		c.MemoryMiB = min(maxMemoryMiB, roundUp(c.MemoryMiB+2*mib, memoryStepMiB))
+	}
 }
 
 // dialer opens connections to the guest's ExecPort.

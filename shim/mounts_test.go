@@ -1,9 +1,12 @@
 package shim
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -72,5 +75,38 @@ func TestMountsOfContainer(t *testing.T) {
 	}
 	if _, err := c.startOf(guest.Names{}); err == nil {
 		t.Error("what is not there can be mounted")
+	}
+}
+
+// What is delivered is counted, in whole pages, and the guest has memory for it beside
+// what the container may have; what is too much is refused.
+func TestDeliveredIsCounted(t *testing.T) {
+	for _, tt := range []struct {
+		files, bytes int
+		settings     settings
+		want         int // MiB of a guest of 256; 0: refused
+	}{
+		{3, 100_000, settings{}, 256},
+		{300, 1, settings{}, 320}, // pages
+		{1, 16 << 20, settings{}, 320},
+		{1, 16 << 20, settings{MemoryMiB: 256}, 256},
+		{1, 16<<20 + 1, settings{}, 0},
+		{4096, 4000, settings{}, 0}, // and their directory
+	} {
+		dir := t.TempDir()
+		for i := range tt.files {
+			f, err := os.Create(filepath.Join(dir, strconv.Itoa(i)))
+			if err == nil {
+				err = errors.Join(f.Truncate(int64(tt.bytes)), f.Close())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		c := container{MemoryMiB: 256, Settings: tt.settings, Mounts: []mount{{Path: "/x", Source: dir}}}
+		mib, err := c.measure()
+		if c.enlarge(mib); (err != nil) != (tt.want == 0) || err == nil && c.MemoryMiB != tt.want {
+			t.Errorf("%d files of %d bytes: a guest of %d MiB, want %d; %v", tt.files, tt.bytes, c.MemoryMiB, tt.want, err)
+		}
 	}
 }

@@ -87,7 +87,7 @@ func (r *room) renew() {
 				continue
 			}
 			ctx, cancel := context.WithTimeout(r.events.ctx, time.Minute)
-			err = r.container.measure()
+			_, err = r.container.measure()
 			if err == nil {
 				err = r.fresh.deliver(ctx, r.dial, []mount{m})
 			}

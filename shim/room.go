@@ -88,9 +88,11 @@ func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *s
 			}
 		}
 	}()
-	if err := r.container.measure(); err != nil {
+	mib, err := r.container.measure()
+	if err != nil {
 		return nil, &refusal{err}
 	}
+	r.container.enlarge(mib)
 	if _, err := openGroup(r.container.Cgroup); err != nil { // before anything is made
 		return nil, err
 	}
