@@ -217,9 +217,11 @@ func (p *proc) wait(ctx context.Context, dial dialer) (guest.ProcessExit, error)
 		if err == nil || !errors.Is(err, guest.ErrLost) || lost > maxLost {
 			return exit, err
 		}
+		why := err
 		if r, err = p.reattach(ctx, dial); err != nil {
-			return exit, err
+			return exit, errors.Join(why, err)
 		}
+		logLine("attached anew to a process %q whose connection was lost: %v", p.spec.ID, why)
 		p.adopt(r)
 	}
 }

@@ -470,6 +470,9 @@ func (r *room) await() {
 	exit, err := r.init.wait(there, r.dial)
 	stop()
 	if err != nil { // the guest is gone; watch knows
+		if !r.isEnding() {
+			r.log.Warn("the container's process is lost", "error", err)
+		}
 		r.close()
 		exit = r.lost()
 	}
