@@ -60,7 +60,7 @@ kind: RuntimeClass
 metadata: {name: misspelt}
 handler: skeb
 ---` + strings.Replace(pod("handler", nil, "", "pause"), "runtimeClassName: skep", "runtimeClassName: misspelt", 1))
-	n.says("misspelt", `there is no annotation skep.dev/polcy, did you mean skep.dev/policy?`)
+	n.says("misspelt", `there is no annotation skep.dev/polcy; did you mean skep.dev/policy?`)
 	n.says("unknown", "there is no such memory policy")
 	n.says("two", "skep.dev/container")
 	n.says("host", "/host")
