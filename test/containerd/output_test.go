@@ -57,7 +57,10 @@ func TestOutputNobodyReads(t *testing.T) {
 				}
 				n, err := io.Copy(io.Discard, r)
 				ended := cmd.Wait()
-				if !kill && (n != int64(bytes) || err != nil || ended != nil) {
+				// The ctr of 1.6 drops what is in the pipe when it is told of the end before it has
+				// read that, under runc as well.
+				whole := n == int64(bytes) || strings.HasPrefix(c.Version, "1.6.") && n >= 64<<10
+				if !kill && (!whole || err != nil || ended != nil) {
 					t.Errorf("%s: of %d bytes %d have come, %v; %v: %s\n%s", id, bytes, n, err, ended, &stderr, c.Log())
 				}
 				if r := c.Run("container", "delete", id); r.Code != 0 {
