@@ -22,7 +22,7 @@ PKG ?= ./...
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper test test-firecracker test-containerd test-kubernetes cluster cluster-down build s3 lint setup setup-test clean
+.PHONY: help demo paper test test-firecracker test-containerd test-kubernetes cluster cluster-down image build s3 lint setup setup-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -100,6 +100,17 @@ cluster: ## have a Kubernetes of one node up on this machine, with skep as a run
 cluster-down: setup ## end that cluster, and leave nothing of it but the programs that were built for it
 	@$(MAKE) --no-print-directory cluster-binaries >&2
 	@bin/skep-cluster down $(CLUSTER)
+
+IMAGE ?= bin/skep-node.tar
+
+image: setup ## write the image that deploy/ runs on a cluster's nodes into IMAGE, without any registry
+	@$(MAKE) --no-print-directory binaries cluster-binaries node-image >&2
+
+# Its skep is linked with nothing of this machine's.
+.PHONY: node-image
+node-image:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/skep ./cmd/skep
+	bin/skep-cluster image $(IMAGE)
 
 .PHONY: cluster-binaries
 cluster-binaries:

@@ -56,6 +56,8 @@ type Options struct {
 	Pause string
 	// Kernels is the directory with the guest kernel.
 	Kernels string
+	// Bare leaves skep out of the node, for who installs it in another way.
+	Bare bool
 	// Step is told what is being done; nil is allowed.
 	Step func(step string)
 }

@@ -121,6 +121,9 @@ func (c *Cluster) mounts() error {
 		{c.path(nodeVar), "/var", "", "", unix.MS_BIND | unix.MS_REC},
 		{at(own), c.dir, "", "", unix.MS_BIND | unix.MS_REC},
 	} {
+		if c.bare() && m.what == c.path("kernels") {
+			continue // whoever installs skep brings one
+		}
 		if err := os.MkdirAll(m.to, 0o755); err != nil {
 			return err
 		}

@@ -169,6 +169,10 @@ const containerdSocket = "/run/containerd/containerd.sock"
 func (c *Cluster) services() []service {
 	pki := func(name string) string { return c.path("pki", name) }
 	etc := func(name string) string { return c.path("etc", name) }
+	install := c.install()
+	if c.bare() {
+		install = nil
+	}
 	api := fmt.Sprintf("https://127.0.0.1:%d/readyz", c.port) // by then its own roles are there
 	return []service{
 		{name: "etcd", args: []string{
@@ -200,7 +204,7 @@ func (c *Cluster) services() []service {
 			"--kubeconfig=" + etc("scheduler.kubeconfig"), "--authentication-kubeconfig=" + etc("scheduler.kubeconfig"), "--authorization-kubeconfig=" + etc("scheduler.kubeconfig"),
 			"--bind-address=127.0.0.1", "--leader-elect=false",
 		}},
-		{name: "containerd", first: c.install()}, // all by its defaults
+		{name: "containerd", first: install}, // all by its defaults
 		{name: "kubelet", after: containerdSocket, args: []string{
 			"--config=" + etc("kubelet.yaml"), "--kubeconfig=" + etc("kubelet.kubeconfig"), "--hostname-override=" + nodeName, "--node-ip=" + nodeIP,
 		}},

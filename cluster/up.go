@@ -51,6 +51,8 @@ func (c *Cluster) Up(ctx context.Context) error {
 		if err := c.start(ctx); err != nil {
 			return fmt.Errorf("starting the node: %w", err)
 		}
+	} else if c.bare() {
+		// who installs it is another
 	} else if out, err := c.Command(ctx, c.install()...).CombinedOutput(); err != nil {
 		return fmt.Errorf("installing skep in the node: %w: %s", err, out)
 	}
@@ -89,6 +91,11 @@ func (c *Cluster) lay(paths map[string]string) error {
 			return fmt.Errorf("%w; `make build` makes it", err)
 		}
 	}
+	if c.opts.Bare {
+		if err := write(c.path(bareFile), nil); err != nil {
+			return err
+		}
+	}
 	if err := c.choosePort(); err != nil {
 		return err
 	}
@@ -113,6 +120,14 @@ func (c *Cluster) lay(paths map[string]string) error {
 		}
 	}
 	return nil
+}
+
+const bareFile = "bare"
+
+// bare tells a cluster without skep, which one stays.
+func (c *Cluster) bare() bool {
+	_, err := os.Stat(c.path(bareFile))
+	return err == nil
 }
 
 // programFromHost tells those of which the node uses the host's file.

@@ -198,3 +198,10 @@ func readIfThere(path string) ([]byte, error) {
 	}
 	return b, err
 }
+
+// Configured tells whether containerd's configuration names the runtime as Install
+// writes it.
+func (h Host) Configured(ctx context.Context) (bool, error) {
+	c, err := h.withDefaults().configured(ctx)
+	return c.none(), err
+}

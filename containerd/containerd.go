@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -42,6 +43,9 @@ type Host struct {
 	// nil leaves that out.
 	Kernel func(ctx context.Context, dir string) (step string, err error)
 }
+
+// SocketDir has the sockets of skep's shims, beside those of containerd's own.
+const SocketDir = "/run/containerd/skep"
 
 // KernelDir is where, below DataDir, shims look for the guest kernel.
 const KernelDir = "kernels"
@@ -75,7 +79,7 @@ func (h Host) version(ctx context.Context) (version, error) {
 	if text == "" {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		out, err := exec.CommandContext(ctx, h.Containerd, "--version").Output()
+		out, err := h.command(ctx, "--version").Output()
 		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
 			return version{}, fmt.Errorf("%s is not here: install containerd, or name its program with --containerd", h.Containerd)
 		}
@@ -102,12 +106,47 @@ func (h Host) version(ctx context.Context) (version, error) {
 	return version{}, fmt.Errorf("containerd's version is %q: want one such as 1.7.28", text)
 }
 
+// searched is where a containerd of another root is looked for.
+var searched = []string{"/usr/local/bin", "/usr/bin", "/usr/local/sbin", "/usr/sbin", "/bin"}
+
+// inRoot is the path of the containerd below Root, as it is there; "" is none.
+func (h Host) inRoot() string {
+	if h.Root == "" {
+		return ""
+	}
+	if filepath.IsAbs(h.Containerd) {
+		if exists(h.path(h.Containerd)) {
+			return h.Containerd
+		}
+		return ""
+	}
+	for _, dir := range searched {
+		if path := filepath.Join(dir, h.Containerd); exists(h.path(path)) {
+			return path
+		}
+	}
+	return ""
+}
+
+// command is one of containerd's: with Root of the one that is there, which has its
+// libraries there, and sees paths as they are there.
+func (h Host) command(ctx context.Context, args ...string) *exec.Cmd {
+	path := h.inRoot()
+	if path == "" {
+		return exec.CommandContext(ctx, h.Containerd, args...)
+	}
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Dir, cmd.Err = "/", nil // it is not looked for here
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: h.Root}
+	return cmd
+}
+
 // check asks containerd whether it takes a configuration, and has the runtime
 // by it. Where its program is not there nothing is asked.
 func (h Host) check(ctx context.Context, config string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, h.Containerd, "--config", config, "config", "dump")
+	cmd := h.command(ctx, "--config", config, "config", "dump")
 	var errs strings.Builder
 	cmd.Stderr = &errs
 	out, err := cmd.Output()

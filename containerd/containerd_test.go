@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -170,6 +171,47 @@ func TestOthersFiles(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(bin, Programs[1])); err != nil {
 		t.Errorf("somebody's program: %v", err)
+	}
+}
+
+// While a container runs its shim's program stays, or a containerd that is started
+// again would end the container.
+func TestUninstallSparesWhatRuns(t *testing.T) {
+	h, from := place(t, "1.7.24", users)
+	if _, err := h.Install(t.Context(), from); err != nil {
+		t.Fatal(err)
+	}
+	dir := h.path(SocketDir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		steps, err := h.Uninstall()
+		if err != nil || !strings.Contains(strings.Join(steps, "\n"), "1 pods or containers run") {
+			t.Errorf("%q, %v", steps, err)
+		}
+		for _, name := range Programs {
+			if !exists(h.path(filepath.Join("/usr/local/bin", name))) {
+				t.Errorf("%s is gone", name)
+			}
+		}
+		if there, err := h.Configured(t.Context()); err != nil || there {
+			t.Errorf("it is configured: %v, %v", there, err)
+		}
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // as of one that was killed
+	l.Close()
+	if _, err := h.Uninstall(); err != nil {
+		t.Error(err)
+	}
+	for _, name := range Programs {
+		if exists(h.path(filepath.Join("/usr/local/bin", name))) {
+			t.Errorf("%s is left", name)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -96,6 +97,9 @@ func (h Host) try(ctx context.Context, c change) error {
 	if c.path != main && (h.Root != "" || !exists(main)) {
 		return nil // read from elsewhere than where it would be
 	}
+	if h.inRoot() != "" {
+		main = h.Config
+	}
 	err := h.check(ctx, main)
 	if err == nil {
 		return nil
@@ -138,8 +142,9 @@ func (h Host) put(from, to string, r *record) (done bool, err error) {
 	return true, atomicfile.Write(h.path(to), 0o755, func(w io.Writer) error { _, err := w.Write(data); return err })
 }
 
-// Uninstall undoes what Install did. Containers that run go on; what shims have
-// made in DataDir stays.
+// Uninstall undoes what Install did; what shims have made in DataDir stays. Containers
+// that run go on: while there are any only the configuration is undone, since a
+// containerd that is started again ends those whose shim's program it does not find.
 func (h Host) Uninstall() (steps []string, err error) {
 	h = h.withDefaults()
 	changes, err := h.unconfigured()
@@ -159,6 +164,9 @@ func (h Host) Uninstall() (steps []string, err error) {
 	r, err := h.record()
 	if err != nil {
 		return steps, err
+	}
+	if n, err := h.shims(); err != nil || n > 0 && len(r.Files) > 0 {
+		return append(steps, fmt.Sprintf("left the programs, by which %d pods or containers run: uninstall again when they have ended", n)), err
 	}
 	for _, name := range Programs {
 		to := filepath.Join(h.BinDir, name)
@@ -192,6 +200,21 @@ func (h Host) Uninstall() (steps []string, err error) {
 	}
 	_ = os.Remove(h.path(h.DataDir)) // if nothing else is in it
 	return steps, nil
+}
+
+// shims counts those that run: each serves a socket.
+func (h Host) shims() (n int, err error) {
+	entries, err := os.ReadDir(h.path(SocketDir))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	for _, e := range entries {
+		if conn, err := net.Dial("unix", filepath.Join(h.path(SocketDir), e.Name())); err == nil {
+			n++
+			conn.Close()
+		}
+	}
+	return n, err
 }
 
 // Part is one thing that an installation consists of.

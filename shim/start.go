@@ -16,10 +16,10 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/shim"
 
+	"github.com/skep-dev/skep/containerd"
 	"github.com/skep-dev/skep/internal/filelock"
 )
 
@@ -104,7 +104,7 @@ func start(ctx context.Context, c call) (address string, err error) {
 var errServing = errors.New("a shim serves there")
 
 // socketDir has the sockets of skep's shims.
-var socketDir = filepath.Join(defaults.DefaultStateDir, "skep")
+var socketDir = containerd.SocketDir
 
 // sweepSockets removes the sockets of shims that were killed: containerd does not
 // always tell of one that was before it knew it. It asks all shims, so not when one is

@@ -54,7 +54,7 @@ func command() *cobra.Command {
 			return do(cmd.Context(), c)
 		}}
 	}
-	root.AddCommand(upCommand(&o), downCommand(&o), runCommand(&o),
+	root.AddCommand(upCommand(&o), downCommand(&o), runCommand(&o), imageCommand(),
 		inNode("init", func(_ context.Context, c *cluster.Cluster) error { return c.Init() }),
 		inNode("node", func(ctx context.Context, c *cluster.Cluster) error { return c.Node(ctx) }))
 	return root
@@ -113,6 +113,7 @@ programs and manifests, Knative Serving runs there too.`,
 			return tell(os.Stdout, c, asJSON)
 		},
 	}
+	cmd.Flags().BoolVar(&o.Bare, "bare", false, "leave skep out of the node: to install it as on any other (deploy/)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "say it as JSON")
 	return cmd
 }
@@ -195,6 +196,28 @@ func runCommand(o *cluster.Options) *cobra.Command {
 			inside := c.Command(cmd.Context(), args...)
 			inside.Stdin, inside.Stdout, inside.Stderr = os.Stdin, os.Stdout, os.Stderr
 			return inside.Run()
+		},
+	}
+}
+
+func imageCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "image FILE",
+		Short:   "write the image that deploy/ runs on the nodes of a cluster, as an archive",
+		Example: "  skep-cluster image node.tar && ctr -n k8s.io images import node.tar",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			self, err := os.Executable()
+			if err != nil {
+				return err
+			}
+			step, done := progress(os.Stderr)
+			defer done()
+			dir, err := kernels(cmd.Context(), step)
+			if err != nil {
+				return err
+			}
+			return cluster.WriteNodeImage(cmd.Context(), args[0], filepath.Dir(self), dir)
 		},
 	}
 }

@@ -108,7 +108,32 @@ nothing is done. containerd reads its configuration when it starts.`,
 			return nil
 		},
 	}
-	for _, v := range []*cobra.Command{install, uninstall, status} {
+	var remove bool
+	node := &cobra.Command{
+		Use:   "node",
+		Short: "install on a node of a cluster from within a pod, and keep it so",
+		Long: `Do as install does on the host whose root directory is mounted at --root, and have
+containerd read its configuration anew, by ending it: what supervises it starts it
+again, and containers go on. Then look every five minutes whether all is still there,
+until SIGTERM, which leaves the installation. The guest kernel is the one beside this
+program (the directory kernels). With --remove it does as uninstall instead.
+
+deploy/ has the DaemonSet that runs it, and says which rights it needs.`,
+		Example: `  skep containerd node --root /host`,
+		Args:    nArgs(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			from, err := programsDir()
+			if err != nil {
+				return err
+			}
+			h.Kernel = func(_ context.Context, dir string) (string, error) {
+				return copyKernels(filepath.Join(from, containerd.KernelDir), dir)
+			}
+			return c.equipNode(cmd.Context(), h, from, remove)
+		},
+	}
+	node.Flags().BoolVar(&remove, "remove", false, "uninstall instead")
+	for _, v := range []*cobra.Command{install, uninstall, status, node} {
 		hostFlags(v.Flags())
 		cmd.AddCommand(v)
 	}
