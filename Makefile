@@ -22,7 +22,7 @@ PKG ?= ./...
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper test test-firecracker test-containerd test-kubernetes cluster cluster-down image build s3 lint setup setup-test clean
+.PHONY: help demo paper test test-firecracker test-containerd test-kubernetes test-knative cluster cluster-down image build s3 lint setup setup-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -87,9 +87,15 @@ test-kubernetes: setup-test ## run the tests of pods in microVMs on a Kubernetes
 	@scripts/setup.sh --cluster
 	@$(MAKE) --no-print-directory kubernetes-tests
 
+test-knative: setup-test ## run the tests of Knative's services in microVMs: the directory SKEP_KNATIVE has Knative (docs/kubernetes.md)
+	@scripts/setup.sh --cluster
+	@SKEP_REQUIRE=$(SKEP_REQUIRE),knative $(MAKE) --no-print-directory kubernetes-tests KUBERNETES_TESTS='-run Knative ./test/kubernetes'
+
+KUBERNETES_TESTS ?= ./cluster ./test/kubernetes
+
 .PHONY: kubernetes-tests
 kubernetes-tests:
-	SKEP_TEST_KUBERNETES=all $(GO) test $(TEST_FLAGS) -timeout 60m ./cluster ./test/kubernetes
+	SKEP_TEST_KUBERNETES=all $(GO) test $(TEST_FLAGS) -timeout 60m $(KUBERNETES_TESTS)
 
 # CLUSTER: flags of its own, as --dir DIR. Its output is what skep-cluster says.
 cluster: ## have a Kubernetes of one node up on this machine, with skep as a runtime of it; say how to use it

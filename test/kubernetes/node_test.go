@@ -109,13 +109,7 @@ func down(ctx context.Context, c *cluster.Cluster) error {
 // programs are.
 func onNode(t *testing.T) *node {
 	t.Helper()
-	testenv.Need(t, "root", "netns", "uffd", "tap", "kernel", "mkfs", "nft", "runc", "containerd")
-	if !testenv.Has("kvm") || !testenv.Has("firecracker") {
-		testenv.Need(t, "qemu")
-	}
-	if os.Getenv(allEnv) == "" {
-		testenv.NeedThat(t, "kubernetes", cluster.Missing(), "`make cluster` builds what is missing, in a quarter of an hour, and installs the rest; "+cluster.KubernetesEnv+" names a directory with programs that are there")
-	}
+	needs(t)
 	shared.once.Do(func() { shared.err = start(t) })
 	if shared.err != nil {
 		t.Fatalf("starting the cluster: %v", shared.err)
@@ -130,13 +124,30 @@ func onNode(t *testing.T) *node {
 	return n
 }
 
+// needs skips a test where a cluster cannot be.
+func needs(t *testing.T) {
+	t.Helper()
+	testenv.Need(t, "root", "netns", "uffd", "tap", "kernel", "mkfs", "nft", "runc", "containerd")
+	if !testenv.Has("kvm") || !testenv.Has("firecracker") {
+		testenv.Need(t, "qemu")
+	}
+	if os.Getenv(allEnv) == "" {
+		testenv.NeedThat(t, "kubernetes", cluster.Missing(), "`make cluster` builds what is missing, in a quarter of an hour, and installs the rest; "+cluster.KubernetesEnv+" names a directory with programs that are there")
+	}
+}
+
 // onNodeOfAll is for the others.
 func onNodeOfAll(t *testing.T) *node {
+	t.Helper()
+	whenAll(t)
+	return onNode(t)
+}
+
+func whenAll(t *testing.T) {
 	t.Helper()
 	if os.Getenv(allEnv) == "" {
 		t.Skipf("takes a minute: `make test-kubernetes`, or %s=all, has it run", allEnv)
 	}
-	return onNode(t)
 }
 
 // say tells how far the cluster is, also when the last test has ended.
@@ -146,11 +157,28 @@ func say(step string) {
 	}
 }
 
-// start starts the cluster.
-func start(t *testing.T) error {
+// start starts the cluster that tests share.
+func start(t *testing.T) (err error) {
+	if shared.cluster, err = launch(t, false); err != nil {
+		return err
+	}
+	if err := shared.cluster.Import(t.Context(), shimtest.ProbeImage, shimtest.Probe(t)); err != nil {
+		return err
+	}
+	n := &node{T: t, c: shared.cluster}
+	shared.before = n.there()
+	return nil
+}
+
+// nodeImage is where, in its directory, a bare cluster has the image for nodes.
+const nodeImage = "node.tar"
+
+// launch starts a cluster: with skep, or bare. It is there, to be ended, also with an
+// error.
+func launch(t *testing.T, bare bool) (*cluster.Cluster, error) {
 	bin, err := os.MkdirTemp("", "skep-cluster-bin-")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer os.RemoveAll(bin) // what the cluster needs of it is copied
 	for name, pkg := range map[string]string{
@@ -158,31 +186,25 @@ func start(t *testing.T) error {
 		"skep-hello": "functions/hello", "skep-cluster": "cmd/skep-cluster", "skep-pause": "cluster/pause",
 	} {
 		if err := testenv.Build(filepath.Join(bin, name), pkg); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	// On a disk, since guest memory is read with O_DIRECT; short, for sockets.
 	dir, err := os.MkdirTemp("/var/tmp", "skep-k8s-")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c, err := cluster.New(cluster.Options{
 		Dir: dir, Skep: bin, Self: filepath.Join(bin, "skep-cluster"), Pause: filepath.Join(bin, "skep-pause"),
-		Kernels: testenv.KernelStore(t), Step: say,
+		Kernels: testenv.KernelStore(t), Step: say, Bare: bare,
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		err = c.Up(t.Context())
 	}
-	shared.cluster = c
-	if err := c.Up(t.Context()); err != nil {
-		return err
+	if err == nil && bare {
+		err = cluster.WriteNodeImage(t.Context(), filepath.Join(dir, nodeImage), bin, testenv.KernelStore(t))
 	}
-	if err := c.Import(t.Context(), shimtest.ProbeImage, shimtest.Probe(t)); err != nil {
-		return err
-	}
-	n := &node{T: t, c: c}
-	shared.before = n.there()
-	return nil
+	return c, err
 }
 
 // limit is for how long something may take, on a node that also restores and boots
