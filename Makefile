@@ -16,7 +16,7 @@ SKEP_REQUIRE ?= root,uffd,tap,netns,nft,qemu,kernel,mkfs,mmdebstrap,runc,contain
 endif
 export SKEP_REQUIRE
 
-TEST_FLAGS ?= -race -timeout 20m
+TEST_FLAGS ?= -race -timeout 40m
 PKG ?= ./...
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
