@@ -29,13 +29,13 @@ import (
 // onKnative is for a test of Knative's services.
 func onKnative(t *testing.T) *node {
 	t.Helper()
-	n := onNodeOfAll(t)
+	whenAll(t)
 	var missing error
 	if os.Getenv(cluster.KnativeEnv) == "" {
 		missing = fmt.Errorf("%s is not set", cluster.KnativeEnv)
 	}
 	testenv.NeedThat(t, "knative", missing, "have "+cluster.KnativeEnv+" name a directory with Knative's programs and manifests (docs/kubernetes.md)")
-	return n
+	return onNode(t)
 }
 
 // service is the manifest of a Knative service in a microVM, which goes as soon as it
