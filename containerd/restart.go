@@ -4,11 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/atomicfile"
 )
 
 // Socket is where containerd is asked.
@@ -34,7 +39,7 @@ func (h Host) Restart(ctx context.Context) error {
 	for {
 		now, err := h.answering(ctx)
 		if err == nil && now != was {
-			return nil
+			return h.Pend(false)
 		}
 		select {
 		case <-ctx.Done():
@@ -42,6 +47,33 @@ func (h Host) Restart(ctx context.Context) error {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// pendingFile is there from before a change of the configuration until containerd was
+// restarted: whoever makes the change may be killed in between.
+const pendingFile = "restart.pending"
+
+// Pend notes that containerd has to be restarted, or not any more.
+func (h Host) Pend(restart bool) error {
+	h = h.withDefaults()
+	path := h.path(filepath.Join(h.DataDir, pendingFile))
+	if !restart {
+		if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		_ = os.Remove(filepath.Dir(path)) // if nothing else is in it, as after Uninstall
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return err
+	}
+	return atomicfile.WriteFile(path, nil, 0o644)
+}
+
+// Pending says whether that was noted.
+func (h Host) Pending() bool {
+	h = h.withDefaults()
+	return exists(h.path(filepath.Join(h.DataDir, pendingFile)))
 }
 
 // answering is the process that listens at the socket.

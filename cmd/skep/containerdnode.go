@@ -31,6 +31,12 @@ func (c *cli) equipNode(ctx context.Context, h containerd.Host, from string, rem
 		if err != nil {
 			return err
 		}
+		pending := h.Pending()
+		if was == remove && !pending { // it is about to change
+			if err := h.Pend(true); err != nil {
+				return err
+			}
+		}
 		steps, err := do()
 		if err != nil || len(steps) > 0 && !slices.Equal(steps, said) {
 			if err := c.told(steps, err); err != nil {
@@ -42,11 +48,13 @@ func (c *cli) equipNode(ctx context.Context, h containerd.Host, from string, rem
 		if err != nil {
 			return err
 		}
-		if was != now {
-			if err := h.Restart(ctx); err != nil {
-				return err
-			}
+		if was == now && !pending {
+			err = h.Pend(false)
+		} else if err = h.Restart(ctx); err == nil {
 			c.say("containerd was restarted")
+		}
+		if err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
