@@ -86,10 +86,13 @@ const (
 )
 
 var (
-	nameRE   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	nameRE   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
 	envRE    = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]*$`)
-	policyRE = regexp.MustCompile(`^[a-z0-9-]{0,32}$`)
+	policyRE = regexp.MustCompile(`^[a-z0-9-]*$`)
 )
+
+// In bytes; see snapshot.ValidID for why they are not in the expressions.
+const maxName, maxPolicy = 63, 32
 
 // maxImage bounds a reference to an image, in bytes: a path and a tag.
 const maxImage = 4096 + 256
@@ -131,7 +134,7 @@ func (f Function) Validate() error {
 		}
 		return nil
 	}
-	if !nameRE.MatchString(f.Name) {
+	if len(f.Name) > maxName || !nameRE.MatchString(f.Name) {
 		return fmt.Errorf("function name %q: want 1 to 63 of a-z, 0-9 and -, not starting or ending with - (it becomes a host name)", f.Name)
 	}
 	if f.Image == "" {
@@ -172,7 +175,7 @@ func (f Function) Validate() error {
 	if f.Egress != EgressNone && f.Egress != EgressHost && f.Egress != EgressNAT {
 		return fmt.Errorf("function %q: egress is %q: want %q, %q or %q", f.Name, f.Egress, EgressNone, EgressHost, EgressNAT)
 	}
-	if !policyRE.MatchString(f.MemoryPolicy) {
+	if len(f.MemoryPolicy) > maxPolicy || !policyRE.MatchString(f.MemoryPolicy) {
 		return fmt.Errorf("function %q: memory_policy is %q: want a policy's name", f.Name, f.MemoryPolicy)
 	}
 	size := 0

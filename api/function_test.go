@@ -20,3 +20,18 @@ func TestLimitsFollowTimeout(t *testing.T) {
 		t.Errorf("a negative limit: %v", err)
 	}
 }
+
+// What a name and a policy may be, and how long.
+func TestNames(t *testing.T) {
+	for name, ok := range map[string]bool{"": false, "f": true, "a-1": true, "-a": false, "a-": false, "A": false, "a/b": false,
+		strings.Repeat("a", 63): true, strings.Repeat("a", 64): false} {
+		if err := (Function{Name: name, Image: "x"}).WithDefaults().Validate(); (err == nil) != ok {
+			t.Errorf("name %q: %v", name, err)
+		}
+	}
+	for policy, ok := range map[string]bool{"": true, "reap": true, "REAP": false, strings.Repeat("a", 32): true, strings.Repeat("a", 33): false} {
+		if err := (Function{Name: "f", Image: "x", MemoryPolicy: policy}).WithDefaults().Validate(); (err == nil) != ok {
+			t.Errorf("policy %q: %v", policy, err)
+		}
+	}
+}

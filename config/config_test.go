@@ -101,6 +101,8 @@ func TestRefused(t *testing.T) {
 		{"no token", "control_listen = \"127.0.0.1:1\"", nil, nil, []string{"control_token_file"}},
 		{"address", "listen = \"8080\"", nil, nil, []string{"listen", "host:port"}},
 		{"domain", "domain = \"Has Space\"", nil, nil, []string{"domain"}},
+		{"long domain", "domain = \"" + strings.Repeat("x", 183) + "\"", nil, nil, []string{"domain"}},
+		{"long policy", "memory_policy = \"" + strings.Repeat("x", 33) + "\"", nil, nil, []string{"memory_policy"}},
 		{"pool", "nat_pool = \"10.0.0.0\"", nil, nil, []string{"nat_pool"}},
 		{"service", "host_services = [\"7090\"]", nil, nil, []string{"host_services", "7090=127.0.0.1:7090"}},
 		{"service by name", "host_services = [\"1=localhost:1\"]", nil, nil, []string{"host_services", "IPv4"}},

@@ -16,9 +16,12 @@ import (
 )
 
 var (
-	domainRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,180}[a-z0-9])?$`)
-	policyRE = regexp.MustCompile(`^[a-z0-9-]{0,32}$`)
+	domainRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`)
+	policyRE = regexp.MustCompile(`^[a-z0-9-]*$`)
 )
+
+// In bytes; see snapshot.ValidID for why they are not in the expressions.
+const maxDomain, maxPolicy = 182, 32
 
 // maxSocketPath is what sun_path holds with its final NUL.
 const maxSocketPath = 107
@@ -63,7 +66,7 @@ func (c Config) validateAddresses() error {
 	if c.ControlListen != "" && c.ControlTokenFile == "" {
 		errs = append(errs, errors.New("control_listen is set without control_token_file: the control API is served over TCP only with a token"))
 	}
-	if !domainRE.MatchString(c.Domain) || strings.Contains(c.Domain, "..") {
+	if len(c.Domain) > maxDomain || !domainRE.MatchString(c.Domain) || strings.Contains(c.Domain, "..") {
 		errs = append(errs, fmt.Errorf("domain is %q: want a host name in lower case, such as localhost or fn.example.com", c.Domain))
 	}
 	if p, err := netip.ParsePrefix(c.NATPool); err != nil || !p.Addr().Is4() || p.Bits() < 8 || p.Bits() > 24 {
@@ -150,7 +153,7 @@ func (c Config) validateChoices() error {
 			errs = append(errs, fmt.Errorf("%s is %q: want one of %s", v.name, v.value, strings.Join(v.choices, ", ")))
 		}
 	}
-	if !policyRE.MatchString(c.MemoryPolicy) {
+	if len(c.MemoryPolicy) > maxPolicy || !policyRE.MatchString(c.MemoryPolicy) {
 		errs = append(errs, fmt.Errorf("memory_policy is %q: want a policy's name", c.MemoryPolicy))
 	}
 	return errors.Join(errs...)

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -20,10 +21,10 @@ const (
 	pageSize  = 4096
 )
 
-var (
-	zeroPiece  [pieceSize]byte
-	zeroDigest = sha256.Sum256(zeroPiece[:])
-)
+var zeroPage [pageSize]byte
+
+// zeroDigest is a piece's that has zeros only. Programs that hash nothing do without.
+var zeroDigest = sync.OnceValue(func() [sha256.Size]byte { return sha256.Sum256(make([]byte, pieceSize)) })
 
 // digestFile returns the digest of a part (see Part.Digest) and its size. With
 // punch it also turns the file's pages of zeros into holes, which leaves the
@@ -47,7 +48,8 @@ func digestFile(ctx context.Context, f *os.File, punch bool) (string, int64, err
 		defer close(next)
 		for i := range pieces {
 			if !hasData[i] && int64(i+1)*pieceSize <= size {
-				copy(sums[i*sha256.Size:], zeroDigest[:])
+				zero := zeroDigest()
+				copy(sums[i*sha256.Size:], zero[:])
 				continue
 			}
 			select {
@@ -146,7 +148,7 @@ func punchZeros(f *os.File, off int64, b []byte) error {
 // zeroRun returns how many bytes of whole zero pages b begins with.
 func zeroRun(b []byte) int {
 	n := 0
-	for n+pageSize <= len(b) && bytes.Equal(b[n:n+pageSize], zeroPiece[:pageSize]) {
+	for n+pageSize <= len(b) && bytes.Equal(b[n:n+pageSize], zeroPage[:]) {
 		n += pageSize
 	}
 	return n

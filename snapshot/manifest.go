@@ -33,10 +33,14 @@ const maxManifest = 1 << 20 // bytes
 // ErrManifest is wrapped by every error about a manifest's content.
 var ErrManifest = errors.New("bad snapshot manifest")
 
-var idRE = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,99}$`)
+// The length apart: an expression that counts takes each program that has it a
+// millisecond to begin.
+var idRE = regexp.MustCompile(`^[a-z0-9][a-z0-9-]*$`)
+
+const maxID = 100 // bytes
 
 // ValidID reports whether id can be a snapshot's: it is a plain file name.
-func ValidID(id string) bool { return idRE.MatchString(id) }
+func ValidID(id string) bool { return len(id) <= maxID && idRE.MatchString(id) }
 
 // manifestFile is the content of manifest.json: the manifest, and the SHA-256 of
 // its compact JSON without that sum.

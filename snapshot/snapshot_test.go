@@ -704,3 +704,12 @@ func TestManifestTooLargeToReadIsNotWritten(t *testing.T) {
 		t.Errorf("a manifest of %d bytes is written", len(b))
 	}
 }
+
+func TestValidID(t *testing.T) {
+	for id, ok := range map[string]bool{"": false, "a": true, "f-1": true, "-f": false, ".": false, "a/b": false, "A": false,
+		strings.Repeat("a", 100): true, strings.Repeat("a", 101): false} {
+		if ValidID(id) != ok {
+			t.Errorf("%q: %v", id, !ok)
+		}
+	}
+}
