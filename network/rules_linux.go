@@ -94,8 +94,12 @@ func deleteTableOf(family nftables.TableFamily, name string) error {
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w", err)
 	}
-	c.DelTable(&nftables.Table{Family: family, Name: name})
-	err = c.Flush()
+	// Asked first: a transaction that fails has the kernel wait for
+	// a grace period of RCU, some ten milliseconds that each start would have.
+	if _, err = c.ListTableOfFamily(name, family); err == nil {
+		c.DelTable(&nftables.Table{Family: family, Name: name})
+		err = c.Flush()
+	}
 	// A kernel without nf_tables has no table either.
 	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
 		return nil
