@@ -171,9 +171,12 @@ func (s *Starter) restore(ctx context.Context, v *VM, spec RestoreSpec) error {
 	// Loading device state touches memory, which may turn out to be unreadable.
 	guarded, stop := v.guard(ctx)
 	m, err := s.restoreMachine(guarded, spec)
+	if err != nil {
+		err = cause.Because(guarded, err) // before stop, which ends it
+	}
 	stop()
 	if err != nil {
-		return cause.Because(guarded, err)
+		return err
 	}
 	v.own(m)
 	v.phases.Spawn, v.phases.Load = m.Timings().Spawn, m.Timings().Load
