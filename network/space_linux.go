@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -113,7 +114,12 @@ func (s *Slots) addTap() error {
 
 // persistentTap makes a tap that stays when the descriptor is closed. It has no
 // owner: whoever is in the namespace may attach to it, which is the VMM alone.
+//
+// No process is forked meanwhile: until its exec that would have the descriptor too,
+// and keep a VMM from attaching.
 func persistentTap() error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("opening /dev/net/tun (modprobe tun): %w", err)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -103,7 +104,11 @@ func OpenTap(netns, name string) (*os.File, error) {
 
 // OwnTap lets a user attach to the tap device of that name, as a VMM does that
 // opens it itself.
+//
+// No process is forked meanwhile, which until its exec would have the descriptor too.
 func OwnTap(netns, name string, uid, gid int) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	tap, err := OpenTap(netns, name)
 	if err != nil {
 		return err
