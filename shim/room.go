@@ -443,6 +443,7 @@ func (r *room) close() {
 		if r.init != nil && r.init.io != nil {
 			r.init.io.closeStdin()
 		}
+		tidy()
 		close(r.over)
 	})
 	<-r.over

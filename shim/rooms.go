@@ -167,6 +167,7 @@ func inherit(spec *specs.Spec, sysctls map[string]string) {
 }
 
 func (s *rooms) Create(ctx context.Context, q *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+	untidy()
 	if q.Checkpoint != "" {
 		return nil, asked(q.ID, &refusal{errors.New("a microVM does not start from a checkpoint of CRIU's")})
 	}

@@ -21,11 +21,13 @@ const (
 	restAsk   = 100 * time.Millisecond
 )
 
-// awaitRest waits until the guest has come to rest, and says so to its memory.
+// awaitRest waits until the guest has come to rest, and says so to its memory and to
+// the shim's own.
 func (r *room) awaitRest() {
 	if g := r.current(); g != nil && atRest(r.ending, func() int64 { return faults(g) }) {
 		r.rested(g)
 	}
+	tidy()
 }
 
 // atRest returns when faults has not changed for a while, or has for long; false when
