@@ -1,17 +1,14 @@
 package experiment
 
 import (
-	"bufio"
 	"context"
 	"fmt"
-	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/experiment/chart"
 	"github.com/skep-dev/skep/experiment/stat"
+	"github.com/skep-dev/skep/internal/smaps"
 )
 
 // footprint is the paper's figure 4: guest memory after a boot and one call,
@@ -68,29 +65,17 @@ func (l *Lab) footprint(ctx context.Context, name string) (*Footprint, error) {
 
 // readFootprint finds the guest's memory among a VMM's mappings by its size.
 func readFootprint(pid int, size int64) (*Footprint, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
+	all, err := smaps.Of(pid)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
 	var fp Footprint
-	found, guest := false, false
-	for s := bufio.NewScanner(f); s.Scan(); {
-		if field, value, ok := strings.Cut(s.Text(), ":"); ok && field == "Rss" {
-			kib, err := strconv.ParseInt(strings.Fields(value)[0], 10, 64)
-			if err != nil {
-				return nil, err
-			}
-			fp.VMM += kib << 10
-			if guest {
-				fp.Guest += kib << 10
-			}
-			continue
-		}
-		var from, to int64
-		if n, _ := fmt.Sscanf(s.Text(), "%x-%x ", &from, &to); n == 2 {
-			guest = to-from == size
-			found = found || guest
+	found := false
+	for _, m := range all {
+		fp.VMM += m.RSS
+		if m.Size == size {
+			fp.Guest += m.RSS
+			found = true
 		}
 	}
 	if !found {

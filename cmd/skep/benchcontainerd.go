@@ -26,6 +26,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/experiment"
+	"github.com/skep-dev/skep/internal/smaps"
 )
 
 // ctrBench are the flags of bench containerd.
@@ -504,35 +505,11 @@ func beside(pid int) (shim, task int64, err error) {
 	return shim, task, err
 }
 
-// guestLeast is smaller than any guest's memory, and larger than what else processes map.
-const guestLeast = 120 << 20
-
-// pss sums the PSS of a process's mappings but for the one that is a guest's memory,
-// the largest from guestLeast up.
-func pss(pid int) (sum int64, err error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	var size, largest, guest int64
-	for s := bufio.NewScanner(f); s.Scan(); {
-		fields := strings.Fields(s.Text())
-		if len(fields) != 3 || fields[2] != "kB" {
-			continue
-		}
-		kib, _ := strconv.ParseInt(fields[1], 10, 64)
-		switch fields[0] {
-		case "Size:":
-			size = kib << 10
-		case "Pss:":
-			sum += kib << 10
-			if size >= guestLeast && size > largest {
-				largest, guest = size, kib<<10
-			}
-		}
-	}
-	return sum - guest, nil
+// pss is the PSS of a process beside its guest's memory, where it has one.
+func pss(pid int) (int64, error) {
+	all, err := smaps.Of(pid)
+	own, _ := smaps.Beside(all)
+	return own, err
 }
 
 // ctrTable has a row for each kind of start, one at a time.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -37,15 +36,5 @@ func TestContainerdVersion(t *testing.T) {
 	text := "Client:\n  Version:  v2.4.2\n  Revision: a\n\nServer:\n  Version:  1.6.20~ds1\n  Revision: b\n"
 	if got := containerdVersion(text); got != "1.6.20~ds1" {
 		t.Errorf("%q", got)
-	}
-}
-
-func TestPSS(t *testing.T) {
-	mine, err := pss(os.Getpid())
-	if err != nil || mine < 1<<20 || mine > 1<<30 {
-		t.Errorf("%d bytes, %v", mine, err)
-	}
-	if _, err := pss(-1); err == nil {
-		t.Error("it knows of a process that cannot be")
 	}
 }
