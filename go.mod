@@ -3,6 +3,7 @@ module github.com/skep-dev/skep
 go 1.26.8
 
 require (
+	github.com/DeRuina/timberjack v1.4.10
 	github.com/Microsoft/hcsshim v0.15.0
 	github.com/agnivade/levenshtein v1.2.2
 	github.com/aws/aws-sdk-go-v2 v1.45.1

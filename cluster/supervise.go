@@ -47,11 +47,11 @@ func (c *Cluster) supervise(ctx context.Context, services []service) error {
 }
 
 func (c *Cluster) keep(ctx context.Context, s service) error {
-	log, err := os.OpenFile(c.Log(s.name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	log, closeLog, err := openLog(c.Log(s.name))
 	if err != nil {
 		return err
 	}
-	defer log.Close()
+	defer closeLog()
 	for ctx.Err() == nil {
 		if c.await(ctx, s.after) {
 			if err := c.once(ctx, s, log); err != nil {
