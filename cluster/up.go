@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -238,11 +239,26 @@ func (c *Cluster) Command(ctx context.Context, args ...string) *exec.Cmd {
 func (c *Cluster) kubectl(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, c.Kubectl(), append([]string{"--kubeconfig=" + c.Kubeconfig()}, args...)...)
 	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	if err == nil {
+		return string(out), nil
 	}
-	return string(out), nil
+	err = fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	if refusal.Match(out) {
+		err = &refusedError{err}
+	}
+	return "", err
 }
+
+// refusal is what kubectl says of objects that are wrong, whenever they are applied: what
+// cannot be read, and what the API server, or a webhook, does not take. That a kind, a
+// namespace or a webhook is not there is none: it may come.
+var refusal = regexp.MustCompile(`(?m)^(error: )?(error (parsing|converting) |unable to decode |error validating .*: \[?(apiVersion|kind) not set)|` +
+	`^Error from server \((Invalid|BadRequest|RequestEntityTooLarge)\)|failed to create typed patch object|^The (request|\S+ ".*") is invalid`)
+
+// refusedError is an error that does not go away by itself.
+type refusedError struct{ error }
+
+func (e *refusedError) Unwrap() error { return e.error }
 
 // patience is how long one part of the node may take to be there.
 const patience = 3 * time.Minute
@@ -280,22 +296,32 @@ func (c *Cluster) asks(args ...string) func(context.Context) error {
 	}
 }
 
-// retry does something until it succeeds.
+// retry does something until it succeeds, or is refused.
 func (c *Cluster) retry(ctx context.Context, do func(context.Context) error) error {
+	return retry(ctx, do, func() error {
+		if pid, err := c.PID(); err == nil && pid == 0 {
+			return fmt.Errorf("the node has ended: %s says why", c.Log("node"))
+		}
+		return nil
+	})
+}
+
+// retry is with what may end it in between.
+func retry(ctx context.Context, do func(context.Context) error, goesOn func() error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not within %v", patience))
 	defer cancel()
 	for {
 		err := do(ctx)
-		if err == nil {
-			return nil
+		if refused := (*refusedError)(nil); err == nil || errors.As(err, &refused) {
+			return err
 		}
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w: the last try: %w", context.Cause(ctx), err)
 		case <-time.After(200 * time.Millisecond):
 		}
-		if pid, err := c.PID(); err == nil && pid == 0 {
-			return fmt.Errorf("the node has ended: %s says why", c.Log("node"))
+		if err := goesOn(); err != nil {
+			return err
 		}
 	}
 }

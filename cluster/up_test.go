@@ -1,0 +1,63 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// What no second try mends is said after the first: as kubectl 1.34 says it.
+func TestRefusedAtOnce(t *testing.T) {
+	c := place(t)
+	if err := os.MkdirAll(filepath.Dir(c.Kubectl()), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const program = "#!/bin/sh\ncat >&2 \"$(dirname \"$0\")\"/said\nexit 1\n"
+	if err := os.WriteFile(c.Kubectl(), []byte(program), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	goesOn := errors.New("it is tried again")
+	for said, refused := range map[string]bool{
+		`error: error parsing x.yaml: error converting YAML to JSON: yaml: line 2: mapping values are not allowed in this context`:                                                                                                                          true,
+		`resource mapping not found for name: "x" namespace: "" from "two.yaml": no matches for kind "Later" in version "later/v1"` + "\nError from server: failed to create typed patch object (default/x; /v1, Kind=ConfigMap): .data.a: expected string": true,
+		`error: unable to decode "x.yaml": Object 'Kind' is missing in '{"apiVersion":"v1"}'`:                                                                                                                                                               true,
+		`error: error validating "x.yaml": error validating data: kind not set; if you choose to ignore these errors, turn validation off`:                                                                                                                  true,
+		`error: error validating "x.yaml": error validating data: failed to download openapi: Get "https://127.0.0.1:1/openapi": connection refused; if`:                                                                                                    false,
+		`Error from server (BadRequest): error when creating "x.yaml": admission webhook "validation.webhook" denied the request: validation failed`:                                                                                                        true,
+		`The ConfigMap "X_y" is invalid: metadata.name: Invalid value: "X_y": a lowercase RFC 1123 subdomain must consist`:                                                                                                                                  true,
+		`Error from server: failed to create typed patch object (default/x; apps/v1, Kind=Deployment): .spec.replicas: expected numeric (int or float), got string`:                                                                                         true,
+		`error: resource mapping not found for name: "x" namespace: "" from "x.yaml": no matches for kind "Later" in version "x/v1"` + "\nensure CRDs are":                                                                                                  false,
+		`Error from server (InternalError): error when creating "x.yaml": Internal error occurred: failed calling webhook "w": connection refused`:                                                                                                          false,
+		`Error from server (NotFound): namespaces "later" not found`:                                                                                                                                                                                        false,
+		`error: timed out waiting for the condition`:                       false,
+		`Unable to connect to the server: net/http: TLS handshake timeout`: false,
+	} {
+		if err := os.WriteFile(c.path("bin/said"), []byte(said+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := retry(t.Context(), c.asks("apply", "-f", "x.yaml"), func() error { return goesOn })
+		if errors.Is(err, goesOn) == refused {
+			t.Errorf("%q is refused: %v, want %v", said, !errors.Is(err, goesOn), refused)
+		}
+		if refused && !strings.Contains(err.Error(), said) {
+			t.Errorf("of %q it says %v", said, err)
+		}
+	}
+}
+
+// What fails is tried until it succeeds.
+func TestRetry(t *testing.T) {
+	tries := 0
+	err := retry(t.Context(), func(context.Context) error {
+		if tries++; tries < 3 {
+			return errors.New("not yet")
+		}
+		return nil
+	}, func() error { return nil })
+	if err != nil || tries != 3 {
+		t.Errorf("after %d tries: %v", tries, err)
+	}
+}
