@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/skep-dev/skep/deploy"
 )
 
 // KnativeEnv names the environment variable with a directory of Knative Serving, which
@@ -84,8 +86,14 @@ func (c *Cluster) knative(ctx context.Context, dir string) error {
 	if err := c.retry(ctx, c.asks("-n", "kourier-system", "rollout", "status", "deployment/3scale-kourier-gateway", "--timeout=10s")); err != nil {
 		return err
 	}
+	features := c.path("etc/knative-features.yaml")
+	if err := write(features, deploy.KnativeFeatures); err != nil {
+		return err
+	}
+	if err := c.retry(ctx, c.asks("-n", "knative-serving", "patch", "configmap/config-features", "--patch-file", features)); err != nil {
+		return err
+	}
 	for config, data := range map[string]string{
-		"features":   `{"kubernetes.podspec-runtimeclassname": "enabled"}`,
 		"network":    `{"ingress-class": "kourier.ingress.networking.knative.dev"}`,
 		"deployment": `{"registries-skipping-tag-resolving": "skep.local"}`, // no registry has them
 		"domain":     `{"` + KnativeDomain + `": ""}`,

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/skep-dev/skep/deploy"
 )
 
 // Up has the cluster up when it returns: it starts what is not there, and goes on
@@ -277,6 +279,7 @@ func (c *Cluster) settle(ctx context.Context, paths map[string]string) error {
 		{"importing images", "containerd", func(ctx context.Context) error { return c.importImages(ctx, paths["coredns"]) }},
 		{"waiting for the API server", "kube-apiserver", c.asks("get", "--raw=/readyz")},
 		{"making objects", "kube-apiserver", c.asks("apply", "-f", c.path("etc/objects.yaml"))},
+		{"making skep a runtime of pods", "kube-apiserver", c.runtimeClass},
 		{"waiting for the node", "kubelet", c.asks("wait", "--for=condition=Ready", "node/"+nodeName, "--timeout=10s")},
 		{"waiting for CoreDNS", "kubelet", c.asks("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=10s")},
 		{"waiting for service accounts", "kube-controller-manager", c.asks("get", "serviceaccount/default")},
@@ -287,6 +290,22 @@ func (c *Cluster) settle(ctx context.Context, paths map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// runtimeClass has pods find skep, unless somebody else does. The node is labelled as any
+// that has skep, once it is there.
+func (c *Cluster) runtimeClass(ctx context.Context) error {
+	if c.bare() {
+		return nil
+	}
+	file := c.path("etc/runtimeclass.yaml")
+	if err := write(file, deploy.RuntimeClass); err != nil {
+		return err
+	}
+	if err := c.asks("apply", "-f", file)(ctx); err != nil {
+		return err
+	}
+	return c.asks("label", "--overwrite", "node/"+nodeName, deploy.NodeLabel)(ctx)
 }
 
 func (c *Cluster) asks(args ...string) func(context.Context) error {

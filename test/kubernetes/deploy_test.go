@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/cluster"
+	"github.com/skep-dev/skep/deploy"
 )
 
 // A cluster without skep has it by deploy/, and loses it again, while a pod answers.
@@ -53,9 +54,8 @@ func TestDeploy(t *testing.T) {
 		t.Helper()
 		n.kubectl("-n", "skep-system", "rollout", "status", "daemonset/"+set, "--timeout="+n.limit().String())
 	}
-	n.kubectl("delete", "runtimeclass/skep") // the cluster's own
 	n.kubectl("apply", "-k", dir)
-	n.kubectl("label", "node/skep", "skep.dev/node=true")
+	n.kubectl("label", "node/skep", deploy.NodeLabel)
 	rollout("skep-node")
 	n.eventually("what is installed", fmt.Sprint(installed), func() (string, error) { return fmt.Sprint(there(installed...)), nil })
 	// containerd is ended and started again meanwhile: the pod waits for its handler.
