@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // Where others keep what they mount into containers.
@@ -42,6 +43,12 @@ func (t translation) mounts() error {
 		}
 		if out == nil {
 			continue
+		}
+		if out.SizeMiB == 0 && strings.Contains(path.Clean(m.Source)+"/", emptyDirs) {
+			// One that is as large as the pod's memory is not limited for its own sake.
+			if mib := tmpfsMiB(m.Source); mib < t.c.MemoryMiB/2 {
+				out.SizeMiB = mib
+			}
 		}
 		if seen[at] {
 			return fmt.Errorf("mount at %s: something is mounted there already", at)
@@ -112,6 +119,16 @@ func flagsOf(options []string) (flags []string) {
 	}
 	slices.Sort(flags)
 	return flags
+}
+
+// tmpfsMiB is how much a file system in the host's memory may hold; 0: it is none. The
+// kubelet mounts one for an emptyDir of the medium Memory, with its sizeLimit.
+func tmpfsMiB(path string) int {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
+		return 0
+	}
+	return int((int64(fs.Blocks)*fs.Bsize + 1<<20 - 1) >> 20)
 }
 
 func isBind(m specs.Mount) bool {

@@ -10,8 +10,10 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/guest"
+	"github.com/skep-dev/skep/internal/testenv"
 )
 
 // What a mount forbids is kept; the last of two options that contradict counts.
@@ -107,6 +109,31 @@ func TestDeliveredIsCounted(t *testing.T) {
 		mib, err := c.measure()
 		if c.enlarge(mib); (err != nil) != (tt.want == 0) || err == nil && c.MemoryMiB != tt.want {
 			t.Errorf("%d files of %d bytes: a guest of %d MiB, want %d; %v", tt.files, tt.bytes, c.MemoryMiB, tt.want, err)
+		}
+	}
+}
+
+// An emptyDir that the kubelet has limited in memory has that limit in the guest; one that
+// may take all of the pod's has the guest's own, and one on a disk none.
+func TestEmptyDirLimit(t *testing.T) {
+	testenv.Need(t, "root")
+	for options, want := range map[string]int{"size=8m": 8, "size=100k": 1, "size=1g": 0, "": 0} {
+		dir := filepath.Join(t.TempDir(), emptyDirs, "d")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if options != "" {
+			if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Unmount(dir, 0)
+		}
+		c, err := translate(changed(mounted(bind("/cache", dir, "rw"))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(c.Mounts) != 1 || c.Mounts[0].Source != "" || c.Mounts[0].SizeMiB != want {
+			t.Errorf("an emptyDir with %q is %+v: want %d MiB", options, c.Mounts, want)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -32,11 +33,13 @@ volumeMounts:
 - {name: secret, mountPath: /secret}
 - {name: pod, mountPath: /pod}
 - {name: scratch, mountPath: /scratch}
+- {name: small, mountPath: /small}
 `, "serve", "8080") + `
   volumes:
   - {name: config, configMap: {name: told}}
   - {name: secret, secret: {secretName: told}}
   - {name: scratch, emptyDir: {}}
+  - {name: small, emptyDir: {medium: Memory, sizeLimit: 8Mi}}
   - name: pod
     downwardAPI:
       items:
@@ -73,6 +76,9 @@ volumeMounts:
 	n.answers(url+"/file/config/level", "second")
 	n.answers(url+"/file/secret/key", "barley")
 	n.answers(url+"/env/LEVEL", "first") // which no runtime changes
+	if out := n.kubectl("exec", "told", "--", "/bin/mounts"); !regexp.MustCompile(`(?m)^\S+ /small tmpfs \S*\bsize=8192k\b`).MatchString(out) {
+		t.Errorf("its emptyDir is not of the size that it is limited to:\n%s", out)
+	}
 	n.kubectl("exec", "told", "--", "/bin/write", "/scratch/x", "kept")
 	n.answers(url+"/file/scratch/x", "kept")
 }
