@@ -500,7 +500,7 @@ func (s *rooms) CloseIO(_ context.Context, q *taskapi.CloseIORequest) (*emptypb.
 	return &emptypb.Empty{}, nil
 }
 
-// Update changes the limits of the VMM. A guest's memory stays what it is.
+// Update changes how much processor time the VMM gets, within what its vCPUs can use.
 func (s *rooms) Update(_ context.Context, q *taskapi.UpdateTaskRequest) (*emptypb.Empty, error) {
 	r, err := s.room(q.ID)
 	if err != nil {
@@ -510,8 +510,8 @@ func (s *rooms) Update(_ context.Context, q *taskapi.UpdateTaskRequest) (*emptyp
 	if err := json.Unmarshal(q.Resources.GetValue(), l); err != nil {
 		return nil, asked(q.ID, &refusal{fmt.Errorf("reading the new limits: %w", err)})
 	}
-	if m := l.Memory; m != nil && m.Limit != nil && *m.Limit > int64(r.container.MemoryMiB)<<20 {
-		return nil, asked(q.ID, &refusal{fmt.Errorf("the guest has %d MiB of memory, and cannot get more while it runs", r.container.MemoryMiB)})
+	if err := r.container.canBecome(l); err != nil {
+		return nil, asked(q.ID, &refusal{err})
 	}
 	return &emptypb.Empty{}, asked(q.ID, r.group.Load().update(limits(l, r.memory)))
 }

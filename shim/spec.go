@@ -2,6 +2,7 @@ package shim
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -218,19 +219,13 @@ func (t translation) resources() error {
 	c, r := t.c, t.spec.Linux.Resources
 	c.Cgroup = t.spec.Linux.CgroupsPath
 	c.MemoryMiB, c.VCPUs = defaultMemoryMiB, 1
-	if r != nil && r.Memory != nil && r.Memory.Limit != nil && *r.Memory.Limit > 0 {
-		c.LimitMiB = int(min((*r.Memory.Limit-1)>>20+1, maxMemoryMiB))
+	if c.LimitMiB = memoryLimit(r); c.LimitMiB > 0 {
 		c.MemoryMiB = max(minMemoryMiB, roundUp(c.LimitMiB+guestOwnMiB, memoryStepMiB))
 	}
 	if r != nil && r.CPU != nil {
 		c.CPUSet = r.CPU.Cpus
-		if q, p := r.CPU.Quota, r.CPU.Period; q != nil && *q > 0 {
-			period := uint64(100_000)
-			if p != nil && *p > 0 {
-				period = *p
-			}
-			c.CPUs = float64(*q) / float64(period)
-			c.VCPUs = int(min(maxVCPUs, max(1, (uint64(*q)-1)/period+1)))
+		if c.CPUs = cpuLimit(r.CPU); c.CPUs > 0 {
+			c.VCPUs = vcpus(c.CPUs)
 		}
 	}
 	if c.Settings.MemoryMiB > 0 {
@@ -248,6 +243,53 @@ func (t translation) resources() error {
 		return fmt.Errorf("the guest would have %d MiB of memory: at most %d", c.MemoryMiB, maxMemoryMiB)
 	}
 	return nil
+}
+
+// memoryLimit is a container's, in MiB; 0: it has none.
+func memoryLimit(r *specs.LinuxResources) int {
+	if r == nil || r.Memory == nil || value(r.Memory.Limit) <= 0 {
+		return 0
+	}
+	return int(min((*r.Memory.Limit-1)>>20+1, maxMemoryMiB))
+}
+
+// cpuLimit is a container's, in processors; 0: it has none.
+func cpuLimit(c *specs.LinuxCPU) float64 {
+	if value(c.Quota) <= 0 {
+		return 0
+	}
+	period := value(c.Period)
+	if period == 0 {
+		period = 100_000
+	}
+	return float64(*c.Quota) / float64(period)
+}
+
+// vcpus are as many as can use a limit.
+func vcpus(limit float64) int { return int(min(maxVCPUs, max(1, math.Ceil(limit)))) }
+
+// canBecome says why a container that runs cannot have other limits: of what its guest
+// was made with, it gets no more and no less while it runs. What they do not name stays.
+func (c container) canBecome(l *specs.LinuxResources) error {
+	const instead = "started anew it has that (in a pod, resizePolicy: RestartContainer for %s)"
+	if m := l.Memory; m != nil && m.Limit != nil {
+		if limit := memoryLimit(l); limit != c.LimitMiB {
+			return fmt.Errorf("its limit of memory is to be %s in place of %s: a microVM keeps the memory that it was started with; "+instead, mebibytes(limit), mebibytes(c.LimitMiB), "memory")
+		}
+	}
+	if l.CPU != nil {
+		if limit := cpuLimit(l.CPU); vcpus(limit) > c.VCPUs {
+			return fmt.Errorf("its limit of CPU is to be %g: its microVM has %d vCPUs as long as it runs; "+instead, limit, c.VCPUs, "cpu")
+		}
+	}
+	return nil
+}
+
+func mebibytes(n int) string {
+	if n == 0 {
+		return "none"
+	}
+	return fmt.Sprintf("%d MiB", n)
 }
 
 func roundUp(n, step int) int { return (n + step - 1) / step * step }

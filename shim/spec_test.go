@@ -240,3 +240,53 @@ func FuzzTranslate(f *testing.F) {
 		}
 	})
 }
+
+func changed(by func(*specs.Spec)) *specs.Spec {
+	s := plain()
+	if by != nil {
+		by(s)
+	}
+	return s
+}
+
+// What runs may have other limits of CPU, as far as its vCPUs can use them; of memory it
+// keeps what it has, and is not said to have got what it has not.
+func TestCanBecome(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		was  func(*specs.Spec)
+		to   func(*specs.Spec)
+		want string // in the error; "" is none
+	}{
+		{"nothing", limited(64<<20, 100_000, 100_000), nil, ""},
+		{"the same", limited(64<<20, 100_000, 100_000), limited(64<<20, 100_000, 100_000), ""},
+		{"less CPU", limited(64<<20, 100_000, 100_000), limited(64<<20, 20_000, 100_000), ""},
+		{"more CPU of what there is", limited(64<<20, 110_000, 100_000), limited(64<<20, 200_000, 100_000), ""},
+		{"more than its vCPUs", limited(64<<20, 100_000, 100_000), limited(64<<20, 101_000, 100_000), "its limit of CPU is to be 1.01: its microVM has 1 vCPUs"},
+		{"no limit of CPU", limited(64<<20, 100_000, 100_000), limited(64<<20, -1, 100_000), ""},
+		{"more memory", limited(64<<20, 0, 0), limited(65<<20, 0, 0), "is to be 65 MiB in place of 64 MiB"},
+		{"less memory", limited(64<<20, 0, 0), limited(63<<20, 0, 0), "is to be 63 MiB in place of 64 MiB"},
+		{"a limit of memory", nil, limited(64<<20, 0, 0), "is to be 64 MiB in place of none"},
+		{"none any more", limited(64<<20, 0, 0), limited(-1, 0, 0), "is to be none in place of 64 MiB"},
+		{"more, in a guest sized by annotation", both(limited(64<<20, 0, 0), annotated(annotationMemory, "1Gi")), limited(128<<20, 0, 0), "is to be 128 MiB"},
+		{"more CPU, in a guest sized by annotation", both(limited(64<<20, 100_000, 100_000), annotated(annotationVCPUs, "4")), limited(64<<20, 400_000, 100_000), ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := translate(changed(tt.was))
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := &specs.LinuxResources{}
+			if tt.to != nil {
+				l = changed(tt.to).Linux.Resources
+			}
+			err = c.canBecome(l)
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v, want an error with %q", err, tt.want)
+			}
+			if err != nil && !strings.Contains(err.Error(), "RestartContainer") {
+				t.Errorf("%v: it does not say what to do", err)
+			}
+		})
+	}
+}

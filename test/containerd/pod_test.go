@@ -1,11 +1,14 @@
 package containerd
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/skep-dev/skep/shim/shimtest"
 )
@@ -75,8 +78,8 @@ func checkVMMs(t *testing.T, c *shimtest.Containerd, parent, id string) {
 	}
 }
 
-// An update of a container changes what processor time its VMM gets; memory that a
-// guest cannot get is refused.
+// An update of a container changes what processor time its VMM gets; what would change
+// the size of its guest is refused.
 func TestPodUpdate(t *testing.T) {
 	eachVMWith(t, shimtest.Options{CRI: true}, func(t *testing.T, c *shimtest.Containerd) {
 		p := shimtest.CRI(t, c)
@@ -87,12 +90,59 @@ func TestPodUpdate(t *testing.T) {
 		if quota, period := cpuLimit(t, c.VMM(id)); quota != "30000" || period != "50000" {
 			t.Errorf("after the update its VMM has %s of %s µs", quota, period)
 		}
-		p.Call("update", "--memory", fmt.Sprint(64<<20), id) // what is less is not taken away
-		if r := p.Try("update", "--memory", fmt.Sprint(1<<30), id); r.Code == 0 || !strings.Contains(r.Stderr, "the guest has 256 MiB of memory, and cannot get more while it runs") {
-			t.Errorf("more memory: %d %s%s", r.Code, r.Stdout, r.Stderr)
+		for _, refused := range []struct {
+			flags []string
+			want  string
+		}{
+			{[]string{"--memory", fmt.Sprint(1 << 30)}, "its limit of memory is to be 1024 MiB in place of none"},
+			{[]string{"--memory", fmt.Sprint(64 << 20)}, "its limit of memory is to be 64 MiB in place of none"},
+			{[]string{"--cpu-period", "50000", "--cpu-quota", "60000"}, "its microVM has 1 vCPUs as long as it runs"},
+		} {
+			if r := p.Try(append(append([]string{"update"}, refused.flags...), id)...); r.Code == 0 || !strings.Contains(r.Stderr, refused.want) {
+				t.Errorf("update %q: %d %s%s, want it refused with %q", refused.flags, r.Code, r.Stdout, r.Stderr, refused.want)
+			}
+		}
+		if quota, period := cpuLimit(t, c.VMM(id)); quota != "30000" || period != "50000" {
+			t.Errorf("after what was refused its VMM has %s of %s µs", quota, period)
 		}
 		if out := p.Call("exec", id, "/bin/echo", "x"); out != "x" {
 			t.Errorf("exec says %q after it", out)
+		}
+	})
+}
+
+// The CRI's counters of a container are its VMM's, with what its guest holds.
+func TestPodStats(t *testing.T) {
+	eachVMWith(t, shimtest.Options{CRI: true}, func(t *testing.T, c *shimtest.Containerd) {
+		p := shimtest.CRI(t, c)
+		pod := p.Pod("measured", nil)
+		defer pod.Remove()
+		id := pod.Run("app", "hold", "100")
+		for end := time.Now().Add(p.Limit(time.Minute)); !strings.Contains(p.Call("logs", id), "holds 100"); time.Sleep(200 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("it does not say that it holds its memory")
+			}
+		}
+		var v struct {
+			Stats []struct {
+				CPU struct {
+					UsageCoreNanoSeconds struct{ Value string } `json:"usageCoreNanoSeconds"`
+				} `json:"cpu"`
+				Memory struct {
+					WorkingSetBytes struct{ Value string } `json:"workingSetBytes"`
+				} `json:"memory"`
+			} `json:"stats"`
+		}
+		out := p.Call("stats", "-o", "json", id)
+		if err := json.Unmarshal([]byte(out), &v); err != nil || len(v.Stats) != 1 {
+			t.Fatalf("stats of one container: %v: %s", err, out)
+		}
+		memory, err := strconv.ParseInt(v.Stats[0].Memory.WorkingSetBytes.Value, 10, 64)
+		if err != nil || memory < 100<<20 || memory > (256+100)<<20 { // a guest of 256, and its VMM
+			t.Errorf("what holds 100 MiB has a working set of %d MiB, %v", memory>>20, err)
+		}
+		if cpu, err := strconv.ParseInt(v.Stats[0].CPU.UsageCoreNanoSeconds.Value, 10, 64); err != nil || cpu <= 0 {
+			t.Errorf("it has used %d ns of processor time, %v", cpu, err)
 		}
 	})
 }
