@@ -50,7 +50,7 @@ func Probe(t testing.TB) v1.Image {
 }
 
 // Commands of the probe.
-var Commands = []string{"echo", "cat", "true", "false", "env", "sleep", "id", "hostname", "tty", "size", "exit", "serve", "rigid", "pause", "read", "write", "burst", "eat", "random", "trap", "get", "serves", "mounts", "cwd", "orphan", "tar"}
+var Commands = []string{"echo", "cat", "true", "false", "env", "sleep", "id", "hostname", "tty", "size", "exit", "serve", "rigid", "pause", "read", "write", "burst", "eat", "hold", "burn", "random", "trap", "get", "serves", "mounts", "cwd", "orphan", "tar"}
 
 // File of an image. A name that ends with a slash is a directory.
 type File struct {

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -263,19 +262,7 @@ func TestKnativeStreams(t *testing.T) {
 func TestKnativeGRPC(t *testing.T) {
 	n := onKnative(t)
 	at := n.kourier()
-	program := filepath.Join(t.TempDir(), "health")
-	if err := testenv.Build(program, "test/kubernetes/health"); err != nil {
-		t.Fatal(err)
-	}
-	img, err := cluster.Image(program, v1.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	const ref = "skep.local/health:v1"
-	if err := n.c.Import(t.Context(), ref, img); err != nil {
-		t.Fatal(err)
-	}
-	n.deployed("health", service("health", ref, "ports: [{name: h2c, containerPort: 8080}]", "", ""))
+	n.deployed("health", service("health", n.health(), "ports: [{name: h2c, containerPort: 8080}]", "", ""))
 	conn, err := grpc.NewClient("passthrough:///"+at, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority(host("health")),
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) { return n.dial(ctx, "tcp", address) }))
 	if err != nil {

@@ -50,6 +50,7 @@ type node struct {
 	*testing.T
 	c      *cluster.Cluster
 	before []string // what was there without pods of tests
+	slower int      // how many times longer than usual things may take; 0 is once
 }
 
 // shared is started by the first test.
@@ -136,6 +137,14 @@ func needs(t *testing.T) {
 	}
 }
 
+// needsVMs skips a test of what only microVMs are.
+func needsVMs(t *testing.T) {
+	t.Helper()
+	if os.Getenv(runtimeEnv) != "" {
+		t.Skipf("it is about microVMs: unset %s", runtimeEnv)
+	}
+}
+
 // onNodeOfAll is for the others.
 func onNodeOfAll(t *testing.T) *node {
 	t.Helper()
@@ -209,7 +218,9 @@ func launch(t *testing.T, bare bool) (*cluster.Cluster, error) {
 
 // limit is for how long something may take, on a node that also restores and boots
 // guests under emulation.
-func (n *node) limit() time.Duration { return testenv.Limit(n.T, 2*time.Minute) }
+func (n *node) limit() time.Duration {
+	return testenv.Limit(n.T, time.Duration(max(1, n.slower))*2*time.Minute)
+}
 
 // try runs kubectl.
 func (n *node) try(stdin string, args ...string) (string, error) {
@@ -413,4 +424,9 @@ func indent(text string, by int) string {
 		b.WriteString(strings.Repeat(" ", by) + line)
 	}
 	return b.String()
+}
+
+// with adds YAML to a pod's specification.
+func with(pod, more string) string {
+	return strings.Replace(pod, "\nspec:\n", "\nspec:\n"+indent(more, 2)+"\n", 1)
 }

@@ -1,7 +1,6 @@
 package kubernetes
 
 import (
-	"os"
 	"strings"
 	"testing"
 )
@@ -46,9 +45,7 @@ func TestSidecar(t *testing.T) {
 // What cannot be is said in an event of the pod, with what to do.
 func TestRefused(t *testing.T) {
 	n := onNodeOfAll(t)
-	if os.Getenv(runtimeEnv) != "" {
-		t.Skipf("it is about what a microVM cannot be: unset %s", runtimeEnv)
-	}
+	needsVMs(t)
 	n.apply(pod("misspelt", map[string]string{"skep.dev/polcy": "reap"}, "", "pause") + "---" +
 		pod("unknown", map[string]string{"skep.dev/policy": "lazzy"}, "", "pause") + "---" +
 		pod("two", nil, "", "pause") + `

@@ -64,6 +64,8 @@ var commands = map[string]func(args []string) error{
 	"write":    write,
 	"burst":    burst,
 	"eat":      eat,
+	"hold":     hold,
+	"burn":     burn,
 	"random":   random,
 	"trap":     trap,
 	"get":      get,
@@ -178,7 +180,7 @@ func webServer(a []string) error {
 
 // serve answers requests with a body per path: /env/NAME, /file/PATH, /random, /start
 // (the same as long as the process lives), /hostname, /log/TEXT, which it writes,
-// /touch/MIB, for which it takes memory that it has not had before. A second argument is for how many seconds it does
+// /burst/BYTES, so many of which it writes, /touch/MIB, for which it takes memory that it has not had before. A second argument is for how many seconds it does
 // not listen; /health fails for so long again, and for good after /fail. A third names a file that it reads first,
 // which /told has.
 func serve(a []string) error {
@@ -229,6 +231,10 @@ func serve(a []string) error {
 			fmt.Fprint(w, "touched ", arg)
 		case "log":
 			fmt.Println(arg)
+		case "burst":
+			if err := burst([]string{arg}); err != nil {
+				http.Error(w, err.Error(), http.StatusBadRequest)
+			}
 		case "told":
 			w.Write(told)
 		case "health":
@@ -288,11 +294,29 @@ func burst(a []string) error {
 
 // eat takes so many MiB of memory.
 func eat(a []string) error {
-	n, err := strconv.Atoi(a[0])
+	held, err := taken(a)
+	fmt.Println("ate", len(held))
+	return err
+}
+
+// hold takes so many MiB of memory, and keeps them.
+func hold(a []string) error {
+	held, err := taken(a)
 	if err != nil {
 		return err
 	}
-	var held [][]byte
+	fmt.Println("holds", len(held))
+	wait()
+	fmt.Println("held", len(held))
+	return nil
+}
+
+// taken is so many MiB of memory.
+func taken(a []string) (held [][]byte, err error) {
+	n, err := strconv.Atoi(a[0])
+	if err != nil {
+		return nil, err
+	}
 	for range n {
 		b := make([]byte, 1<<20)
 		for i := 0; i < len(b); i += 4096 {
@@ -300,8 +324,14 @@ func eat(a []string) error {
 		}
 		held = append(held, b)
 	}
-	fmt.Println("ate", len(held))
-	return nil
+	return held, nil
+}
+
+// burn uses all of one processor.
+func burn([]string) error {
+	fmt.Println("burns")
+	for {
+	}
 }
 
 func random([]string) error { _, err := fmt.Println(hexRandom()); return err }
