@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"context"
 	"os"
 	"strings"
 	"testing"
@@ -54,7 +55,7 @@ func (n *node) killed(name string) {
 		return strings.TrimSpace(string(b))
 	}
 	was := pid()
-	if out, err := n.c.Command(n.Context(), "kill", "-9", was).CombinedOutput(); err != nil {
+	if out, err := n.c.Command(context.Background(), "kill", "-9", was).CombinedOutput(); err != nil {
 		n.Fatalf("killing %s: %v: %s", name, err, out)
 	}
 	n.eventually("whether "+name+" is another process", "true", func() (string, error) {

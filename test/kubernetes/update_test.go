@@ -47,12 +47,12 @@ spec:
 func TestRollingUpdate(t *testing.T) {
 	n := onNodeOfAll(t)
 	n.apply(deployment("one"))
-	n.kubectl("rollout", "status", "deployment/rolls", "--timeout="+n.limit().String())
+	n.rolledOut("rolls")
 	url := "http://" + n.get("service/rolls", ".spec.clusterIP") + "/env/VERSION"
 	n.answers(url, "one")
 	load := n.load(url)
 	n.change(deployment("two"))
-	n.kubectl("rollout", "status", "deployment/rolls", "--timeout="+n.limit().String())
+	n.rolledOut("rolls")
 	n.eventually("how many pods there are", "2", func() (string, error) {
 		out, err := n.try("", "get", "pods", "-l", "app=rolls", "-o", "name")
 		return fmt.Sprint(strings.Count(out, "pod/")), err
