@@ -60,6 +60,8 @@ type Config struct {
 	KeepRecords     int          // invocation records kept in all; 0: none
 	KeepImages      api.Duration // that nothing needs; 0: for ever
 	ImageBudget     int          // MiB that images may take before those that nothing needs go; 0: no bound
+	KeepSnapshots   api.Duration // of containers, since their last use; 0: for ever
+	SnapshotBudget  int          // MiB that snapshots of containers may take before the longest unused go; 0: a fifth of the file system
 	KeepRevisions   int          // versions kept of each function, the one in force among them
 	KeepLogMiB      int          // of output kept per function
 	DrainTimeout    api.Duration // that running invocations get at shutdown
@@ -90,6 +92,7 @@ func Default() Config {
 		HostServices:    []string{"7090=127.0.0.1:7090"}, // `skep functions s3`
 		KeepRecords:     100_000,
 		KeepImages:      api.Duration(7 * 24 * time.Hour),
+		KeepSnapshots:   api.Duration(7 * 24 * time.Hour),
 		KeepRevisions:   10,
 		KeepLogMiB:      16,
 		DrainTimeout:    api.Duration(30 * time.Second),
@@ -150,6 +153,8 @@ var Keys = []Key{
 	{"keep_records", "invocation records kept in all (0: none)", func(c *Config) any { return &c.KeepRecords }},
 	{"keep_images", "time that root disks are kept that no function, snapshot or kept revision needs (0: for ever)", func(c *Config) any { return &c.KeepImages }},
 	{"image_budget_mib", "MiB of root disks beyond which those that nothing needs go before their time, the longest unused first (0: no bound)", func(c *Config) any { return &c.ImageBudget }},
+	{"keep_snapshots", "time since their last use that snapshots of containers are kept, under containerd (0: for ever)", func(c *Config) any { return &c.KeepSnapshots }},
+	{"snapshot_budget_mib", "MiB of snapshots of containers beyond which the longest unused go before their time (0: a fifth of the file system)", func(c *Config) any { return &c.SnapshotBudget }},
 	{"keep_revisions", "versions kept of each function, to roll back to", func(c *Config) any { return &c.KeepRevisions }},
 	{"keep_log_mib", "MiB of output kept per function", func(c *Config) any { return &c.KeepLogMiB }},
 	{"drain_timeout", "time that running invocations get at shutdown", func(c *Config) any { return &c.DrainTimeout }},

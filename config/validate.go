@@ -177,6 +177,7 @@ func (c Config) validateNumbers() error {
 		{"max_connections", c.MaxConnections, 0, 1_000_000},
 		{"keep_records", c.KeepRecords, 0, 100_000_000},
 		{"image_budget_mib", c.ImageBudget, 0, 1 << 30},
+		{"snapshot_budget_mib", c.SnapshotBudget, 0, 1 << 30},
 		{"keep_revisions", c.KeepRevisions, 1, 1000},
 		{"keep_log_mib", c.KeepLogMiB, 1, 10_240},
 	} {
@@ -186,6 +187,9 @@ func (c Config) validateNumbers() error {
 	}
 	if d := c.DrainTimeout; d < 0 || d > api.Duration(time.Hour) {
 		errs = append(errs, fmt.Errorf("drain_timeout is %v: want 0s to 1h", d))
+	}
+	if d := c.KeepSnapshots; d < 0 {
+		errs = append(errs, fmt.Errorf("keep_snapshots is %v: want a time, or 0s for ever", d))
 	}
 	if d := c.KeepImages; d < 0 {
 		errs = append(errs, fmt.Errorf("keep_images is %v: want a time, or 0s for ever", d))

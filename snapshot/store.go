@@ -338,6 +338,28 @@ func (s *Store) Remove(id string) error {
 	return s.deleteUnused(dir)
 }
 
+// RemoveUnused is Remove for a snapshot that nobody uses, in whatever process; false says
+// that somebody does, or that it is gone.
+func (s *Store) RemoveUnused(id string) (bool, error) {
+	if _, err := s.get(id); err != nil {
+		return false, nil
+	}
+	dir := filepath.Join(s.dir, id)
+	own, err := filelock.Own(dir)
+	if errors.Is(err, filelock.ErrHeld) || errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err == nil {
+		// Whoever looks for it now does not find it.
+		err = errors.Join(markRemoved(dir), atomicfile.Remove(dir))
+		_ = own.Release()
+	}
+	if err != nil {
+		return false, fmt.Errorf("removing snapshot %s: %w", id, err)
+	}
+	return true, nil
+}
+
 // markRemoved makes known to whoever looks that a snapshot is not to be used. It
 // takes no block of the disk, which may be full. A directory that is gone, by
 // somebody else's hand, needs no mark.

@@ -275,6 +275,9 @@ func (h *Host) boot(ctx context.Context, s Spec, dir string) (_ *Guest, err erro
 // restore starts a guest from the snapshot, which is the guest's from then on. Held,
 // it waits to be told that it is a clone.
 func (h *Host) restore(ctx context.Context, s Spec, snap *snapshot.Snapshot, held bool) (*Guest, error) {
+	if err := used(snap); err != nil {
+		h.log.Warn("noting that a snapshot is used", "snapshot", snap.Manifest.ID, "error", err)
+	}
 	g, err := h.tryRestore(ctx, s, snap, held)
 	if err == nil || microvm.SnapshotsFault(err) {
 		h.snaps.Restored(snap.Manifest.ID, err)

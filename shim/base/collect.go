@@ -16,7 +16,7 @@ import (
 const collectEvery = 10 * time.Minute
 
 // Collect removes root disks whose images are not known any more, and the
-// snapshots of their guests, if it is time to. What is in use stays. An image
+// snapshots of their guests, and those that nobody uses (Evict), if it is time to. What is in use stays. An image
 // was used within grace stays, too: it may be about to be used again. This process
 // must have no guest.
 func (h *Host) Collect(ctx context.Context, grace time.Duration, known func(context.Context, []string) (map[string]bool, error)) error {
@@ -40,7 +40,7 @@ func (h *Host) Collect(ctx context.Context, grace time.Duration, known func(cont
 	if err != nil {
 		return err
 	}
-	errs := []error{h.forget()}
+	errs := []error{h.forget(), evict(h.snaps, h.dir("snapshots"), h.cfg, h.log)}
 	gone := map[string]bool{}
 	for _, digest := range all {
 		last, _, err := h.Images.Usage(digest)
