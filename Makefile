@@ -22,7 +22,7 @@ PKG ?= ./...
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper test test-firecracker test-containerd test-kubernetes test-knative cluster cluster-down image build s3 lint setup setup-test clean
+.PHONY: help collector demo paper test test-firecracker test-containerd test-kubernetes test-knative cluster cluster-down image build s3 lint setup setup-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -106,6 +106,10 @@ cluster: ## have a Kubernetes of one node up on this machine, with skep as a run
 cluster-down: setup ## end that cluster, and leave nothing of it but the programs that were built for it
 	@$(MAKE) --no-print-directory cluster-binaries >&2
 	@bin/skep-cluster down $(CLUSTER)
+
+# A module of its own: nothing of it is skep's.
+collector: setup ## build bin/otelcol, a collector of OpenTelemetry's that writes spans to a file for `skep trace`
+	cd cluster/collector && CGO_ENABLED=0 GOWORK=off $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/otelcol .
 
 IMAGE ?= bin/skep-node.tar
 

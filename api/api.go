@@ -138,6 +138,10 @@ type Invocation struct {
 	Status   int          `json:"status"`            // HTTP status that the client saw
 	Failure  Failure      `json:"failure,omitempty"` // whose doing it is that no complete answer reached the client
 	Error    string       `json:"error,omitempty"`   // why skep, not the function, failed it
+	Trace    string       `json:"trace,omitempty"`   // id of the trace that it is of, in hexadecimal
+	// Container is of a record that is not of a request: of a container's start, under
+	// containerd. Its function is the container's revision.
+	Container *Container `json:"container,omitempty"`
 }
 
 // Failure says whose doing it is that an invocation did not end with a complete

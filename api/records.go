@@ -24,6 +24,33 @@ type InvocationQuery struct {
 	Limit    int           // the newest so many; 0: 100
 }
 
+// Container is what a record says of a container, under containerd.
+type Container struct {
+	ID        string         `json:"id"`
+	Name      string         `json:"name,omitempty"` // in its pod
+	Pod       string         `json:"pod,omitempty"`
+	Namespace string         `json:"namespace,omitempty"` // the pod's; of a container without a pod containerd's
+	Image     string         `json:"image,omitempty"`     // its digest
+	Ready     string         `json:"ready,omitempty"`     // what it had to do with a ready snapshot
+	Made      bool           `json:"made,omitempty"`      // the snapshot that it started from was made for it
+	Steps     []Step         `json:"steps,omitempty"`     // of its start
+	Exit      *ContainerExit `json:"exit,omitempty"`      // nil: it has not ended, or nobody could say so
+}
+
+// Step is a part of a start, and when it was.
+type Step struct {
+	Name  string        `json:"name"`
+	Began time.Time     `json:"began"`
+	Took  time.Duration `json:"took_ns"`
+}
+
+// ContainerExit is a container's end.
+type ContainerExit struct {
+	Code        int       `json:"code"`
+	OutOfMemory bool      `json:"out_of_memory,omitempty"`
+	Time        time.Time `json:"time"`
+}
+
 // AnyFailure selects invocations that failed, whoever's doing it was.
 const AnyFailure Failure = "any"
 

@@ -68,6 +68,7 @@ type Config struct {
 	Experiments     bool         // requests may choose start kind and policy through the gateway's port
 	LogLevel        string       // debug, info, warn, error
 	LogFormat       string       // text, json
+	OTLPEndpoint    string       // of a collector that spans are sent to; empty: what OpenTelemetry's variables say
 	FirecrackerPath string       // path or name of the Firecracker binary
 }
 
@@ -161,6 +162,7 @@ var Keys = []Key{
 	{"experiments", "let requests choose start kind and policy through the gateway's port", func(c *Config) any { return &c.Experiments }},
 	{"log_level", "debug, info, warn or error", func(c *Config) any { return &c.LogLevel }},
 	{"log_format", "text or json", func(c *Config) any { return &c.LogFormat }},
+	{"otlp_endpoint", "collector that spans are sent to, by OTLP over HTTP, such as http://127.0.0.1:4318 (default: what OTEL_EXPORTER_OTLP_ENDPOINT says, else none)", func(c *Config) any { return &c.OTLPEndpoint }},
 }
 
 // Find returns the key of that name.

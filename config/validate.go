@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -62,6 +63,9 @@ func (c Config) validateAddresses() error {
 		if _, port, err := net.SplitHostPort(a.addr); err != nil || port == "" {
 			errs = append(errs, fmt.Errorf("%s is %q: want host:port, such as 127.0.0.1:7080", a.name, a.addr))
 		}
+	}
+	if u, err := url.Parse(c.OTLPEndpoint); c.OTLPEndpoint != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "") {
+		errs = append(errs, fmt.Errorf("otlp_endpoint is %q: want a collector's address, such as http://127.0.0.1:4318", c.OTLPEndpoint))
 	}
 	if c.ControlListen != "" && c.ControlTokenFile == "" {
 		errs = append(errs, errors.New("control_listen is set without control_token_file: the control API is served over TCP only with a token"))

@@ -58,7 +58,7 @@ func (h Host) withDefaults() Host {
 	}
 	def(&h.BinDir, "/usr/local/bin")
 	def(&h.Config, "/etc/containerd/config.toml")
-	def(&h.DataDir, "/var/lib/skep-containerd")
+	def(&h.DataDir, defaultDataDir)
 	def(&h.Containerd, "containerd")
 	return h
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/tracing"
 	"github.com/skep-dev/skep/node"
 )
 
@@ -103,12 +104,16 @@ func (x *exchange) carry(req *http.Request) (*http.Response, error) {
 			}
 		},
 	}
-	ctx := httptrace.WithClientTrace(req.Context(), trace)
+	rctx := x.traceRequest(req.Context(), req)
+	ctx := httptrace.WithClientTrace(rctx, trace)
 	resp, err := x.lease.Transport(wantsH2(req)).RoundTrip(req.WithContext(ctx))
 	if err != nil {
+		tracing.End(x.request, err)
 		return nil, err
 	}
 	x.phases.Process = time.Since(got)
+	tracing.Part(rctx, "connect", began, x.phases.Connect)
+	tracing.Part(rctx, "process", got, x.phases.Process)
 	resp.Request = req
 	return resp, nil
 }

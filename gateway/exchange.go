@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/node"
 )
@@ -43,6 +45,9 @@ type exchange struct {
 	asked     bool    // an instance was asked for
 	connected bool    // and its server takes connections
 
+	span, request trace.Span      // of it, and of what was sent to the instance last
+	requested     context.Context // of the latter; nil: nothing was
+
 	bytesIn, bytesOut atomic.Int64
 	// What went wrong, if anything did, with writing to the client, and with
 	// reading from the function.
@@ -65,7 +70,7 @@ func (g *Gateway) pass(w http.ResponseWriter, r *http.Request, p place, experime
 	x := &exchange{backend: g.backend, fn: fn, place: p, trust: g.trusts(r.RemoteAddr), gone: r.Context(), client: http.NewResponseController(w), began: began}
 	x.rec = api.Invocation{ID: newID(), Function: p.function, Time: began}
 	x.requestID = requestID(r.Header, x.rec.ID)
-	ctx, end := context.WithCancelCause(context.WithValue(r.Context(), exchangeKey{}, x))
+	ctx, end := context.WithCancelCause(context.WithValue(g.trace(r.Context(), r, x), exchangeKey{}, x))
 	defer end(nil)
 	x.limits.of, x.limits.began, x.limits.client = fn.Limits(), began, x.client
 	x.limits.end = func(c *cut) { end(c) }
@@ -150,9 +155,10 @@ func (x *exchange) finish(whole bool) {
 	x.rec.BytesIn, x.rec.BytesOut = x.bytesIn.Load(), x.bytesOut.Load()
 	if x.lease != nil {
 		x.lease.Release(x.rec)
-		return
+	} else {
+		x.backend.Record(x.rec)
 	}
-	x.backend.Record(x.rec)
+	x.traceFinish(time.Now())
 }
 
 // brokenOff says why an answer that had begun was not brought to its end, or

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Options of a gateway. The zero value is useful.
@@ -31,6 +33,7 @@ type Options struct {
 	AccessLog      bool          // log each request at level info, not debug
 	DrainTimeout   time.Duration // what requests under way get when Serve ends; default 30s
 	Log            *slog.Logger
+	Traces         trace.TracerProvider // of requests; nil: they have none
 }
 
 // Gateway is an http.Handler that passes requests to functions.

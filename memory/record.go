@@ -48,6 +48,7 @@ func (o *Policies) release(dir string) {
 
 // Responded freezes a recording and saves it, beside the instance's further life.
 func (s *session) Responded() {
+	defer s.traced()
 	rec := s.server.rec
 	if rec == nil {
 		return
@@ -78,6 +79,7 @@ func (s *session) Responded() {
 // Abandoned ends a recording whose invocation never got its whole response. The
 // next restore may record in its place.
 func (s *session) Abandoned() {
+	defer s.traced()
 	rec := s.server.rec
 	if rec == nil || rec.freeze() == nil {
 		return

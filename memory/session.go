@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/memory/userfaultfd"
 	"github.com/skep-dev/skep/memory/workingset"
@@ -41,6 +43,9 @@ type session struct {
 	begun    sync.Once
 	prefetch func(ctx context.Context) error
 
+	span    trace.Span // of the serving
+	spanned sync.Once  // it has ended
+
 	mu       sync.Mutex
 	note     string // guarded by mu
 	recorded bool   // guarded by mu
@@ -69,6 +74,7 @@ func (o *Policies) open(ctx context.Context, name string, src Source, makePlan f
 	s.server.spin = &o.spin
 	// The request that opens a session ends before the session does.
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	s.trace(ctx)
 	return s, nil
 }
 

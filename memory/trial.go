@@ -23,6 +23,7 @@ func (src Source) trial() Source {
 
 // Tried ends a recording, and saves it under the policy that makes use of it.
 func (s *session) Tried() error {
+	defer s.traced()
 	if !s.tries {
 		s.Abandoned()
 		return nil

@@ -14,6 +14,7 @@ import (
 
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/internal/cause"
+	"github.com/skep-dev/skep/internal/tracing"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/vmm"
 )
@@ -60,7 +61,10 @@ type RestoreSpec struct {
 // Errors are *StartErrors; nothing is left then.
 func (s *Starter) Boot(ctx context.Context, spec BootSpec) (*VM, error) {
 	v := s.newVM(spec.Spec)
-	if err := s.boot(ctx, v, spec); err != nil {
+	ctx, span := tracing.Start(ctx, "boot microVM", tracing.Instance.String(spec.ID))
+	err := s.boot(ctx, v, spec)
+	tracing.End(span, err)
+	if err != nil {
 		return nil, v.failed(err)
 	}
 	return v, nil
@@ -70,7 +74,10 @@ func (s *Starter) Boot(ctx context.Context, spec BootSpec) (*VM, error) {
 // that it is a clone, or, held, when its agent has been greeted. Errors are *StartErrors; nothing is left then.
 func (s *Starter) Restore(ctx context.Context, spec RestoreSpec) (*VM, error) {
 	v := s.newVM(spec.Spec)
-	if err := s.restore(ctx, v, spec); err != nil {
+	ctx, span := tracing.Start(ctx, "restore microVM", tracing.Instance.String(spec.ID))
+	err := s.restore(ctx, v, spec)
+	tracing.End(span, err)
+	if err != nil {
 		return nil, v.failed(err)
 	}
 	return v, nil
@@ -100,12 +107,14 @@ func (s *Starter) boot(ctx context.Context, v *VM, spec BootSpec) error {
 		return err
 	}
 	file := filepath.Join(spec.MemoryDir, "memory")
+	spawned := time.Now()
 	m, err := s.VMM.Boot(ctx, vmm.BootSpec{Config: spec.Machine, Host: spec.Host, MemoryFile: file})
 	if err != nil {
 		return fmt.Errorf("booting: %w", err)
 	}
 	v.own(m)
 	v.phases.Spawn = m.Timings().Spawn
+	tracing.Part(ctx, "spawn", spawned, v.phases.Spawn)
 	ctx, stop := v.guard(ctx)
 	defer stop()
 	began := time.Now()
@@ -117,12 +126,14 @@ func (s *Starter) boot(ctx context.Context, v *VM, spec BootSpec) error {
 		return err
 	}
 	v.phases.Boot = m.Timings().Load + time.Since(began)
+	tracing.Part(ctx, "boot", spawned.Add(v.phases.Spawn), v.phases.Boot)
 	if spec.Start != nil {
 		began = time.Now()
 		if err := v.start(ctx, *spec.Start); err != nil {
 			return err
 		}
 		v.phases.Init = time.Since(began)
+		tracing.Part(ctx, "init", began, v.phases.Init)
 	}
 	v.connect(nil)
 	return nil
@@ -170,6 +181,7 @@ func (s *Starter) restore(ctx context.Context, v *VM, spec RestoreSpec) error {
 	spec.Session.Prefetch()
 	// Loading device state touches memory, which may turn out to be unreadable.
 	guarded, stop := v.guard(ctx)
+	spawned := time.Now()
 	m, err := s.restoreMachine(guarded, spec)
 	if err != nil {
 		err = cause.Because(guarded, err) // before stop, which ends it
@@ -180,6 +192,8 @@ func (s *Starter) restore(ctx context.Context, v *VM, spec RestoreSpec) error {
 	}
 	v.own(m)
 	v.phases.Spawn, v.phases.Load = m.Timings().Spawn, m.Timings().Load
+	tracing.Part(ctx, "spawn", spawned, v.phases.Spawn)
+	tracing.Part(ctx, "load", spawned.Add(v.phases.Spawn), v.phases.Load)
 	return s.resume(ctx, v, spec.Held)
 }
 
@@ -212,11 +226,13 @@ func (s *Starter) resume(ctx context.Context, v *VM, held bool) error {
 		return fmt.Errorf("installing guest memory: %w", cause.Because(ctx, err))
 	}
 	v.phases.Install = time.Since(began)
+	tracing.Part(ctx, "install", began, v.phases.Install)
 	began = time.Now()
 	if err := v.machine.Resume(ctx); err != nil {
 		return fmt.Errorf("resuming: %w", cause.Because(ctx, err))
 	}
 	v.phases.Resume = time.Since(began)
+	tracing.Part(ctx, "resume", began, v.phases.Resume)
 	began = time.Now()
 	conn, err := toAgent.take(ctx)
 	if err != nil {
@@ -233,6 +249,7 @@ func (s *Starter) resume(ctx context.Context, v *VM, held bool) error {
 		}
 	}
 	v.phases.Clone = time.Since(began)
+	tracing.Part(ctx, "clone", began, v.phases.Clone)
 	v.connect(toServer)
 	return nil
 }

@@ -6,13 +6,19 @@ import (
 	"slices"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/tracing"
 )
 
 // waiter is a request that has no instance yet. All but result is guarded by
 // the pool's mutex.
 type waiter struct {
 	opts    AcquireOptions
+	caller  trace.Span // its request's, of which an instance that is started for it is
+	span    trace.Span // of the wait
+	asked   bool       // an instance is started for it
 	arrived time.Time
 	inst    *instance // that is being started for it alone
 	left    bool      // its request is gone
@@ -46,8 +52,10 @@ func (n *Node) Acquire(ctx context.Context, function string, o AcquireOptions) (
 	return l, nil
 }
 
-func (n *Node) acquire(ctx context.Context, function string, o AcquireOptions) (*lease, error) {
-	arrived := time.Now()
+func (n *Node) acquire(ctx context.Context, function string, o AcquireOptions) (l *lease, err error) {
+	arrived, caller := time.Now(), trace.SpanFromContext(ctx)
+	ctx, span := tracing.Start(ctx, "acquire")
+	defer func() { tracing.End(span, err) }()
 	p := n.pool(function)
 	if p == nil {
 		return nil, fmt.Errorf("%q: %w", function, ErrNoFunction)
@@ -64,42 +72,46 @@ func (n *Node) acquire(ctx context.Context, function string, o AcquireOptions) (
 			return l, err
 		}
 	}
-	w, err := p.enqueue(o, arrived)
+	w := &waiter{opts: o, caller: caller, span: span, arrived: arrived, result: make(chan granted, 1)}
+	err = p.enqueue(w)
 	p.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
 	select {
 	case g := <-w.result:
-		return g.lease, g.err
+		l, err = g.lease, g.err
 	case <-ctx.Done():
-		return p.leave(w, context.Cause(ctx))
+		l, err = p.leave(w, context.Cause(ctx))
 	}
+	if l != nil && l.kind != api.StartWarm { // which may have been started for another
+		span.AddLink(trace.Link{SpanContext: l.inst.span})
+	}
+	return l, err
 }
 
 // enqueue makes the request wait, and starts what it needs. The mutex is held.
-func (p *pool) enqueue(o AcquireOptions, arrived time.Time) (*waiter, error) {
+func (p *pool) enqueue(w *waiter) error {
 	d := p.current.Load()
 	if d == nil {
-		return nil, fmt.Errorf("%q: %w", p.name, ErrNoFunction)
+		return fmt.Errorf("%q: %w", p.name, ErrNoFunction)
 	}
-	if o.Start == api.StartWarm {
-		return nil, fmt.Errorf("%q: %w", p.name, ErrNoneWarm)
+	if w.opts.Start == api.StartWarm {
+		return fmt.Errorf("%q: %w", p.name, ErrNoneWarm)
 	}
 	if len(p.queue)+len(p.alone) >= d.fn.QueueLimit {
-		return nil, fmt.Errorf("%q: %w (queue_limit is %d)", p.name, ErrQueueFull, d.fn.QueueLimit)
+		return fmt.Errorf("%q: %w (queue_limit is %d)", p.name, ErrQueueFull, d.fn.QueueLimit)
 	}
 	if err := p.n.budget.fits(d.fn.MemoryMiB); err != nil {
-		return nil, fmt.Errorf("%q: %w", p.name, err)
+		return fmt.Errorf("%q: %w", p.name, err)
 	}
-	w := &waiter{opts: o, arrived: arrived, result: make(chan granted, 1)}
-	if o.alone() {
+	if w.opts.alone() {
 		p.alone = append(p.alone, w)
 	} else {
 		p.queue = append(p.queue, w)
 	}
 	p.pump()
-	return w, nil
+	return nil
 }
 
 // leave takes a request out of the queue that waits no longer. If it has been

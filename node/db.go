@@ -71,6 +71,9 @@ CREATE TABLE revisions ( -- of functions, the one in force among them
 	PRIMARY KEY (name, number)
 ) WITHOUT ROWID;
 INSERT INTO revisions (name, number, change, function, image) SELECT name, 1, 'deploy', function, image FROM functions;
+`, `
+ALTER TABLE invocations ADD COLUMN trace TEXT NOT NULL DEFAULT '';
+ALTER TABLE invocations ADD COLUMN container TEXT; -- api.Container as JSON; of a container's start
 `}
 
 func openDatabase(ctx context.Context, path string) (*database, error) {

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/microvm"
 )
@@ -36,6 +38,7 @@ type instance struct {
 	wanted api.StartKind // StartBoot, StartRestore, or "" for whichever is possible
 	policy string        // of memory; "" for the function's
 	alone  *waiter       // the only one that it is for, or nil
+	asked  trace.Span    // of the wait that it is started for; nil: none is
 
 	// Guarded by pool.mu.
 	state      api.InstanceState
@@ -59,9 +62,10 @@ type instance struct {
 	kind       api.StartKind
 	phases     api.Phases
 	place      *place
-	vm         *microvm.VM // nil until it is ready
-	snapshot   string      // id of the one that it was restored from
-	noSnapshot bool        // it was booted since there was no usable one
+	vm         *microvm.VM       // nil until it is ready
+	snapshot   string            // id of the one that it was restored from
+	noSnapshot bool              // it was booted since there was no usable one
+	span       trace.SpanContext // of its start
 	releases   []func()
 
 	// lastInvocation is the one that it was lent to last, if it takes one at once.
@@ -86,12 +90,18 @@ func newID(prefix string) string {
 
 // newInstance makes an instance in state starting. The caller has reserved its
 // place in the budget, and must run it.
-func (p *pool) newInstance(d *deployment) *instance {
+// It is traced as a part of what w waits for; nil is for nobody.
+func (p *pool) newInstance(d *deployment, w *waiter) *instance {
 	inst := &instance{
 		id: newID("i-"), pool: p, dep: d, created: time.Now(),
 		state: api.InstanceStarting, gone: make(chan struct{}), ending: make(chan struct{}), leases: map[*lease]struct{}{},
 	}
-	inst.ctx, inst.cancel = context.WithCancelCause(p.n.ctx)
+	ctx := p.n.ctx
+	if w != nil {
+		w.asked, inst.asked = true, w.span
+		ctx = trace.ContextWithSpan(ctx, w.caller)
+	}
+	inst.ctx, inst.cancel = context.WithCancelCause(ctx)
 	return inst
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/guest"
+	"github.com/skep-dev/skep/internal/tracing"
 	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/vmm"
 )
@@ -57,6 +58,7 @@ func (n *Node) seat(ctx context.Context, inst *instance) error {
 	}
 	inst.sit(at)
 	inst.phases.Slot = time.Since(began)
+	tracing.Part(ctx, "slot", began, inst.phases.Slot)
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -182,7 +183,7 @@ func (p *pool) launch(d *deployment, w *waiter) *instance {
 		p.n.spawn(p.n.evictIdle)
 		return nil
 	}
-	inst := p.newInstance(d)
+	inst := p.newInstance(d, cmp.Or(w, p.unasked()))
 	if w != nil {
 		inst.alone, inst.wanted, inst.policy = w, w.opts.Start, w.opts.Policy
 		if inst.policy != "" {
@@ -198,6 +199,17 @@ func (p *pool) launch(d *deployment, w *waiter) *instance {
 		return nil
 	}
 	return inst
+}
+
+// unasked is the first who waits for any instance and for whom none is started yet; nil:
+// there is nobody. The mutex is held.
+func (p *pool) unasked() *waiter {
+	for _, w := range p.queue {
+		if !w.asked {
+			return w
+		}
+	}
+	return nil
 }
 
 // poke is pump for callers without the mutex.

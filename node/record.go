@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -112,7 +113,7 @@ func (r *recorder) collect(batch []api.Invocation) []api.Invocation {
 	return batch
 }
 
-const recordColumns = "id, function, instance, snapshot, start, time_ns, status, failure, error, bytes_in, bytes_out"
+const recordColumns = "id, function, instance, snapshot, start, time_ns, status, failure, error, bytes_in, bytes_out, trace"
 
 // phaseColumns are the names of the phases' columns, in the order of
 // api.PhaseNames.
@@ -121,44 +122,55 @@ var phaseColumns = strings.Join(api.PhaseNames, "_us, ") + "_us"
 func (r *recorder) write(batch []api.Invocation) error {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
-	return inTx(ctx, r.db, func(tx *sql.Tx) error {
-		n := 11 + len(api.PhaseNames) + 1
-		stmt, err := tx.PrepareContext(ctx, "INSERT INTO invocations ("+recordColumns+", "+phaseColumns+", memory) VALUES (?"+strings.Repeat(", ?", n-1)+")")
+	return inTx(ctx, r.db, func(tx *sql.Tx) error { return insert(ctx, tx, batch) })
+}
+
+func insert(ctx context.Context, tx *sql.Tx, batch []api.Invocation) error {
+	n := 12 + len(api.PhaseNames) + 2
+	stmt, err := tx.PrepareContext(ctx, "INSERT INTO invocations ("+recordColumns+", "+phaseColumns+", memory, container) VALUES (?"+strings.Repeat(", ?", n-1)+")")
+	if err != nil {
+		return err
+	}
+	defer stmt.Close()
+	for i := range batch {
+		values, err := recordValues(&batch[i])
 		if err != nil {
 			return err
 		}
-		defer stmt.Close()
-		for i := range batch {
-			values, err := recordValues(&batch[i])
-			if err != nil {
-				return err
-			}
-			if _, err := stmt.ExecContext(ctx, values...); err != nil {
-				return err
-			}
+		if _, err := stmt.ExecContext(ctx, values...); err != nil {
+			return err
 		}
-		return nil
-	})
+	}
+	return nil
 }
 
 func recordValues(rec *api.Invocation) ([]any, error) {
 	values := []any{rec.ID, rec.Function, rec.Instance, rec.Snapshot, string(rec.Start), rec.Time.UnixNano(),
-		rec.Status, string(rec.Failure), rec.Error, rec.BytesIn, rec.BytesOut}
+		rec.Status, string(rec.Failure), rec.Error, rec.BytesIn, rec.BytesOut, rec.Trace}
 	rec.Phases.Each(func(_ string, d time.Duration) { values = append(values, d.Microseconds()) })
-	if rec.Memory == nil {
-		return append(values, nil), nil
+	memory, err := column(rec.Memory)
+	if err != nil {
+		return nil, err
 	}
-	b, err := json.Marshal(rec.Memory)
-	return append(values, b), err
+	container, err := column(rec.Container)
+	return append(values, memory, container), err
+}
+
+// column is JSON, or NULL for what is not there.
+func column[T any](v *T) (any, error) {
+	if v == nil {
+		return nil, nil
+	}
+	b, err := json.Marshal(v)
+	return string(b), err // a text: SQLite's functions for JSON take bytes for something else
 }
 
 // trim deletes the oldest records beyond those that are kept.
 func (r *recorder) trim() {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
-	_, err := r.db.ExecContext(ctx, "DELETE FROM invocations WHERE seq <= (SELECT max(seq) FROM invocations) - ?", max(r.keep, 0))
-	if err != nil {
-		r.log.Error("deleting old records", "error", err)
+	if err := trim(ctx, r.db, max(r.keep, 0)); err != nil {
+		r.log.Error("trimming records", "error", err)
 	}
 }
 
@@ -168,20 +180,24 @@ type InvocationFilter = api.InvocationQuery
 // Invocations returns the records that the filter selects, oldest first. The
 // last ones may be missing for as long as a batch is collected.
 func (n *Node) Invocations(ctx context.Context, f InvocationFilter) ([]api.Invocation, error) {
+	return n.db.invocations(ctx, f)
+}
+
+func (d *database) invocations(ctx context.Context, f InvocationFilter) ([]api.Invocation, error) {
 	limit := orDefault(f.Limit, 100)
 	where, args, err := selected(f)
 	if err != nil {
 		return nil, fmt.Errorf("reading records: %w", err)
 	}
-	rows, err := n.db.main.QueryContext(ctx, "SELECT * FROM (SELECT seq, "+recordColumns+", "+phaseColumns+
-		", memory FROM invocations WHERE "+where+" ORDER BY time_ns DESC, seq DESC LIMIT ?) ORDER BY time_ns, seq", append(args, limit)...)
+	rows, err := d.main.QueryContext(ctx, "SELECT * FROM (SELECT seq, "+recordColumns+", "+phaseColumns+
+		", memory, container FROM invocations WHERE "+where+" ORDER BY time_ns DESC, seq DESC LIMIT ?) ORDER BY time_ns, seq", append(args, limit)...)
 	if err != nil {
 		return nil, fmt.Errorf("reading records: %w", err)
 	}
 	defer rows.Close()
 	var out []api.Invocation
 	for rows.Next() {
-		rec, err := scanRecord(rows)
+		_, rec, err := scanRecord(rows)
 		if err != nil {
 			return nil, fmt.Errorf("reading records: %w", err)
 		}
@@ -218,17 +234,16 @@ func selected(f InvocationFilter) (where string, args []any, err error) {
 	return where, args, nil
 }
 
-func scanRecord(rows *sql.Rows) (api.Invocation, error) {
-	var rec api.Invocation
-	var seq, at int64
-	var memory []byte
+func scanRecord(rows *sql.Rows) (seq int64, rec api.Invocation, err error) {
+	var at int64
+	var memory, container []byte
 	us := make([]int64, len(api.PhaseNames))
-	dest := []any{&seq, &rec.ID, &rec.Function, &rec.Instance, &rec.Snapshot, &rec.Start, &at, &rec.Status, &rec.Failure, &rec.Error, &rec.BytesIn, &rec.BytesOut}
+	dest := []any{&seq, &rec.ID, &rec.Function, &rec.Instance, &rec.Snapshot, &rec.Start, &at, &rec.Status, &rec.Failure, &rec.Error, &rec.BytesIn, &rec.BytesOut, &rec.Trace}
 	for i := range us {
 		dest = append(dest, &us[i])
 	}
-	if err := rows.Scan(append(dest, &memory)...); err != nil {
-		return rec, err
+	if err := rows.Scan(append(dest, &memory, &container)...); err != nil {
+		return seq, rec, err
 	}
 	rec.Time = time.Unix(0, at).UTC()
 	p := &rec.Phases
@@ -237,7 +252,10 @@ func scanRecord(rows *sql.Rows) (api.Invocation, error) {
 		*d = time.Duration(us[i]) * time.Microsecond
 	}
 	if memory != nil {
-		return rec, json.Unmarshal(memory, &rec.Memory)
+		err = json.Unmarshal(memory, &rec.Memory)
 	}
-	return rec, nil
+	if container != nil {
+		err = errors.Join(err, json.Unmarshal(container, &rec.Container))
+	}
+	return seq, rec, err
 }

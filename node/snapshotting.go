@@ -62,7 +62,7 @@ type trial struct {
 }
 
 func (n *Node) try(ctx context.Context, p *pool, d *deployment, kind api.StartKind) (*trial, error) {
-	t := &trial{instance: p.newInstance(d)}
+	t := &trial{instance: p.newInstance(d, nil)}
 	t.wanted = kind
 	// It ends with the caller's context as well as with the node's.
 	t.unlink = context.AfterFunc(ctx, func() { t.cancel(context.Cause(ctx)) })

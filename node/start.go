@@ -9,8 +9,11 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/internal/cause"
+	"github.com/skep-dev/skep/internal/tracing"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/microvm"
 	"github.com/skep-dev/skep/snapshot"
@@ -37,7 +40,14 @@ func (e *StartError) Unwrap() error { return e.Err }
 // start makes the instance ready: from the newest usable snapshot, or else, if
 // nothing else was asked for, by booting it. When it fails nothing is held.
 func (n *Node) start(ctx context.Context, inst *instance) error {
+	if inst.asked != nil {
+		ctx = trace.ContextWithSpan(ctx, inst.asked)
+	}
+	ctx, span := tracing.Start(ctx, "start instance", tracing.Function.String(inst.dep.fn.Name), tracing.Instance.String(inst.id))
+	inst.span = span.SpanContext()
 	err := n.startEither(ctx, inst)
+	span.SetAttributes(tracing.Kind.String(string(inst.kind)), tracing.Snapshot.String(inst.snapshot))
+	tracing.End(span, err)
 	if err == nil {
 		return nil
 	}

@@ -101,6 +101,7 @@ func (r *room) openPorts() error {
 func (r *room) begin(ctx context.Context) error {
 	p := r.init
 	if r.plan == nil {
+		ctx = r.steps.next(ctx, "process")
 		defer r.host.Lane(ctx)()
 		return p.start(ctx, r.dial)
 	}
@@ -137,11 +138,11 @@ func (r *room) beginReady(ctx context.Context) (*guest.Running, error) {
 		return r.goOn(ctx)
 	}
 	out := newHeld()
-	running, err := r.init.run(ctx, r.dial, r.plan.process, out.writer(r.init.io.stdout), out.writer(r.init.io.stderr))
+	running, err := r.init.run(r.steps.next(ctx, "process"), r.dial, r.plan.process, out.writer(r.init.io.stdout), out.writer(r.init.io.stderr))
 	if err != nil {
 		return nil, err
 	}
-	why := r.awaitReady(ctx, running, r.container.Settings.makeLimit())
+	why := r.awaitReady(r.steps.next(ctx, "ready"), running, r.container.Settings.makeLimit())
 	if why == nil {
 		// Only what the key was made of may be in there.
 		if key, err := readyKey(r.container, r.plan); err != nil || key != r.plan.key {
@@ -175,7 +176,7 @@ func (r *room) beginReady(ctx context.Context) (*guest.Running, error) {
 func (r *room) publish(ctx context.Context, running *guest.Running, out *held) (*guest.Running, error) {
 	began := time.Now()
 	r.part()
-	g, err := r.ready.Publish(ctx)
+	g, err := r.ready.Publish(r.steps.next(ctx, "make ready snapshot"))
 	drain(running)
 	if err == nil {
 		out.release()
@@ -233,12 +234,12 @@ func (r *room) replace(g *base.Guest) error {
 
 // goOn lets a process run on that stands still, and returns when it has answered.
 func (r *room) goOn(ctx context.Context) (*guest.Running, error) {
-	running, err := r.wake(ctx)
+	running, err := r.wake(r.steps.next(ctx, "clone"))
 	if err == nil {
 		if !r.plan.probe.asks() {
 			return running, nil
 		}
-		if err = r.awaitReady(ctx, running, answerLimit); err == nil || errors.Is(err, errHurry) {
+		if err = r.awaitReady(r.steps.next(ctx, "answer"), running, answerLimit); err == nil || errors.Is(err, errHurry) {
 			return running, nil
 		}
 		_ = running.Close()
@@ -291,17 +292,17 @@ func (r *room) anew(ctx context.Context, why error) (*guest.Running, error) {
 	if g := r.part(); g != nil {
 		g.Close()
 	}
-	g, err := r.host.Start(ctx, r.wanted)
+	g, err := r.host.Start(r.steps.next(ctx, "guest"), r.wanted)
 	if err != nil {
 		return nil, err
 	}
 	if err := r.replace(g); err != nil {
 		return nil, err
 	}
-	if err := r.furnish(ctx); err != nil {
+	if err := r.furnish(r.steps.next(ctx, "furnish")); err != nil {
 		return nil, err
 	}
-	return r.init.run(ctx, r.dial, r.init.spec, r.init.io.stdout, r.init.io.stderr)
+	return r.init.run(r.steps.next(ctx, "process"), r.dial, r.init.spec, r.init.io.stdout, r.init.io.stderr)
 }
 
 // errHurry says that somebody wants the process to do something else than to get

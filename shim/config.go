@@ -11,40 +11,9 @@ import (
 	"github.com/skep-dev/skep/containerd"
 )
 
-// configFile has settings of shims, in the form of the daemon's.
-const configFile = "/etc/skep/containerd.toml"
-
-// defaultDataDir is what all shims of a host share, defaultRunDir what belongs to
-// those that run.
-const (
-	defaultDataDir = "/var/lib/skep-containerd"
-	defaultRunDir  = "/run/skep-containerd"
-)
-
-// loadSettings reads the settings of shims: the file, and over it what stands in
-// containerd's environment as SKEP_….
-func loadSettings() (config.Config, error) {
-	in := config.Input{Environ: os.Environ()}
-	if _, err := os.Stat(configFile); err == nil {
-		in.File = configFile
-	} else {
-		in.File = os.DevNull
-	}
-	r, err := config.Load(in)
-	if err != nil {
-		return config.Config{}, err
-	}
-	if r.From["data_dir"] == "default" {
-		r.Config.DataDir = defaultDataDir
-	}
-	if r.From["run_dir"] == "default" {
-		r.Config.RunDir = defaultRunDir
-	}
-	if r.From["kernel_dir"] == "default" {
-		r.Config.KernelDir = filepath.Join(r.Config.DataDir, containerd.KernelDir)
-	}
-	return r.Config, nil
-}
+// loadSettings reads the settings of shims, over which stands what is in containerd's
+// environment.
+func loadSettings() (config.Config, error) { return containerd.Host{}.Settings(os.Environ()) }
 
 // place is where the microVM of a container is, by its bundle: known also to who
 // clears away after a shim that was killed.

@@ -16,11 +16,14 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	rootfs "github.com/containerd/containerd/v2/core/mount"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/config"
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/internal/cause"
+	"github.com/skep-dev/skep/internal/tracing"
+	"github.com/skep-dev/skep/internal/tracing/export"
 	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/shim/base"
 	"github.com/skep-dev/skep/shim/rootdisk"
@@ -53,6 +56,16 @@ type room struct {
 
 	vmm atomic.Int64 // pid of its VMM
 
+	begun     beginning
+	tracer    trace.Tracer
+	root      trace.Span // of its start; nil: containerd's calls have one
+	steps     steps      // of its start
+	why       string     // it has, or has not, to do with ready snapshots
+	recording sync.Once
+	written   chan struct{}              // closed when the start's record is
+	last      atomic.Pointer[base.Guest] // that it has, or had
+	startTook atomic.Int64               // nanoseconds, once it has started
+
 	mu     sync.Mutex // guards what follows
 	guest  *base.Guest
 	init   *proc
@@ -67,15 +80,23 @@ type opener struct {
 	address, namespace string
 	log                *slog.Logger
 	events             *events
+	spans              *export.Provider
+	writing            sync.WaitGroup // records
 }
 
 // open makes a container, up to where its own process can be started. When it
 // fails nothing is left.
 func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *specs.Spec, c container) (_ *room, err error) {
 	r := &room{id: q.ID, bundle: q.Bundle, spec: spec, container: c, log: o.log.With("container", q.ID), events: o.events, execs: map[string]*proc{},
-		host: o.host, over: make(chan struct{}), ending: make(chan struct{})}
+		host: o.host, over: make(chan struct{}), ending: make(chan struct{}), begun: o.beginning(), tracer: o.spans.Tracer(tracing.Scope)}
+	ctx, call := r.traces(ctx, "create")
+	r.begun.trace = tracing.ID(ctx)
 	defer func() {
+		r.steps.end(err)
+		tracing.End(call, err)
 		if err != nil {
+			r.tracedWhole(err)
+			r.recorded(err)
 			r.close()
 			if r.group.Load().oomKilled() {
 				err = fmt.Errorf("%w: guest and VMM needed more than the %d MiB that their cgroup may use", err, r.memory)
@@ -104,17 +125,17 @@ func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *s
 	if err := os.WriteFile(filepath.Join(q.Bundle, marker), nil, 0o600); err != nil {
 		return nil, err
 	}
-	t := laps{began: time.Now()}
-	why, err := r.start(ctx, o, q, &t)
-	if err != nil {
+	if r.why, err = r.start(ctx, o, q); err != nil {
 		return nil, err
 	}
 	if r.init.io, err = openStdio(o.events.ctx, q.ID, q.Stdin, q.Stdout, q.Stderr, r.init.spec.TTY); err != nil {
 		return nil, err
 	}
+	r.steps.end(nil)
 	g := r.current()
 	go r.watch(g)
-	r.log.Info("microVM started", "snapshot", g.Snapshot, "snapshot_made", g.Made, "ready", why, "memory_mib", r.container.MemoryMiB, "duration", time.Since(t.began), slog.Group("of_it", t.attrs...), slog.Group("of_guest", t.phases...))
+	r.log.Info("microVM started", "snapshot", g.Snapshot, "snapshot_made", g.Made, "ready", r.why, "memory_mib", r.container.MemoryMiB, "duration", time.Since(r.begun.at),
+		slog.Group("of_it", r.steps.attrs()...), slog.Group("of_guest", phaseAttrs(g.Phases())...))
 	return r, nil
 }
 
@@ -129,8 +150,9 @@ func (r *refusal) Unwrap() error { return r.err }
 
 // start starts the microVM and gives it all that the container is to find before its
 // process begins, and says what it has to do with ready snapshots.
-func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskRequest, t *laps) (ready string, err error) {
+func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskRequest) (ready string, err error) {
 	c := r.container
+	step := r.steps.next(ctx, "disk")
 	var mounts []rootfs.Mount
 	for _, m := range q.Rootfs {
 		mounts = append(mounts, rootfs.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
@@ -143,11 +165,11 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 		}
 	}
 	maker := rootdisk.Maker{Address: o.address, Namespace: o.namespace, Images: o.host.Images}
-	disk, err := maker.Disk(ctx, rootdisk.Container{ID: q.ID, Mounts: mounts, Target: target})
+	disk, err := maker.Disk(step, rootdisk.Container{ID: q.ID, Mounts: mounts, Target: target})
 	if err != nil {
 		return "", err
 	}
-	t.lap("disk")
+	step = r.steps.next(ctx, "snapshot lookup")
 	at := placeOf(o.cfg, q.Bundle)
 	if err := os.MkdirAll(filepath.Dir(at.dir), 0o711); err != nil {
 		return "", err
@@ -158,25 +180,23 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 	if r.container.IPv6, err = network.HasIPv6(c.NetNS); err != nil {
 		return "", err
 	}
-	if ready, err = r.lookForReady(ctx); err != nil {
+	if ready, err = r.lookForReady(step); err != nil {
 		return "", err
 	}
+	r.steps.next(ctx, "network")
 	if err := r.join(); err != nil {
 		return "", err
 	}
-	t.lap("network")
-	g, err := r.startGuest(ctx)
+	g, err := r.startGuest(r.steps.next(ctx, "guest"))
 	if err != nil {
 		return "", err
 	}
-	t.lap("guest")
-	phases := g.Phases()
-	phases.Each(t.phase)
 	if err := r.take(g); err != nil {
 		return "", err
 	}
 	if h := c.Hooks; h != nil {
 		r.hooked = true
+		ctx := r.steps.next(ctx, "hooks")
 		//lint:ignore SA1019 runtimes still have to run them
 		if err := runHooks(ctx, "prestart", h.Prestart, r.state(specs.StateCreating)); err != nil {
 			return "", err
@@ -185,32 +205,7 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 			return "", err
 		}
 	}
-	t.lap("hooks")
-	err = r.furnish(ctx)
-	t.lap("furnish")
-	return ready, err
-}
-
-// laps say where the time of a start went, for the log.
-type laps struct {
-	began, last time.Time
-	attrs       []any
-	phases      []any // of the microVM's own start, a part of its lap
-}
-
-func (l *laps) lap(name string) {
-	now := time.Now()
-	if l.last.IsZero() {
-		l.last = l.began
-	}
-	l.attrs = append(l.attrs, slog.Duration(name, now.Sub(l.last)))
-	l.last = now
-}
-
-func (l *laps) phase(name string, d time.Duration) {
-	if d > 0 {
-		l.phases = append(l.phases, slog.Duration(name, d))
-	}
+	return ready, r.furnish(r.steps.next(ctx, "furnish"))
 }
 
 // started puts the new VMM into its cgroup, so that all of the guest's memory counts
@@ -254,6 +249,7 @@ func (r *room) take(g *base.Guest) error {
 		return errEnded
 	}
 	r.guest = g
+	r.last.Store(g)
 	r.vmm.Store(int64(g.PID()))
 	return nil
 }
@@ -499,6 +495,8 @@ func (r *room) finish(exit guest.ProcessExit, at time.Time) {
 	}
 	r.bringBack()
 	r.rested(r.current())
+	r.tracedWhole(nil)
+	r.recordedEnd(exit, at)
 	r.close()
 	for _, p := range execs {
 		if s, _, _ := p.status(); s != statusCreated {

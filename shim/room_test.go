@@ -5,11 +5,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/containerd/containerd/api/types/task"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/skep-dev/skep/guest"
 )
@@ -40,7 +42,7 @@ func TestGuestIsGone(t *testing.T) {
 		init, exec := begun(t, ""), begun(t, "e")
 		later := newProc("later", guest.Process{Argv: []string{"/app"}}, "", "", "") // was not started
 		ev := newEvents(t.Context(), nowhere{})
-		r := &room{id: "c", init: init, execs: map[string]*proc{"e": exec, "later": later}, over: make(chan struct{}), ending: make(chan struct{}), events: ev, log: slog.New(slog.DiscardHandler)}
+		r := &room{id: "c", init: init, execs: map[string]*proc{"e": exec, "later": later}, over: make(chan struct{}), ending: make(chan struct{}), events: ev, spec: &specs.Spec{}, begun: beginning{writing: new(sync.WaitGroup)}, log: slog.New(slog.DiscardHandler)}
 		go r.await()
 		go r.awaitExec(exec)
 		there, stop := r.while(t.Context())

@@ -23,6 +23,7 @@ import (
 
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/internal/cause"
+	"github.com/skep-dev/skep/internal/tracing/export"
 	"github.com/skep-dev/skep/shim/base"
 	"github.com/skep-dev/skep/shim/rootdisk"
 )
@@ -63,7 +64,12 @@ func newRooms(ev *events, address, namespace string, debug bool) *rooms {
 		if err != nil {
 			return nil, fmt.Errorf("preparing to start microVMs: %w", err)
 		}
-		o = &opener{cfg: cfg, host: h, address: address, namespace: namespace, log: log, events: ev}
+		spans, err := export.Open(ctx, export.Options{Endpoint: cfg.OTLPEndpoint, Service: "containerd-shim-skep-v2", Inherited: true, Log: log})
+		if err != nil { // no start is to fail for that
+			log.Warn("starts are not traced", "error", err)
+			spans = export.None()
+		}
+		o = &opener{cfg: cfg, host: h, address: address, namespace: namespace, log: log, events: ev, spans: spans}
 		s.mu.Lock()
 		s.opened = o
 		s.mu.Unlock()
@@ -84,6 +90,13 @@ func (s *rooms) close() {
 		r.close()
 	}
 	s.collecting.Wait()
+	s.mu.Lock()
+	o := s.opened
+	s.mu.Unlock()
+	if o != nil {
+		o.writing.Wait()
+		o.spans.Close()
+	}
 }
 
 // collectLimit bounds what looking for images that containerd has not any more may
@@ -204,7 +217,7 @@ func (s *rooms) Start(ctx context.Context, q *taskapi.StartRequest) (*taskapi.St
 	if err != nil {
 		return nil, err
 	}
-	start := r.begin
+	start := r.tracedBegin
 	if q.ExecID != "" {
 		start = func(ctx context.Context) error { return p.start(ctx, r.dial) }
 	}
@@ -223,6 +236,7 @@ func (s *rooms) Start(ctx context.Context, q *taskapi.StartRequest) (*taskapi.St
 		case q.ExecID != "":
 			p.end(notStarted(err), time.Now())
 		default:
+			r.recorded(err)
 			r.finish(guest.ProcessExit{Code: notStarted(err)}, time.Now())
 		}
 		return nil, asked(q.ID, fmt.Errorf("starting %q: %w", p.spec.Argv[0], err))
@@ -233,7 +247,10 @@ func (s *rooms) Start(ctx context.Context, q *taskapi.StartRequest) (*taskapi.St
 		go r.awaitExec(p)
 		return a, nil
 	}
-	go r.awaitRest()
+	go func() {
+		r.awaitRest()
+		r.recorded(nil)
+	}()
 	s.events.send(&eventsapi.TaskStart{ContainerID: q.ID, Pid: a.Pid})
 	if h := r.container.Hooks; h != nil {
 		if err := runAllHooks(ctx, "poststart", h.Poststart, r.state(specs.StateRunning)); err != nil {

@@ -5,13 +5,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/skep-dev/skep/containerd"
 	"github.com/skep-dev/skep/vmm/choose"
 )
 
 // What documentation and `skep containerd install` say of where things are.
 func TestSettings(t *testing.T) {
-	if _, err := os.Stat(configFile); err == nil {
-		t.Skipf("the defaults are not read where there is a %s: move it away", configFile)
+	if _, err := os.Stat(containerd.SettingsFile); err == nil {
+		t.Skipf("the defaults are not read where there is a %s: move it away", containerd.SettingsFile)
 	}
 	for _, v := range os.Environ() {
 		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "SKEP_") {

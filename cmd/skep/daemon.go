@@ -18,6 +18,7 @@ import (
 	"github.com/skep-dev/skep/control"
 	"github.com/skep-dev/skep/gateway"
 	"github.com/skep-dev/skep/image"
+	"github.com/skep-dev/skep/internal/tracing/export"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/node"
 	"github.com/skep-dev/skep/vmm"
@@ -40,6 +41,7 @@ type daemon struct {
 	view    *nodeView
 	images  *image.Store
 	gateway *gateway.Gateway
+	spans   *export.Provider
 	metrics *control.Metrics
 
 	functions net.Listener  // the gateway's
@@ -105,6 +107,9 @@ func (d *daemon) openNode(ctx context.Context) error {
 		return err
 	}
 	d.view.Node, b.Node = d.node, d.node
+	if d.spans, err = export.Open(ctx, export.Options{Endpoint: d.cfg.OTLPEndpoint, Service: "skep", Version: d.version.Version, Log: d.log}); err != nil {
+		return err
+	}
 	trusted, err := d.cfg.TrustedProxies()
 	if err != nil {
 		return err
@@ -112,7 +117,7 @@ func (d *daemon) openNode(ctx context.Context) error {
 	d.gateway = gateway.New(b, gateway.Options{
 		Domain: d.cfg.Domain, Experiments: d.cfg.Experiments, TrustForwarded: trusted, ListFunctions: d.cfg.ListsFunctions(),
 		MaxBody: int64(d.cfg.MaxBody) << 20, MaxConns: d.cfg.MaxConnections, AccessLog: d.cfg.AccessLog,
-		DrainTimeout: controlGrace, Log: d.log,
+		DrainTimeout: controlGrace, Log: d.log, Traces: d.spans.Requests(),
 	})
 	return nil
 }
@@ -251,5 +256,6 @@ func (d *daemon) close() error {
 	if d.policy != nil {
 		errs = append(errs, d.policy.Close())
 	}
+	d.spans.Close()
 	return errors.Join(errs...)
 }

@@ -177,11 +177,8 @@ func (r *raster) Text(x, y float64, s string, size float64, a Anchor, ink Ink, b
 	r.c.FillString(f, r.pt(x, y), s)
 }
 
-// light is the colour of an ink on white; the page's style sheet has the same.
+// light is the colour of an ink on white.
 func (i Ink) light() color.NRGBA {
-	hex := map[Ink]uint32{
-		Text: 0x1c1e21, Muted: 0x646b73, Grid: 0xe6e8eb, Blue: 0x0072b2, Orange: 0xd55e00, Green: 0x009e73,
-		Sky: 0x56b4e9, Purple: 0xaa4499, Grey: 0x9aa3ad, Yellow: 0xe0b400, Paper: 0x1c1e21,
-	}[i]
+	hex := colours[i].light
 	return color.NRGBA{uint8(hex >> 16), uint8(hex >> 8), uint8(hex), 255}
 }

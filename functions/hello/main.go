@@ -9,9 +9,11 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -60,6 +62,13 @@ func routes() http.Handler {
 		fmt.Fprintf(w, "Hello, %s!\n", name)
 	})
 	mux.HandleFunc("/env", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, strings.Join(os.Environ(), "\n")) })
+	mux.HandleFunc("/headers", func(w http.ResponseWriter, r *http.Request) {
+		for _, name := range slices.Sorted(maps.Keys(r.Header)) {
+			for _, v := range r.Header[name] {
+				fmt.Fprintf(w, "%s: %s\n", name, v)
+			}
+		}
+	})
 	mux.HandleFunc("/hostname", func(w http.ResponseWriter, _ *http.Request) { answer(w)(os.Hostname()) })
 	mux.HandleFunc("/time", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, time.Now().UnixNano()) })
 	mux.HandleFunc("/uuid", func(w http.ResponseWriter, _ *http.Request) {

@@ -33,6 +33,7 @@ import (
 	"github.com/skep-dev/skep/internal/atomicfile"
 	"github.com/skep-dev/skep/internal/cause"
 	"github.com/skep-dev/skep/internal/filelock"
+	"github.com/skep-dev/skep/internal/tracing"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/microvm"
 	"github.com/skep-dev/skep/network"
@@ -209,7 +210,9 @@ func (h *Host) base(ctx context.Context, s Spec) (snap *snapshot.Snapshot, made 
 	if snap, _ = h.snaps.Newest(ctx, want); snap != nil {
 		return snap, false, nil
 	}
-	id, err := h.make(ctx, s)
+	mctx, span := tracing.Start(ctx, "make base snapshot")
+	id, err := h.make(mctx, s)
+	tracing.End(span, err)
 	if err != nil {
 		return nil, false, fmt.Errorf("making a snapshot to start from: %w", err)
 	}

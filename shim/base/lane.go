@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/internal/filelock"
+	"github.com/skep-dev/skep/internal/tracing"
 )
 
 // Starts keep the processors busy. Many at once take longer, all together, than a few
@@ -50,6 +51,8 @@ func (h *Host) takeLane(ctx context.Context) *filelock.Lock {
 			return l
 		}
 	}
+	began := time.Now()
+	defer func() { tracing.Part(ctx, "wait for a lane", began, time.Since(began)) }()
 	ctx, cancel := context.WithTimeout(ctx, laneAwait)
 	defer cancel()
 	l, err := filelock.Claim(ctx, lane(0))
