@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/skep-dev/skep/containerd"
 	"github.com/skep-dev/skep/guest/kernel"
@@ -109,6 +110,7 @@ nothing is done. containerd reads its configuration when it starts.`,
 		},
 	}
 	var remove bool
+	var metrics string
 	node := &cobra.Command{
 		Use:   "node",
 		Short: "install on a node of a cluster from within a pod, and keep it so",
@@ -117,6 +119,10 @@ containerd read its configuration anew, by ending it: what supervises it starts 
 again, and containers go on. Then look every five minutes whether all is still there,
 until SIGTERM, which leaves the installation. The guest kernel is the one beside this
 program (the directory kernels). With --remove it does as uninstall instead.
+
+With --metrics it keeps the records of the node's containers, which skep records
+--containers shows, serves metrics of them, by revision, and removes snapshots that
+nobody uses any more.
 
 deploy/ has the DaemonSet that runs it, and says which rights it needs.`,
 		Example: `  skep containerd node --root /host`,
@@ -129,9 +135,15 @@ deploy/ has the DaemonSet that runs it, and says which rights it needs.`,
 			h.Kernel = func(_ context.Context, dir string) (string, error) {
 				return copyKernels(filepath.Join(from, containerd.KernelDir), dir)
 			}
-			return c.equipNode(cmd.Context(), h, from, remove)
+			g, ctx := errgroup.WithContext(cmd.Context())
+			g.Go(func() error { return c.equipNode(ctx, h, from, remove) })
+			if metrics != "" && !remove {
+				g.Go(func() error { return c.countContainers(ctx, h, metrics) })
+			}
+			return g.Wait()
 		},
 	}
+	node.Flags().StringVar(&metrics, "metrics", "", "serve metrics at `ADDRESS`, such as :9464, at the path /metrics")
 	node.Flags().BoolVar(&remove, "remove", false, "uninstall instead")
 	for _, v := range []*cobra.Command{install, uninstall, status, node} {
 		hostFlags(v.Flags())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -63,6 +64,11 @@ func TestDeploy(t *testing.T) {
 	n.ready("hello")
 	url := "http://" + n.get("pod/hello", ".status.podIP") + ":8080/hostname"
 	n.answers(url, "hello")
+	metrics := "http://" + n.kubectl("-n", "skep-system", "get", "pod", "-l", "app=skep-node", "-o", "jsonpath={.items[0].status.podIP}") + ":9464/metrics"
+	n.eventually("whether the node's metrics count the pod", "true", func() (string, error) {
+		text, err := fetch(n.client(), metrics)
+		return fmt.Sprint(strings.Contains(text, `skep_memory_restores_total{function="hello",policy="`)), err
+	})
 	n.kubectl("-n", "skep-system", "rollout", "restart", "daemonset/skep-node")
 	rollout("skep-node")
 	n.answers(url, "hello")
