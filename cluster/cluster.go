@@ -58,6 +58,8 @@ type Options struct {
 	Kernels string
 	// Bare leaves skep out of the node, for who installs it in another way.
 	Bare bool
+	// Traces has a collector run on the node, to which all that can be traced sends spans.
+	Traces bool
 	// Step is told what is being done; nil is allowed.
 	Step func(step string)
 }

@@ -40,11 +40,14 @@ func (c *Cluster) writeFiles() error {
 	}
 	data := map[string]string{
 		"Dir": c.dir, "Cgroup": c.Cgroup(), "NodeName": nodeName, "PodCIDR": podCIDR, "DNSIP": dnsIP,
-		"PauseImage": PauseImage, "DNSImage": DNSImage, "CNI": cni,
+		"PauseImage": PauseImage, "DNSImage": DNSImage, "CNI": cni, "Collector": "",
+	}
+	if c.traces() {
+		data["Collector"] = collectorGRPC
 	}
 	for name, to := range map[string]string{
 		"kubelet.yaml": "etc/kubelet.yaml", "kube-proxy.yaml": "etc/kube-proxy.yaml", "objects.yaml": "etc/objects.yaml",
-		"cni.conflist": "etc/cni.conflist", "containerd.toml": "etc/containerd.toml",
+		"cni.conflist": "etc/cni.conflist", "otelcol.yaml": "etc/otelcol.yaml", "containerd.toml": "etc/containerd.toml",
 	} {
 		b, err := render(name, data)
 		if err != nil {

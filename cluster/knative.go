@@ -102,7 +102,7 @@ func (c *Cluster) knative(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	return nil
+	return c.traceKnative(ctx)
 }
 
 // KnativeDomain is that of services: NAME.NAMESPACE.KnativeDomain is in the Host of

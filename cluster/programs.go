@@ -132,18 +132,25 @@ func Programs(ctx context.Context, step func(string)) (paths map[string]string, 
 		if paths[p.name] != "" {
 			continue
 		}
-		built, err := p.cache()
-		if err != nil {
+		var err error
+		if paths[p.name], err = p.get(ctx, step); err != nil {
 			return nil, err
-		}
-		if paths[p.name] = p.find(built); paths[p.name] == "" {
-			step("building " + p.name + p.long)
-			if paths[p.name], err = p.build(ctx, built); err != nil {
-				return nil, err
-			}
 		}
 	}
 	return paths, nil
+}
+
+// get finds a program that can be built, or builds it.
+func (p program) get(ctx context.Context, step func(string)) (string, error) {
+	built, err := p.cache()
+	if err != nil {
+		return "", err
+	}
+	if path := p.find(built); path != "" {
+		return path, nil
+	}
+	step("building " + p.name + p.long)
+	return p.build(ctx, built)
 }
 
 // sources is the directory of a module that builds programs: in skep's source tree,
@@ -198,9 +205,14 @@ func (p program) build(ctx context.Context, into string) (path string, err error
 		return "", err
 	}
 	module, _, _ := strings.Cut(p.pkg, "/cmd/")
-	version, err := goCommand(ctx, dir, "list", "-m", "-f", "{{.Version}}", module)
-	if err != nil {
-		return "", err
+	if module == "." { // of skep's own tree
+		module = ""
+	}
+	version := ""
+	if module != "" {
+		if version, err = goCommand(ctx, dir, "list", "-m", "-f", "{{.Version}}", module); err != nil {
+			return "", err
+		}
 	}
 	tmp, err := os.MkdirTemp(into, ".build-")
 	if err != nil {

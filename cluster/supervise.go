@@ -24,6 +24,7 @@ type service struct {
 	args  []string
 	after string   // address, or socket, that takes connections before it is started
 	first []string // command that has to succeed before
+	env   []string
 }
 
 // again is how long after its end a program is started anew.
@@ -75,6 +76,7 @@ func (c *Cluster) once(ctx context.Context, s service, log *os.File) error {
 		}
 	}
 	cmd := c.command(ctx, log, append([]string{c.path("bin", s.name)}, s.args...)...)
+	cmd.Env = append(cmd.Env, s.env...)
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -174,7 +176,8 @@ func (c *Cluster) services() []service {
 		install = nil
 	}
 	api := fmt.Sprintf("https://127.0.0.1:%d/readyz", c.port) // by then its own roles are there
-	return []service{
+	collects, traced := c.tracing()
+	return append(collects, []service{
 		{name: "etcd", args: []string{
 			"--name=" + nodeName, "--data-dir=/var/lib/etcd", "--log-level=warn", "--unsafe-no-fsync",
 			"--listen-client-urls=https://127.0.0.1:2379", "--advertise-client-urls=https://127.0.0.1:2379",
@@ -204,10 +207,10 @@ func (c *Cluster) services() []service {
 			"--kubeconfig=" + etc("scheduler.kubeconfig"), "--authentication-kubeconfig=" + etc("scheduler.kubeconfig"), "--authorization-kubeconfig=" + etc("scheduler.kubeconfig"),
 			"--bind-address=127.0.0.1", "--leader-elect=false",
 		}},
-		{name: "containerd", first: install}, // all by its defaults
+		{name: "containerd", first: install, env: traced}, // all else by its defaults
 		{name: "kubelet", after: containerdSocket, args: []string{
 			"--config=" + etc("kubelet.yaml"), "--kubeconfig=" + etc("kubelet.kubeconfig"), "--hostname-override=" + nodeName, "--node-ip=" + nodeIP,
 		}},
 		{name: "kube-proxy", after: api, args: []string{"--config=" + etc("kube-proxy.yaml")}},
-	}
+	}...)
 }

@@ -42,6 +42,9 @@ func (c *Cluster) Up(ctx context.Context) error {
 		return err
 	}
 	defer l.Release()
+	if err := c.collect(ctx, paths); err != nil {
+		return err
+	}
 	if err := c.lay(paths); err != nil {
 		return err
 	}

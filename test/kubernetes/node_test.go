@@ -205,7 +205,7 @@ func launch(t *testing.T, bare bool) (*cluster.Cluster, error) {
 	}
 	c, err := cluster.New(cluster.Options{
 		Dir: dir, Skep: bin, Self: filepath.Join(bin, "skep-cluster"), Pause: filepath.Join(bin, "skep-pause"),
-		Kernels: testenv.KernelStore(t), Step: say, Bare: bare,
+		Kernels: testenv.KernelStore(t), Step: say, Bare: bare, Traces: !bare && os.Getenv(allEnv) != "",
 	})
 	if err == nil {
 		err = c.Up(t.Context())
