@@ -71,7 +71,7 @@ func FromHost(k Kind) int {
 	case KindStart:
 		return MaxStart
 	case KindClone:
-		return 64 << 10
+		return 128 << 10
 	case KindStop:
 		return maxText
 	case KindPrepare:
@@ -192,8 +192,11 @@ func DecodeTime(p []byte) (unixNano int64, err error) {
 func (c Clone) Encode() []byte {
 	b := binary.LittleEndian.AppendUint64(make([]byte, 0, 256), uint64(c.UnixNano))
 	fields := [][]byte{[]byte(c.Instance), c.Entropy, []byte(c.Hook)}
-	if c.Names != (Names{}) {
+	if c.Names != (Names{}) || len(c.Files) > 0 {
 		fields = append(fields, []byte(c.Hostname), []byte(c.Hosts), []byte(c.Resolv))
+	}
+	for _, f := range c.Files {
+		fields = append(fields, []byte(f.Path), f.Data)
 	}
 	for _, f := range fields {
 		b = append(binary.LittleEndian.AppendUint16(b, uint16(len(f))), f...)
@@ -209,7 +212,18 @@ func (c Clone) validate() error {
 			return fmt.Errorf("the clone's %s has %d bytes: at most %d are allowed", name, n, math.MaxUint16)
 		}
 	}
+	if n := FilesLen(c.Files); n > MaxCloneFiles {
+		return fmt.Errorf("the clone's files have %d bytes: at most %d are allowed", n, MaxCloneFiles)
+	}
 	return nil
+}
+
+// FilesLen is how much of MaxCloneFiles these take.
+func FilesLen(files []File) (n int) {
+	for _, f := range files {
+		n += 4 + len(f.Path) + len(f.Data)
+	}
+	return n
 }
 
 // DecodeClone reads what Encode returns.
@@ -220,18 +234,33 @@ func DecodeClone(p []byte) (Clone, error) {
 	c := Clone{UnixNano: int64(binary.LittleEndian.Uint64(p))}
 	p = p[8:]
 	var fields [6][]byte
+	next := func() (field []byte, err error) {
+		if len(p) < 2 || len(p)-2 < int(binary.LittleEndian.Uint16(p)) {
+			return nil, errors.New("clone message ends early")
+		}
+		n := int(binary.LittleEndian.Uint16(p))
+		field, p = p[2:2+n], p[2+n:]
+		return field, nil
+	}
+	var err error
 	for i := range fields {
 		if i == 3 && len(p) == 0 {
 			break // it has no names of its own
 		}
-		if len(p) < 2 || len(p)-2 < int(binary.LittleEndian.Uint16(p)) {
-			return Clone{}, errors.New("clone message ends early")
+		if fields[i], err = next(); err != nil {
+			return Clone{}, err
 		}
-		n := int(binary.LittleEndian.Uint16(p))
-		fields[i], p = p[2:2+n], p[2+n:]
 	}
-	if len(p) > 0 {
-		return Clone{}, errors.New("clone message has bytes after its end")
+	for len(p) > 0 {
+		path, err := next()
+		if err != nil {
+			return Clone{}, err
+		}
+		data, err := next()
+		if err != nil {
+			return Clone{}, err
+		}
+		c.Files = append(c.Files, File{string(path), append([]byte(nil), data...)})
 	}
 	c.Instance, c.Entropy, c.Hook = string(fields[0]), append([]byte(nil), fields[1]...), string(fields[2])
 	c.Names = Names{Hostname: string(fields[3]), Hosts: string(fields[4]), Resolv: string(fields[5])}

@@ -19,9 +19,10 @@
 //	kind        from   payload                                       at most
 //	1  hello    agent  1 byte: 1 started, 2 ready; the rest: version 101 bytes
 //	2  start    host   Start as JSON                                 2 MiB
-//	3  clone    host   8 bytes UnixNano; 2 bytes length and so many  64 KiB
+//	3  clone    host   8 bytes UnixNano; 2 bytes length and so many  128 KiB
 //	                   bytes, three times: Instance, Entropy, Hook;
-//	                   three times more if there are Names
+//	                   three times more if there are Names or Files;
+//	                   twice for each of Files: Path, Data
 //	4  prepare  host   none                                          0
 //	5  stop     host   Stop as JSON                                  4 KiB
 //	6  done     agent  text of an error; none when it worked         4 KiB
@@ -172,4 +173,17 @@ type Clone struct {
 	Entropy  []byte // 64 bytes
 	Hook     string // HTTP path on the function's server, POSTed before the answer; empty for none
 	Names           // as in Start; all empty: its files stay, with the new instance's id in them
+	// Files get their content before what ran in the guest runs on: they are below
+	// mounts to which the host delivers, and there.
+	Files []File
 }
+
+// File is a small file.
+type File struct {
+	Path string
+	Data []byte
+}
+
+// MaxCloneFiles bounds paths and data of a Clone's Files, in bytes, with two for the
+// length of each.
+const MaxCloneFiles = 64 << 10

@@ -249,12 +249,17 @@ func TestValidateProcess(t *testing.T) {
 func TestCloneNames(t *testing.T) {
 	c := Clone{Instance: "i", UnixNano: 1, Entropy: []byte("e"), Hook: "/h"}
 	short := c.Encode()
+	c.Files = []File{{"/run/secrets/token", []byte("secret")}, {"/run/secrets/none", nil}}
+	noNames := c.Encode()
 	c.Names = Names{Hosts: strings.Repeat("x", 3000), Resolv: "r"}
-	for _, b := range [][]byte{short, c.Encode()} {
+	for _, b := range [][]byte{short, noNames, c.Encode()} {
 		got, err := DecodeClone(b)
 		want := c
-		if len(b) == len(short) {
+		if len(b) <= len(noNames) {
 			want.Names = Names{}
+		}
+		if len(b) == len(short) {
+			want.Files = nil
 		}
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%+v, %v", got, err)
@@ -269,6 +274,10 @@ func TestCloneNames(t *testing.T) {
 	s, _ := connect(t, nil)
 	if err := s.Clone(t.Context(), c); err == nil || !strings.Contains(err.Error(), "hosts") {
 		t.Errorf("hosts of 64 KiB: %v", err)
+	}
+	c.Hosts, c.Files = "", []File{{"/x", make([]byte, MaxCloneFiles-5)}}
+	if err := s.Clone(t.Context(), c); err == nil || !strings.Contains(err.Error(), "files") {
+		t.Errorf("a file of 64 KiB: %v", err)
 	}
 }
 

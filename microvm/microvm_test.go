@@ -253,7 +253,7 @@ func TestHeldUntilCloned(t *testing.T) {
 	if slices.Contains(s.called(), "clone") {
 		t.Error("it was told before")
 	}
-	if err := v.Clone(t.Context(), guest.Names{Hostname: "h"}); err != nil || s.names.Hostname != "h" {
+	if err := v.Clone(t.Context(), guest.Names{Hostname: "h"}, nil); err != nil || s.names.Hostname != "h" {
 		t.Errorf("%v; it is called %+v", err, s.names)
 	}
 	v.Close()

@@ -244,7 +244,7 @@ func (s *Starter) resume(ctx context.Context, v *VM, held bool) error {
 		return err
 	}
 	if !held {
-		if err := v.clone(ctx, guest.Names{}); err != nil {
+		if err := v.clone(ctx, guest.Names{}, nil); err != nil {
 			return err
 		}
 	}
@@ -254,16 +254,16 @@ func (s *Starter) resume(ctx context.Context, v *VM, held bool) error {
 	return nil
 }
 
-// Clone tells a guest that was restored held that it is a clone, with these names,
-// and returns when it has taken that in: what ran in it runs again.
-func (v *VM) Clone(ctx context.Context, n guest.Names) error {
+// Clone tells a guest that was restored held that it is a clone, with these names and
+// files (guest.Clone), and returns when it has taken that in: what ran in it runs again.
+func (v *VM) Clone(ctx context.Context, n guest.Names, files []guest.File) error {
 	ctx, stop := v.guard(ctx)
 	defer stop()
-	return v.clone(ctx, n)
+	return v.clone(ctx, n, files)
 }
 
-func (v *VM) clone(ctx context.Context, n guest.Names) error {
-	c := guest.Clone{Instance: v.spec.ID, UnixNano: time.Now().UnixNano(), Entropy: entropy(), Hook: v.spec.Server.CloneHook, Names: n}
+func (v *VM) clone(ctx context.Context, n guest.Names, files []guest.File) error {
+	c := guest.Clone{Instance: v.spec.ID, UnixNano: time.Now().UnixNano(), Entropy: entropy(), Hook: v.spec.Server.CloneHook, Names: n, Files: files}
 	if err := v.agent.Clone(ctx, c); err != nil {
 		return fmt.Errorf("telling the guest that it is a clone: %w", cause.Because(ctx, err))
 	}

@@ -183,7 +183,7 @@ func (r *room) publish(ctx context.Context, running *guest.Running, out *held) (
 		err = r.replace(g)
 	}
 	if err == nil {
-		err = r.fresh.deliver(ctx, r.dial, r.container.late())
+		err = r.deliverLate(ctx)
 	}
 	if err != nil {
 		return r.anew(ctx, err)
@@ -254,6 +254,10 @@ func (r *room) wake(ctx context.Context) (*guest.Running, error) {
 	if err != nil {
 		return nil, err
 	}
+	files, err := r.clonesFiles()
+	if err != nil {
+		return nil, err
+	}
 	g := r.current()
 	if g == nil {
 		return nil, errEnded
@@ -268,7 +272,7 @@ func (r *room) wake(ctx context.Context) (*guest.Running, error) {
 		running, err = r.init.attach(ctx, r.dial)
 		attached <- err
 	}()
-	if err = g.VM.Clone(ctx, n); err != nil {
+	if err = g.VM.Clone(ctx, n, files); err != nil {
 		cancel()
 	}
 	if aerr := <-attached; err == nil {

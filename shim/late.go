@@ -6,6 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -61,6 +65,106 @@ func (r *room) watchFiles(ctx context.Context, path string) error {
 func (r *room) asked(ctx context.Context) bool {
 	var refused *guest.RefusedError
 	return errors.As(r.watchFiles(ctx, ""), &refused) && refused.Why == guest.RefusedOpened
+}
+
+// deliverLate gives a guest, whose process stands still, the content of what was withheld
+// from its snapshot. What is small comes with the message that makes it a clone: to take
+// a connection of its own costs a guest that was just restored several times as much.
+func (r *room) deliverLate(ctx context.Context) error {
+	var large []mount
+	r.small = nil
+	room := guest.MaxCloneFiles
+	for _, m := range r.container.late() {
+		files, err := filesOf(m, room)
+		if err != nil {
+			large = append(large, m) // or such that delivering it says what is wrong
+			continue
+		}
+		r.small = append(r.small, m)
+		room -= guest.FilesLen(files)
+	}
+	return r.fresh.deliver(ctx, r.dial, large)
+}
+
+// clonesFiles are what comes with the clone message, as they are now.
+func (r *room) clonesFiles() (all []guest.File, err error) {
+	err = r.fresh.each(r.small, func(m mount, _ content) error {
+		files, err := filesOf(m, guest.MaxCloneFiles-guest.FilesLen(all))
+		all = append(all, files...)
+		return err
+	})
+	return all, err
+}
+
+var errLarge = errors.New("it has more than comes with a clone message")
+
+// filesOf are the files of a mount, by their paths in the container, if they take no more
+// than that: those that a kubelet's links lead to, and others. Other links are in the
+// guest as they are.
+func filesOf(m mount, most int) ([]guest.File, error) {
+	source, err := filepath.EvalSymlinks(m.Source)
+	if err != nil {
+		return nil, err
+	}
+	is, err := os.Stat(source)
+	if err != nil {
+		return nil, err
+	}
+	dir, name := source, "."
+	if !is.IsDir() {
+		dir, name = filepath.Split(source)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	s := smallFiles{root: root, most: most}
+	err = s.add(name, m.Path)
+	return s.all, err
+}
+
+// smallFiles reads files below root, until there are too many.
+type smallFiles struct {
+	root *os.Root
+	most int
+	all  []guest.File
+}
+
+func (s *smallFiles) add(name, as string) error {
+	is, err := s.root.Lstat(name)
+	if err != nil {
+		return err
+	}
+	if is.Mode()&fs.ModeSymlink != 0 {
+		target, err := s.root.Readlink(name)
+		if err != nil || !strings.HasPrefix(target, dataLink) {
+			return err
+		}
+	}
+	f, err := s.root.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if is, err = f.Stat(); err != nil {
+		return err
+	}
+	if is.IsDir() {
+		entries, err := f.ReadDir(-1)
+		for _, e := range entries {
+			if err == nil && !strings.HasPrefix(e.Name(), "..") {
+				err = s.add(filepath.Join(name, e.Name()), path.Join(as, e.Name()))
+			}
+		}
+		return err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, int64(s.most)+1))
+	s.all = append(s.all, guest.File{Path: as, Data: data})
+	if err == nil && guest.FilesLen(s.all) > s.most {
+		err = errLarge
+	}
+	return err
 }
 
 // hollow passes on a tar stream without what is in its files.

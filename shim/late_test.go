@@ -3,11 +3,16 @@ package shim
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
+	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/internal/tree"
 )
 
@@ -100,5 +105,40 @@ func TestHeldOutput(t *testing.T) {
 	}
 	if much.writer(nil) != nil {
 		t.Error("nowhere is somewhere")
+	}
+}
+
+// What comes with the clone message are the files that a container sees, by its paths:
+// also below a kubelet's link to a directory, and none that a link leads out to.
+func TestSmallFiles(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"..1/token": "t", "..1/sub/ca": "c", "plain": "p"} {
+		name = filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, to := range map[string]string{"..data": "..1", "token": "..data/token", "sub": "..data/sub", "same": "plain", "out": "/etc/passwd", "loop": "."} {
+		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := mount{Path: "/run/secrets/x", Source: dir}
+	files, err := filesOf(m, guest.MaxCloneFiles)
+	slices.SortFunc(files, func(a, b guest.File) int { return strings.Compare(a.Path, b.Path) })
+	if got := fmt.Sprintf("%s", files); err != nil || got != "[{/run/secrets/x/plain p} {/run/secrets/x/sub/ca c} {/run/secrets/x/token t}]" {
+		t.Errorf("%s, %v", got, err)
+	}
+	if one, err := filesOf(mount{Path: "/run/secrets/one", Source: filepath.Join(dir, "token")}, 100); err != nil || fmt.Sprintf("%s", one) != "[{/run/secrets/one t}]" {
+		t.Errorf("one file: %s, %v", one, err)
+	}
+	if _, err := filesOf(m, guest.FilesLen(files)-1); !errors.Is(err, errLarge) {
+		t.Errorf("a byte too much: %v", err)
+	}
+	if err := os.Symlink("..data/../../../../../../../etc/passwd", filepath.Join(dir, "sly")); err != nil {
+		t.Fatal(err)
+	}
+	if files, err := filesOf(m, guest.MaxCloneFiles); err == nil {
+		t.Errorf("a link that leads out is followed: %s", files)
 	}
 }

@@ -49,6 +49,7 @@ type room struct {
 	plan  *readyPlan  // nil: it has nothing to do with ready snapshots
 	ready *base.Ready // nil: it starts the base way
 	fresh fresh       // the files that it was delivered
+	small []mount     // of the late ones, what comes with the clone message
 
 	closing sync.Once
 	ending  chan struct{} // closed when it is being ended, by us
@@ -295,7 +296,7 @@ func (r *room) furnish(ctx context.Context) error {
 func (r *room) furnishGuest(ctx context.Context, g *base.Guest) error {
 	c := r.container
 	if r.restored() {
-		return r.fresh.deliver(ctx, r.dial, c.late())
+		return r.deliverLate(ctx)
 	}
 	n, err := r.names()
 	if err != nil {

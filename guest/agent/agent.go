@@ -17,7 +17,7 @@ import (
 )
 
 // Version is the agent's. It is in the manifest of every snapshot.
-const Version = "9"
+const Version = "10"
 
 // Agent is the state of PID 1 after the machine has been set up.
 type Agent struct {
@@ -125,6 +125,9 @@ func (a *Agent) prepare(l *link) error {
 	}
 	if err == nil { // its processes open nothing more
 		err = a.procs.watches.end()
+	}
+	if err == nil { // which would be seen as if one of them did
+		err = a.fn.rehearseFiles(a.procs.watches.paths)
 	}
 	if err != nil {
 		err = errors.Join(err, a.fn.group.thaw())

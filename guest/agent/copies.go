@@ -49,12 +49,16 @@ func unpack(root, to string, data io.Reader) error {
 
 // unpack puts what comes in the place of what was delivered before.
 func (d delivery) unpack(data io.Reader) error {
-	return unpackBelow(d.dir, data, tree.Options{Owner: true, Remove: true, InPlace: d.file, Rename: func(name string) string {
+	err := unpackBelow(d.dir, data, tree.Options{Owner: true, Remove: true, InPlace: d.file, Rename: func(name string) string {
 		if rest, ok := strings.CutPrefix(name, guest.Delivered); ok && (rest == "" || rest[0] == '/') {
 			return d.name + rest
 		}
 		return ""
 	}})
+	if err != nil {
+		return err
+	}
+	return d.prune()
 }
 
 func unpackBelow(dir *os.File, data io.Reader, o tree.Options) error {

@@ -349,7 +349,15 @@ func (f *function) rename(c guest.Clone) error {
 	if f.names == nil {
 		return nil // it is started yet, which gives it its names
 	}
-	return f.names.change(c.Instance, c.Names)
+	if err := f.names.change(c.Instance, c.Names); err != nil {
+		return err
+	}
+	for _, file := range c.Files {
+		if err := f.deliveries.put(file); err != nil {
+			return fmt.Errorf("filling %s: %w", file.Path, err)
+		}
+	}
+	return nil
 }
 
 // rehearse does all that a clone will be asked for, and changes nothing. What

@@ -18,6 +18,7 @@ type watches struct {
 	mu     sync.Mutex // guards what follows
 	fd     int        // of inotify; 0: nothing is watched
 	opened bool
+	paths  []string // that are watched, with all below them; they stay when the watching ends
 }
 
 // errOpened is why there is no snapshot then: what the process has seen is not what
@@ -65,6 +66,7 @@ func (w *watches) add(root, name string) error {
 			return fmt.Errorf("watching %s: %w", name, err)
 		}
 	}
+	w.paths = append(w.paths, name)
 	for _, path := range all {
 		if _, err := unix.InotifyAddWatch(w.fd, path, unix.IN_OPEN); err != nil {
 			return fmt.Errorf("watching %s: %w", name, os.NewSyscallError("inotify_add_watch", err))
