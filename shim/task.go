@@ -150,7 +150,7 @@ func (t *tasks) Create(ctx context.Context, q *taskapi.CreateTaskRequest) (*task
 		return nil, errgrpc.ToGRPC(fmt.Errorf("creating container %s: %w: %w", q.ID, err, errdefs.ErrInvalidArgument))
 	}
 	if spec.Annotations[annotationType] == "sandbox" {
-		t.rooms.inPod(spec)
+		t.rooms.ahead(spec)
 	}
 	var o taskapi.TTRPCTaskService = t.rooms
 	if k == kindRunc {
