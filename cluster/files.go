@@ -47,7 +47,7 @@ func (c *Cluster) writeFiles() error {
 	}
 	for name, to := range map[string]string{
 		"kubelet.yaml": "etc/kubelet.yaml", "kube-proxy.yaml": "etc/kube-proxy.yaml", "objects.yaml": "etc/objects.yaml",
-		"cni.conflist": "etc/cni.conflist", "otelcol.yaml": "etc/otelcol.yaml", "containerd.toml": "etc/containerd.toml",
+		"cni.conflist": "etc/cni.conflist", "otelcol.yaml": "etc/otelcol.yaml", "containerd.toml": "etc/containerd.toml", "audit.yaml": "etc/audit.yaml",
 	} {
 		b, err := render(name, data)
 		if err != nil {

@@ -121,8 +121,8 @@ func (c *Cluster) Import(ctx context.Context, ref string, img v1.Image) error {
 	if err := tarball.Write(tag, img, f); err != nil {
 		return fmt.Errorf("writing image %s: %w", ref, err)
 	}
-	if out, err := c.Command(ctx, "ctr", "-n", "k8s.io", "images", "import", f.Name()).CombinedOutput(); err != nil {
-		return fmt.Errorf("importing image %s: %w: %s", ref, err, out)
+	if err := c.ImportArchive(ctx, f.Name()); err != nil {
+		return fmt.Errorf("image %s: %w", ref, err)
 	}
 	return nil
 }

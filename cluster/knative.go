@@ -97,6 +97,10 @@ func (c *Cluster) knative(ctx context.Context, dir string) error {
 		"network":    `{"ingress-class": "kourier.ingress.networking.knative.dev"}`,
 		"deployment": `{"registries-skipping-tag-resolving": "skep.local"}`, // no registry has them
 		"domain":     `{"` + KnativeDomain + `": ""}`,
+		// What measures a cold start reads them: when a request came to activator and
+		// queue-proxy, and when the autoscaler heard of it.
+		"observability": `{"logging.enable-request-log": "true"}`,
+		"logging":       `{"loglevel.autoscaler": "debug"}`,
 	} {
 		if err := c.retry(ctx, c.asks("-n", "knative-serving", "patch", "configmap/config-"+config, "--type=merge", "--patch", `{"data": `+data+`}`)); err != nil {
 			return err

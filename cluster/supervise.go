@@ -195,6 +195,7 @@ func (c *Cluster) services() []service {
 			"--requestheader-client-ca-file=" + pki("front-proxy-ca.crt"), "--requestheader-allowed-names=front-proxy-client", "--requestheader-username-headers=X-Remote-User",
 			"--requestheader-group-headers=X-Remote-Group", "--requestheader-extra-headers-prefix=X-Remote-Extra-",
 			"--proxy-client-cert-file=" + pki("front-proxy.crt"), "--proxy-client-key-file=" + pki("front-proxy.key"), "--enable-aggregator-routing=true",
+			"--audit-policy-file=" + etc("audit.yaml"), "--audit-log-path=" + c.Log("audit"), "--audit-log-maxsize=20", "--audit-log-maxbackup=1",
 			"--profiling=false",
 		}},
 		{name: "kube-controller-manager", after: api, args: []string{

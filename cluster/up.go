@@ -230,7 +230,7 @@ func ignoreExit(err error) error {
 func (c *Cluster) Command(ctx context.Context, args ...string) *exec.Cmd {
 	pid, err := c.PID()
 	if err == nil && pid == 0 {
-		err = errors.New("the cluster is not up: `make cluster`")
+		err = errDown
 	}
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{fmt.Sprintf("--target=%d", pid), "--mount", "--pid", "--net", "--ipc", "--uts", "--"}, args...)...)
 	cmd.Env = append(os.Environ(), "PATH="+c.searchPath(), "KUBECONFIG="+c.Kubeconfig())

@@ -17,9 +17,14 @@ type Settings struct {
 	Runs        int      `json:"runs"` // of each variant; 0: each experiment's own
 	Cold        string   `json:"cold"`
 	Quick       bool     `json:"quick,omitempty"`
-	MaxVMs      int      `json:"max_vms"`     // at once, in concurrency
-	MaxReplays  int      `json:"max_replays"` // at once
-	Storage     Limit    `json:"storage"`     // of the slow disk
+	MaxVMs      int      `json:"max_vms"`          // at once, in concurrency
+	MaxReplays  int      `json:"max_replays"`      // at once
+	Storage     Limit    `json:"storage"`          // of the slow disk
+	Chosen      bool     `json:"chosen,omitempty"` // somebody has named the functions
+
+	Cluster        string `json:"cluster,omitempty"`      // directory of the one that stack is measured on
+	GVisor         string `json:"gvisor_class,omitempty"` // its RuntimeClass for runsc; "": it has none
+	WithoutCluster string `json:"-"`                      // why there is none
 }
 
 // What is dropped from the page cache before a cold start.
@@ -91,7 +96,7 @@ type Table struct {
 func All() []*Experiment {
 	return []*Experiment{
 		breakdown, contiguity, footprint, reuse, steps, policies, recording,
-		concurrency, mispredictions, drift, load, storage,
+		concurrency, mispredictions, drift, load, storage, stack,
 	}
 }
 

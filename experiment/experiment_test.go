@@ -13,7 +13,7 @@ import (
 
 func settings(t *testing.T) Settings {
 	t.Helper()
-	set := Settings{Functions: []string{"helloworld", "pyaes"}, Runs: 3, MaxVMs: 4, MaxReplays: 8}
+	set := Settings{Functions: []string{"helloworld", "pyaes"}, Runs: 3, MaxVMs: 4, MaxReplays: 8, GVisor: "gvisor"}
 	for _, e := range All() {
 		set.Experiments = append(set.Experiments, e.Name)
 	}

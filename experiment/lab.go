@@ -35,9 +35,11 @@ type Host interface {
 type Lab struct {
 	Host
 	Set      Settings
+	Knative  Knative // nil without a cluster
 	log      *slog.Logger
 	deployed map[string]bool // names
 	trained  map[string]int  // name -> input whose trace the snapshot has
+	served   map[string]bool // services of Knative
 
 	memory map[string]int64             // name -> bytes of guest memory
 	first  map[string]*workingset.Trace // name -> trace of its first input
@@ -45,7 +47,7 @@ type Lab struct {
 
 // NewLab returns a lab without functions.
 func NewLab(h Host, set Settings, log *slog.Logger) *Lab {
-	return &Lab{Host: h, Set: set, log: log, deployed: map[string]bool{}, trained: map[string]int{}, memory: map[string]int64{}, first: map[string]*workingset.Trace{}}
+	return &Lab{Host: h, Set: set, log: log, deployed: map[string]bool{}, trained: map[string]int{}, served: map[string]bool{}, memory: map[string]int64{}, first: map[string]*workingset.Trace{}}
 }
 
 // idle is how long an instance of a measured function stays after a response, if
@@ -89,7 +91,29 @@ func (l *Lab) Remove(ctx context.Context) error {
 		errs = append(errs, l.Client().RemoveFunction(ctx, name))
 		delete(l.deployed, name)
 	}
+	if len(l.served) > 0 {
+		errs = append(errs, l.Knative.Remove(ctx))
+		clear(l.served)
+	}
 	return errors.Join(errs...)
+}
+
+// throughKnative asks a service that has no pod. It is made the first time.
+func (l *Lab) throughKnative(ctx context.Context, s Service, input int) (Sample, error) {
+	if l.Knative == nil {
+		return Sample{}, errors.New("no cluster with Knative")
+	}
+	if !l.served[s.Name] {
+		l.served[s.Name] = false // but to be removed
+		start := time.Now()
+		if err := l.Knative.Serve(ctx, s); err != nil {
+			return Sample{}, fmt.Errorf("making service %s: %w", s.Name, err)
+		}
+		l.log.Info("served", "service", s.Name, "took", time.Since(start).Round(100*time.Millisecond))
+		l.served[s.Name] = true
+	}
+	path, cache, err := l.Knative.Ask(ctx, s, input, l.Set.Cold)
+	return Sample{Time: time.Now().UTC(), Stack: &path, Cache: cache}, err
 }
 
 // invocation is how a function is called.

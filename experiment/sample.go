@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/cluster/coldstart"
 	"github.com/skep-dev/skep/memory/replay"
 )
 
@@ -48,15 +49,18 @@ type Sample struct {
 	Pages    *Pages          `json:"pages,omitempty"`
 	Guest    *Footprint      `json:"footprint,omitempty"`
 	Storage  *Storage        `json:"storage,omitempty"`
+	Stack    *coldstart.Path `json:"stack,omitempty"` // through Knative; it has no record then
 	Note     string          `json:"note,omitempty"`
 }
 
 // Total is the time from request to response, in milliseconds.
 func (s Sample) Total() float64 {
-	if s.Replay != nil {
+	switch {
+	case s.Replay != nil:
 		return ms(s.Replay.Total)
-	}
-	if s.Record == nil {
+	case s.Stack != nil:
+		return ms(s.Stack.Total)
+	case s.Record == nil:
 		return 0
 	}
 	return ms(s.Record.Phases.Total)

@@ -130,13 +130,17 @@ func (c *ctr) rootFiles(ctx context.Context, id string) (files []string, err err
 	if err != nil {
 		return nil, err
 	}
-	var dirs []string
-	for _, option := range strings.FieldsFunc(out, func(r rune) bool { return r == ',' || r == ' ' || r == '\n' }) {
+	return filesBelow(lowerDirs(out)...)
+}
+
+// lowerDirs are the directories of layers in how `ctr snapshots mounts` says it.
+func lowerDirs(mounts string) (dirs []string) {
+	for _, option := range strings.FieldsFunc(mounts, func(r rune) bool { return r == ',' || r == ' ' || r == '\n' }) {
 		if lower, ok := strings.CutPrefix(option, "lowerdir="); ok {
 			dirs = append(dirs, strings.Split(lower, ":")...)
 		}
 	}
-	return filesBelow(dirs...)
+	return dirs
 }
 
 // filesBelow are the regular files in directories; one that is missing has none.

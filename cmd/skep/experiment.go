@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/cluster"
 	"github.com/skep-dev/skep/experiment"
 	"github.com/skep-dev/skep/experiment/report"
 	"github.com/skep-dev/skep/functions"
@@ -45,9 +46,10 @@ runs. Running with the same --out again goes on where it was interrupted.`,
 
 // experimentFlags are what the flags of an experiment were set to.
 type experimentFlags struct {
-	set experiment.Settings
-	out string
-	mbs int64
+	set     experiment.Settings
+	out     string
+	mbs     int64
+	cluster string
 }
 
 func (c *cli) runExperimentCmd(name, short, long string, experiments []string) *cobra.Command {
@@ -81,6 +83,9 @@ gone. Variants take turns, run by run.`,
 	f.IntVar(&o.set.MaxReplays, "max-replays", 64, "replays at once, in concurrency")
 	f.Int64Var(&o.mbs, "slow-mbs", 100, "MB/s of the slow disk")
 	f.Int64Var(&o.set.Storage.IOPS, "slow-iops", 500, "reads a second of the slow disk")
+	if slices.Contains(experiments, "stack") {
+		f.StringVar(&o.cluster, "cluster", "", "`DIRECTORY` of the cluster that stack is measured on (default: KUBECONFIG's, or "+cluster.DefaultDir+")")
+	}
 	c.keyFlags(f, "vmm", "accel", "qemu", "firecracker", "kernel", "kernel_modules", "kernel_dir", "data_dir", "log_level")
 	return cmd
 }
@@ -89,6 +94,7 @@ gone. Variants take turns, run by run.`,
 func (o *experimentFlags) complete(cmd *cobra.Command) error {
 	changed := cmd.Flags().Changed
 	o.set.Storage.BPS = o.mbs * 1e6
+	o.set.Chosen = changed("functions")
 	if o.set.Quick {
 		if !changed("runs") {
 			o.set.Runs = 2
@@ -122,9 +128,18 @@ func (o *experimentFlags) complete(cmd *cobra.Command) error {
 }
 
 func (c *cli) runExperiments(ctx context.Context, o experimentFlags) (err error) {
+	var k *knative
+	if wantsKnative(o.set) {
+		if k, err = c.findKnative(ctx, o.cluster, &o.set); err != nil {
+			return err
+		}
+	}
 	plan, without, err := experiment.Plan(o.set)
 	if err != nil {
 		return err
+	}
+	if len(plan) == 0 && len(without) > 0 {
+		return fmt.Errorf("nothing to measure: %s", strings.Join(without, "; "))
 	}
 	for _, w := range without {
 		c.say("left out: %s", w)
@@ -156,7 +171,7 @@ func (c *cli) runExperiments(ctx context.Context, o experimentFlags) (err error)
 	defer func() { err = errors.Join(err, store.Close()) }()
 	left, takes := store.Left(plan)
 	c.say("%d of %d points to measure on %s, about %s", len(left), len(plan), p.version.VMM, takes.Round(time.Minute/6))
-	if err := c.measure(ctx, o, p, store, left); err != nil {
+	if err := c.measure(ctx, o, p, k, store, left); err != nil {
 		if now, _ := store.Left(plan); len(now) < len(plan) {
 			c.say("what was measured is kept: run the same again to go on")
 			if ctx.Err() == nil {
@@ -168,13 +183,16 @@ func (c *cli) runExperiments(ctx context.Context, o experimentFlags) (err error)
 	return c.writeReport(ctx, o.out)
 }
 
-func (c *cli) measure(ctx context.Context, o experimentFlags, p *private, store *experiment.Store, left []experiment.Point) (err error) {
+func (c *cli) measure(ctx context.Context, o experimentFlags, p *private, k *knative, store *experiment.Store, left []experiment.Point) (err error) {
 	if len(left) == 0 {
 		return nil
 	}
 	progress := c.newExperimentProgress(left)
 	defer progress.close()
 	lab := experiment.NewLab(&labHost{c: c, p: p, images: map[string]string{}}, o.set, newLogger(c.err, p.d.cfg))
+	if k != nil {
+		lab.Knative = k
+	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Minute)
 		defer cancel()

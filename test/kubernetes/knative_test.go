@@ -264,7 +264,7 @@ func TestKnativeGRPC(t *testing.T) {
 	at := n.kourier()
 	n.deployed("health", service("health", n.health(), "ports: [{name: h2c, containerPort: 8080}]", "", ""))
 	conn, err := grpc.NewClient("passthrough:///"+at, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority(host("health")),
-		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) { return n.dial(ctx, "tcp", address) }))
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) { return n.c.Dial(ctx, "tcp", address) }))
 	if err != nil {
 		t.Fatal(err)
 	}

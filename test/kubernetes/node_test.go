@@ -4,19 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/cluster"
 	"github.com/skep-dev/skep/internal/testenv"
@@ -310,37 +306,7 @@ func (n *node) says(object, text string) {
 
 // client is one on the node: it reaches pods and services by their addresses.
 func (n *node) client() *http.Client {
-	return &http.Client{Timeout: n.limit(), Transport: &http.Transport{DialContext: n.dial, DisableKeepAlives: true}}
-}
-
-// dial connects from the node's network.
-func (n *node) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	pid, err := n.c.PID()
-	if err != nil {
-		return nil, err
-	}
-	type dialled struct {
-		conn net.Conn
-		err  error
-	}
-	done := make(chan dialled, 1)
-	go func() { // on a thread that ends with it
-		runtime.LockOSThread()
-		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
-		if err != nil {
-			done <- dialled{nil, err}
-			return
-		}
-		defer ns.Close()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- dialled{nil, fmt.Errorf("entering the node's network: %w", err)}
-			return
-		}
-		conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
-		done <- dialled{conn, err}
-	}()
-	d := <-done
-	return d.conn, d.err
+	return &http.Client{Timeout: n.limit(), Transport: &http.Transport{DialContext: n.c.Dial, DisableKeepAlives: true}}
 }
 
 // answers waits until a URL, asked for on the node, is answered with a text.
