@@ -1,7 +1,6 @@
 package shim
 
 import (
-	"cmp"
 	"fmt"
 	"path"
 	"slices"
@@ -32,6 +31,7 @@ const (
 	knativeQueue    = "queue-proxy"
 	knativePrefix   = "serving.knative.dev/"
 	knativeRevision = "K_REVISION="
+	knativeServes   = "PORT="
 )
 
 // kind is what a container becomes.
@@ -47,14 +47,15 @@ const (
 //   - outside Kubernetes every one;
 //   - in a pod never the pause container; and of the others
 //   - the one that the annotation skep.dev/container names, and no other;
-//   - without it, in a pod of Knative's, the one called user-container;
+//   - without it, in a pod of Knative's, the one that serves: it is told its PORT;
 //   - else the only one there is.
 //
 // A runtime is not told which containers a pod has, only which one comes next.
-// So the last rule takes the first that comes, and while that is there refuses one
+// So the last two rules take the first that comes, and while that is there refuse one
 // of another name: whoever runs such a pod has to say which is meant. When it is
 // gone another may follow, unless it is to find files that the first has left in
-// an emptyDir: those were in a guest's memory.
+// an emptyDir: those were in a guest's memory. In a pod of Knative's the others are
+// runc's; only an image may give a PORT to one of them, too.
 type chooser struct {
 	mu     sync.Mutex // guards what follows
 	only   string     // name of the container that was taken to be the only one
@@ -79,10 +80,12 @@ func (c *chooser) kindOf(id string, spec *specs.Spec) (kind, error) {
 	switch {
 	case name == "":
 		return kindRunc, fmt.Errorf("container of pod %s: containerd does not say its name (annotation %s), so whether it is to be a microVM is unknown", podOf(a), annotationName)
-	case !isOnly(spec):
-		if name == cmp.Or(named, knativeUser) {
+	case named != "":
+		if name == named {
 			return kindMicroVM, nil
 		}
+		return kindRunc, nil
+	case isKnative(spec) && !serves(spec):
 		return kindRunc, nil
 	}
 	c.mu.Lock()
@@ -115,8 +118,7 @@ const sayWhich = "name the one that is to be the microVM in the pod's annotation
 // isOnly tells a container of a pod in which nothing names the one that becomes
 // the microVM: it is the only one there is while it is there.
 func isOnly(spec *specs.Spec) bool {
-	return spec.Annotations[annotationType] == "container" && spec.Annotations[annotationContainer] == "" &&
-		spec.Annotations[annotationName] != knativeUser && !isKnative(spec)
+	return spec.Annotations[annotationType] == "container" && spec.Annotations[annotationContainer] == "" && !isKnative(spec)
 }
 
 // emptyDirsOf are the kubelet's emptyDirs that a container has mounted, or of which
@@ -156,7 +158,7 @@ func (c *chooser) unmet() string {
 
 // isKnative tells a container of a pod of Knative's.
 func isKnative(spec *specs.Spec) bool {
-	if spec.Annotations[annotationName] == knativeQueue {
+	if name := spec.Annotations[annotationName]; name == knativeQueue || name == knativeUser {
 		return true
 	}
 	for k := range spec.Annotations {
@@ -164,14 +166,19 @@ func isKnative(spec *specs.Spec) bool {
 			return true
 		}
 	}
-	if spec.Process != nil {
-		for _, v := range spec.Process.Env {
-			if strings.HasPrefix(v, knativeRevision) {
-				return true
-			}
-		}
-	}
-	return false
+	return hasVariable(spec, knativeRevision)
+}
+
+// serves tells, of the containers of a pod of Knative's, the one that serves, whatever
+// its service's author calls it: without a name it is user-container, and one of
+// several is user-container-0.
+func serves(spec *specs.Spec) bool {
+	name := spec.Annotations[annotationName]
+	return name == knativeUser || name != knativeQueue && hasVariable(spec, knativeRevision) && hasVariable(spec, knativeServes)
+}
+
+func hasVariable(spec *specs.Spec, begins string) bool {
+	return spec.Process != nil && slices.ContainsFunc(spec.Process.Env, func(v string) bool { return strings.HasPrefix(v, begins) })
 }
 
 func podOf(a map[string]string) string {

@@ -14,7 +14,7 @@ func inPod(name string, more ...string) *specs.Spec {
 		annotationType: "container", annotationSandbox: "s1", annotationName: name, annotationNamespace: "ns", annotationPod: "p"}}
 	for _, m := range more {
 		k, v, _ := strings.Cut(m, "=")
-		if strings.HasPrefix(m, knativeRevision) {
+		if strings.HasPrefix(m, knativeRevision) || strings.HasPrefix(m, knativeServes) {
 			s.Process.Env = append(s.Process.Env, m)
 		} else {
 			s.Annotations[k] = v
@@ -55,6 +55,12 @@ func TestWhichContainer(t *testing.T) {
 		{"Knative", []*specs.Spec{pause, inPod(knativeUser, knativeRevision+"r"), inPod(knativeQueue)}, "rvr"},
 		{"Knative, the proxy first", []*specs.Spec{pause, inPod(knativeQueue), inPod(knativeUser)}, "rrv"},
 		{"Knative, with a sidecar", []*specs.Spec{inPod("side", knativeRevision+"r"), inPod("init", knative), inPod(knativeUser, knative)}, "rrv"},
+		{"Knative, with a name of its own", []*specs.Spec{pause, inPod("shop", knativeRevision+"r", knativeServes+"8080"), inPod(knativeQueue)}, "rvr"},
+		{"Knative, of two without names", []*specs.Spec{inPod(knativeUser+"-0", knativeRevision+"r", knativeServes+"8080"), inPod(knativeUser+"-1", knativeRevision+"r"), inPod(knativeQueue)}, "vrr"},
+		{"Knative, of two the second serves", []*specs.Spec{inPod(knativeUser+"-0", knativeRevision+"r"), inPod(knativeUser+"-1", knativeServes+"8080", knativeRevision+"r")}, "rv"},
+		{"Knative, and an image gives the other a port", []*specs.Spec{inPod("a", knativeServes+"80", knativeRevision+"r"), inPod("b", knativeServes+"8080", knativeRevision+"r"), inPod(knativeQueue)}, "vxr"},
+		{"the same, and it is named", []*specs.Spec{inPod("a", knativeServes+"80", knativeRevision+"r", annotationContainer+"=b"), inPod("b", knativeServes+"8080", knativeRevision+"r", annotationContainer+"=b")}, "rv"},
+		{"Knative, again after it has ended", []*specs.Spec{inPod("shop", knativeRevision+"r", knativeServes+"8080"), inPod(knativeQueue), inPod("shop", knativeRevision+"r", knativeServes+"8080")}, "vrv"},
 		{"without a name", []*specs.Spec{inPod("")}, "x"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -146,7 +146,7 @@ func (n *node) snapshots() map[string]bool {
 func TestKnativeFromZero(t *testing.T) {
 	n := onKnative(t)
 	at, before := n.kourier(), n.snapshots()
-	n.deployed("cold", service("cold", cluster.HelloImage, "ports: [{containerPort: 8080}]", "", ""))
+	n.deployed("cold", service("cold", cluster.HelloImage, "name: shop\nports: [{containerPort: 8080}]", "", ""))
 	for range 3 {
 		n.zero("cold")
 		began := time.Now()
