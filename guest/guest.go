@@ -123,6 +123,7 @@ type Start struct {
 	Names
 	Mounts        []Mount           `json:"mounts,omitempty"`         // made in this order
 	LimitMiB      int               `json:"limit_mib,omitempty"`      // of memory, for all processes; 0: what the guest does not need itself
+	CPUs          float64           `json:"cpus,omitempty"`           // of the guest's, that the host lets all processes have; 0: no limit
 	ReadOnlyRoot  bool              `json:"read_only_root,omitempty"` // but for what is mounted in it
 	IPv6          bool              `json:"ipv6,omitempty"`           // it has Address6, beside Address
 	Sysctls       map[string]string `json:"sysctls,omitempty"`        // "net.core.somaxconn"

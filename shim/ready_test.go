@@ -154,6 +154,7 @@ func TestReadyKey(t *testing.T) {
 		"a mount":     func(c *container) { c.Mounts = c.Mounts[:2] },
 		"when ready":  func(c *container) { c.Settings.ReadyPath = "/h" },
 		"its limit":   func(c *container) { c.ProcessesMiB = 100 },
+		"its CPUs":    func(c *container) { c.CPUs = 0.5 },
 		"its root":    func(c *container) { c.ReadOnly = true },
 		"a sysctl":    func(c *container) { c.Sysctls = map[string]string{"a": "b"} },
 	} {

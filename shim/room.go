@@ -332,7 +332,7 @@ func (r *room) furnishGuest(ctx context.Context, g *base.Guest) error {
 // startOf is what a guest is told of the container before its process begins.
 func (c container) startOf(n guest.Names) (guest.Start, error) {
 	mounts, err := c.mounts()
-	return guest.Start{Names: n, Dir: c.Process.Dir, Mounts: mounts, DiskMiB: max(1, c.MemoryMiB/2), LimitMiB: c.ProcessesMiB, ReadOnlyRoot: c.ReadOnly, IPv6: c.IPv6,
+	return guest.Start{Names: n, Dir: c.Process.Dir, Mounts: mounts, DiskMiB: max(1, c.MemoryMiB/2), LimitMiB: c.ProcessesMiB, CPUs: c.CPUs, ReadOnlyRoot: c.ReadOnly, IPv6: c.IPv6,
 		Sysctls: c.Sysctls, MaskedPaths: c.Masked, ReadonlyPaths: c.readonlyPaths()}, err
 }
 

@@ -38,7 +38,9 @@ func makeGroup(limitMiB int) (*cgroup, error) {
 			fmt.Fprintln(os.Stderr, "skep-agent: limiting the function:", err)
 		}
 	}
-	complain(os.WriteFile(groupRoot+"/cgroup.subtree_control", []byte("+memory +pids"), 0))
+	for _, controllers := range []string{"+memory +pids", "+cpu"} { // one that is missing keeps none of the others
+		complain(os.WriteFile(groupRoot+"/cgroup.subtree_control", []byte(controllers), 0))
+	}
 	if err := os.Mkdir(group, 0o755); err != nil {
 		return nil, fmt.Errorf("making the function's cgroup: %w", err)
 	}
@@ -55,6 +57,31 @@ func makeGroup(limitMiB int) (*cgroup, error) {
 		complain(os.WriteFile(filepath.Join(group, name), fmt.Append(nil, v), 0))
 	}
 	return openGroup(group)
+}
+
+const cpuPeriod = 100_000 // µs, as the kernel has it where nobody says another
+
+// showCPUs has cpu.max in the root say how much of the processors the host lets the
+// guest have: runtimes size themselves by it. It is not set. A guest that is held to
+// it by the host has no clock that leaves out for how long it was stopped, and would
+// stop the function for as long again.
+func showCPUs(cpus float64) (err error) {
+	if cpus == 0 {
+		return nil
+	}
+	const shown = "/cpu.max" // of the agent's own root
+	if err := os.WriteFile(shown, fmt.Appendf(nil, "%.0f %d\n", cpus*cpuPeriod, cpuPeriod), 0o444); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(shown)) }()
+	const path = "/sys/fs/cgroup/cpu.max"
+	err = covered(path, func(at string, _ os.FileInfo) error {
+		return errors.Join(unix.Mount(shown, at, "", unix.MS_BIND, ""), remountReadonly(path))
+	})
+	if err != nil {
+		return fmt.Errorf("showing the limit of processors: %w", err)
+	}
+	return nil
 }
 
 func openGroup(path string) (*cgroup, error) {

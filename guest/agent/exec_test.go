@@ -103,26 +103,26 @@ func testProcesses(t *testing.T, l *lab) {
 	s.Names = guest.Names{Hostname: "room", Hosts: "192.0.2.1 there\n", Resolv: "nameserver 192.0.2.2\n"}
 	s.Mounts = []guest.Mount{{Path: "/srv/room", Bytes: 1 << 20, Mode: 0o700, Options: []string{"noexec", "nosuid"}},
 		{Path: "/srv/map", Kind: guest.MountDirectory, Options: []string{"ro"}}, {Path: "/srv/volume", Kind: guest.MountImage}}
-	s.Dir, s.IPv6 = "/srv/work/here", true
+	s.Dir, s.IPv6, s.CPUs = "/srv/work/here", true, 0.5
 	s.ReadOnlyRoot, s.Sysctls = true, map[string]string{"net.core.somaxconn": "777"}
 	s.MaskedPaths, s.ReadonlyPaths = []string{"/proc/timer_list", "/etc/group", "/bin", "/none"}, []string{"/proc/sys", "/srv/room/none", "/etc/hosts"}
 	m.start(s)
 	out, _ := m.run(guest.Process{ID: "x", Argv: []string{"/probe", "read", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/run/skep/instance", "/etc/group", "/bin/probe-link",
-		"/proc/sys/net/core/somaxconn", "/proc/sys/kernel/hostname", "/proc/net/if_inet6", "/proc/net/ipv6_route"}})
+		"/proc/sys/net/core/somaxconn", "/proc/sys/kernel/hostname", "/proc/net/if_inet6", "/proc/net/ipv6_route", "/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu.weight"}})
 	// By the kernel's flags, the address is permanent, and there at once.
 	address, gateway := fmt.Sprintf("%x", guest.Address6.AsSlice()), fmt.Sprintf("%x", guest.Gateway6.AsSlice())
 	if !strings.Contains(out, address+" 02 7e 00 82") || !strings.Contains(out, gateway) {
 		t.Errorf("neither %s nor %s is in %s", address, gateway, out)
 	}
 	for _, want := range []string{`/etc/hostname="room\n"`, `/etc/hosts="192.0.2.1 there\n"`, `/etc/resolv.conf="nameserver 192.0.2.2\n"`, `/run/skep/instance="i-0\n"`, `/etc/group=""`,
-		"no such file", `/proc/sys/net/core/somaxconn="777\n"`, `/proc/sys/kernel/hostname="room\n"`} {
+		"no such file", `/proc/sys/net/core/somaxconn="777\n"`, `/proc/sys/kernel/hostname="room\n"`, `/sys/fs/cgroup/cpu.max="50000 100000\n"`, `/sys/fs/cgroup/cpu.weight="100\n"`} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%s is not in %s", want, out)
 		}
 	}
-	out, _ = m.run(guest.Process{ID: "x", Argv: []string{"/probe", "write", "/srv/x", "/srv/map/x", "/etc/hosts", "/proc/sys/net/core/somaxconn", "/srv/room/x", "/srv/volume/x", "/dev/shm/x"}})
+	out, _ = m.run(guest.Process{ID: "x", Argv: []string{"/probe", "write", "/srv/x", "/srv/map/x", "/etc/hosts", "/proc/sys/net/core/somaxconn", "/sys/fs/cgroup/cpu.max", "/srv/room/x", "/srv/volume/x", "/dev/shm/x"}})
 	want := ""
-	for _, name := range []string{"/srv/x", "/srv/map/x", "/etc/hosts", "/proc/sys/net/core/somaxconn"} {
+	for _, name := range []string{"/srv/x", "/srv/map/x", "/etc/hosts", "/proc/sys/net/core/somaxconn", "/sys/fs/cgroup/cpu.max"} {
 		want += name + " open " + name + ": read-only file system\n"
 	}
 	if want += "/srv/room/x <nil>\n/srv/volume/x <nil>\n/dev/shm/x <nil>\n"; out != want {

@@ -24,6 +24,9 @@ func furnish(s guest.Start) error {
 			return err
 		}
 	}
+	if err := showCPUs(s.CPUs); err != nil {
+		return err
+	}
 	if err := hide(s, func(string) bool { return true }); err != nil {
 		return err
 	}

@@ -77,6 +77,7 @@ func testSurroundings(t *testing.T, l *lab) {
 			"reopen stdout":  "works", "reopen stderr": "works", "reopen stdin": "works",
 			"env HOME": user.home, "directory": s.Dir, "file /tmp": "directory 1777 0:0", "limit NOFILE": "1024 524288",
 			"mount /sys/fs/cgroup": "cgroup2 nodev,noexec,nosuid,relatime,ro,rw", "readable /sys/fs/cgroup/memory.max": "true",
+			"readable /sys/fs/cgroup/cpu.max": "true",
 		} {
 			if guest[name] != want {
 				t.Errorf("user %q: %s: %q, want %q", user.spec, name, guest[name], want)

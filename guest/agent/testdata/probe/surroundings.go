@@ -40,7 +40,7 @@ func surroundings() map[string]string {
 	}
 	describeMounts(facts)
 	describeProcess(facts)
-	for _, f := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cgroup.procs", "/proc/sys/net/ipv4/ip_unprivileged_port_start"} {
+	for _, f := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cgroup.procs", "/proc/sys/net/ipv4/ip_unprivileged_port_start"} {
 		_, err := os.ReadFile(f)
 		facts["readable "+f] = fmt.Sprint(err == nil)
 	}
