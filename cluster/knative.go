@@ -95,7 +95,7 @@ func (c *Cluster) knative(ctx context.Context, dir string) error {
 	}
 	for config, data := range map[string]string{
 		"network":    `{"ingress-class": "kourier.ingress.networking.knative.dev"}`,
-		"deployment": `{"registries-skipping-tag-resolving": "skep.local"}`, // no registry has them
+		"deployment": `{"registries-skipping-tag-resolving": "kind.local,ko.local,dev.local,skep.local"}`, // no registry has them: Knative's own, and ours
 		"domain":     `{"` + KnativeDomain + `": ""}`,
 		// What measures a cold start reads them: when a request came to activator and
 		// queue-proxy, and when the autoscaler heard of it.
