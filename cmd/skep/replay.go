@@ -20,6 +20,7 @@ type replayFlags struct {
 	synthetic replay.Synthetic
 	memoryMiB int64
 	warm      bool
+	grid      bool
 	out       string
 }
 
@@ -40,7 +41,8 @@ SNAPSHOT is the id of one with a trace (any restore under stream, reap, wsfile
 or parallel records it), or its directory. Without one a snapshot is made up.`,
 		Example: `  skep replay
   skep replay hello-20261123-081804-c335cbf9 --policy reap,stream -n 20
-  skep replay --pages 2000 --runs-of-pages 900 --instances 16 --out samples.json`,
+  skep replay --pages 2000 --runs-of-pages 900 --instances 16 --out samples.json
+  taskset -c 0 skep replay --grid --policy wsfile,reap,stream -n 5     # on one processor`,
 		Args: nArgs(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error { return c.replay(cmd.Context(), r, args) },
 	}
@@ -52,6 +54,7 @@ or parallel records it), or its directory. Without one a snapshot is made up.`,
 	f.IntVar(&r.o.Instances, "instances", 1, "replays at once")
 	f.BoolVar(&r.o.Pauses, "pauses", false, "touch when the trace says, not as fast as possible")
 	f.BoolVar(&r.warm, "warm", false, "leave the files in the page cache")
+	f.BoolVar(&r.grid, "grid", false, "with 1, 4 and 16 touchers, cold and warm, as fast as possible and not: all cases, without floors")
 	f.BoolVar(&r.o.NoFloors, "no-floors", false, "measure the policies alone")
 	f.IntVar(&r.synthetic.Pages, "pages", 8192, "made up: pages that are touched")
 	f.IntVar(&r.synthetic.Runs, "runs-of-pages", 2624, "made up: runs that they lie in")
@@ -71,23 +74,36 @@ func (c *cli) replay(ctx context.Context, r replayFlags, args []string) error {
 	}
 	defer cleanup()
 	r.o.Cold, r.o.Sources = !r.warm, []memory.Source{src}
+	if r.grid {
+		r.o.NoFloors = true
+		reports, err := replay.Grid(ctx, r.o)
+		if err != nil {
+			return err
+		}
+		return c.replayed(r.out, reports, func() error { return replay.GridTable(c.out, reports) })
+	}
 	report, err := replay.Run(ctx, r.o)
 	if err != nil {
 		return err
 	}
-	if r.out != "" {
+	return c.replayed(r.out, report, func() error { return report.Table(c.out) })
+}
+
+// replayed writes a report, with its raw samples to a file if there is one.
+func (c *cli) replayed(out string, report any, table func() error) error {
+	if out != "" {
 		b, err := json.Marshal(report)
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(r.out, append(b, '\n'), 0o644); err != nil {
+		if err := os.WriteFile(out, append(b, '\n'), 0o644); err != nil {
 			return err
 		}
 	}
 	if c.json {
 		return c.writeJSON(report)
 	}
-	return report.Table(c.out)
+	return table()
 }
 
 // replaySource is the snapshot that is meant, or one that is made up.

@@ -33,6 +33,7 @@ type order struct {
 	Pages      []uint32
 	Writes     []bool
 	At         []time.Duration // when each page is touched; nil: one after the other
+	Work       []time.Duration // processor time that is spent before each touch; nil: none
 	Touchers   int
 }
 
@@ -185,6 +186,7 @@ func touch(o *order, mem []byte) touched {
 			runtime.LockOSThread()
 			ready.Done()
 			ready.Wait()
+			var own worker
 			for {
 				i := int(next.Add(1)) - 1
 				if i >= len(o.Pages) {
@@ -192,6 +194,9 @@ func touch(o *order, mem []byte) touched {
 				}
 				if o.At != nil {
 					waitUntil(start.Add(o.At[i]))
+				}
+				if o.Work != nil {
+					own.work(o.Work[i])
 				}
 				p := (*uint64)(unsafe.Pointer(&mem[int64(o.Pages[i])*pageSize]))
 				before := time.Now()
@@ -218,6 +223,34 @@ func waitUntil(t time.Time) {
 	}
 	for time.Now().Before(t) {
 	}
+}
+
+// worker stands in for a function's own work between touches: it spends as much
+// time of its thread on a processor. Time that the thread waits, for a page or for
+// a processor, is not work and comes on top.
+type worker struct{ owed time.Duration }
+
+// leastWork is what is worth asking the clock for; less is owed until it is more.
+const leastWork = 5 * time.Microsecond
+
+func (w *worker) work(d time.Duration) {
+	if w.owed += d; w.owed < leastWork {
+		return
+	}
+	start := threadTime()
+	for {
+		if spent := threadTime() - start; spent >= w.owed {
+			w.owed -= spent // what was too much is not owed next time
+			return
+		}
+	}
+}
+
+// threadTime is how long this thread has been on a processor.
+func threadTime() time.Duration {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) // cannot fail
+	return time.Duration(ts.Nano())
 }
 
 // compare counts pages that do not hold what the memory file holds.

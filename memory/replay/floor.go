@@ -66,7 +66,7 @@ func measureFloors(ctx context.Context, o Options, t *workingset.Trace, run int)
 }
 
 func floorInstall(ctx context.Context, o Options, src memory.Source, t *workingset.Trace, content *pages) (Floor, error) {
-	o.Touchers = 1
+	o.Touchers, o.Work = 1, false
 	g, err := spawn(ctx, o, "", src, t)
 	if err != nil {
 		return Floor{}, err
@@ -88,7 +88,7 @@ func floorInstall(ctx context.Context, o Options, src memory.Source, t *workings
 }
 
 func floorFault(ctx context.Context, o Options, src memory.Source, t *workingset.Trace, content *pages) (Floor, error) {
-	o.Touchers, o.Pauses = 1, false
+	o.Touchers, o.Pauses, o.Work = 1, false, false
 	g, err := spawn(ctx, o, "", src, t)
 	if err != nil {
 		return Floor{}, err

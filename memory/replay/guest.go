@@ -68,9 +68,14 @@ func spawn(ctx context.Context, o Options, policy string, src memory.Source, t *
 
 func newOrder(o Options, src memory.Source, t *workingset.Trace, socket string) order {
 	ord := order{MemorySize: src.Size, Socket: socket, MemoryFile: src.Path, Pages: t.Pages(), Touchers: o.Touchers}
+	var last time.Duration
 	for _, touch := range t.Touches {
 		ord.Writes = append(ord.Writes, touch.Write)
-		if o.Pauses {
+		switch {
+		case o.Work:
+			ord.Work = append(ord.Work, max(touch.After-last, 0))
+			last = touch.After
+		case o.Pauses:
 			ord.At = append(ord.At, touch.After)
 		}
 	}

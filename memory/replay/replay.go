@@ -20,16 +20,22 @@ import (
 type Options struct {
 	// Sources are the snapshots; each must have a trace. Instance i replays
 	// Sources[i mod len].
-	Sources   []memory.Source
+	Sources []memory.Source
+	// Touched are traces of what is touched in place of the sources' own, as with
+	// an input that was not recorded; nil: their own.
+	Touched   []*workingset.Trace
 	Table     *memory.Policies // default: a table of its own
 	Policies  []string         // default: all, and MmapHuge
 	Runs      int              // of each policy, in turns; default 10
 	Touchers  int              // threads that touch; default 1
 	Instances int              // at once; default 1
 	Pauses    bool             // touch when the trace says, not as fast as possible
-	Cold      bool             // take the files out of the page cache before each run
-	Raw       bool             // keep how long each touch took
-	NoFloors  bool             // measure the policies alone
+	// Work spends, before each touch, as much processor time as the trace says has
+	// passed since the one before it, however late that was: a function's own work.
+	Work     bool
+	Cold     bool // take the files out of the page cache before each run
+	Raw      bool // keep how long each touch took
+	NoFloors bool // measure the policies alone
 	// Start is how long a VMM is thought to take from the request until it hands
 	// over its memory; a policy may use it. It counts towards Total.
 	Start time.Duration
@@ -72,6 +78,7 @@ type Report struct {
 	Instances int             `json:"instances"`
 	Cold      bool            `json:"cold"`
 	Pauses    bool            `json:"pauses"`
+	Work      bool            `json:"work,omitempty"`
 	Samples   []Sample        `json:"samples"`
 	Floors    []Floor         `json:"floors,omitempty"`
 }
@@ -111,9 +118,15 @@ func Run(ctx context.Context, o Options) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
+	if o.Touched != nil {
+		if len(o.Touched) != len(o.Sources) {
+			return Report{}, fmt.Errorf("%d traces to touch and %d snapshots", len(o.Touched), len(o.Sources))
+		}
+		traces = o.Touched
+	}
 	rep := Report{
 		Time: time.Now(), Host: host(), Trace: traces[0].Summary(nil),
-		Touchers: o.Touchers, Instances: o.Instances, Cold: o.Cold, Pauses: o.Pauses,
+		Touchers: o.Touchers, Instances: o.Instances, Cold: o.Cold, Pauses: o.Pauses, Work: o.Work,
 	}
 	for run := range o.Runs {
 		if !o.NoFloors {
