@@ -30,19 +30,18 @@ type planned struct {
 const pieceLimit = 64
 
 // newPlan also cuts runs where their contents, laid one after the other, cross
-// a multiple of bufferSize, so that each lies in one buffer.
+// from a part that is read at once to the next, so that each lies in one buffer.
 func newPlan(runs []workingset.Run) *plan {
 	p := &plan{runs: make([]planned, 0, len(runs))}
-	const bufferPages = bufferSize / pageSize
-	filled := uint32(0) // pages in the current buffer
+	filled := int64(0) // bytes of contents so far
 	for _, r := range runs {
 		p.pages += int64(r.Pages)
 		for r.Pages > 0 {
 			piece := r
 			piece.Pages = min(r.Pages, pieceLimit)
 			if !r.Zero {
-				piece.Pages = min(piece.Pages, bufferPages-filled)
-				filled = (filled + piece.Pages) % bufferPages
+				piece.Pages = min(piece.Pages, uint32(partLeft(filled)/pageSize))
+				filled += piece.Bytes()
 			}
 			p.runs = append(p.runs, planned{Run: piece})
 			r.First, r.Pages = piece.End(), r.Pages-piece.Pages
@@ -55,6 +54,44 @@ func newPlan(runs []workingset.Run) *plan {
 	}
 	slices.SortFunc(p.byPage, func(a, b uint32) int { return cmp.Compare(p.runs[a].First, p.runs[b].First) })
 	return p
+}
+
+// firstPart is how much is read at once until the first buffer's worth has come:
+// installing begins when the first of it is there, and later reads are ahead of it.
+const firstPart = workingset.BlockSize
+
+// partLeft is how many bytes there are from a place in the contents to the end of
+// the part that it is in.
+func partLeft(at int64) int64 {
+	size := int64(bufferSize)
+	if at < bufferSize {
+		size = firstPart
+	}
+	return size - at%size
+}
+
+// part is a piece of the contents that is read at once: the runs of a span.
+type part struct {
+	span
+	at, bytes int64 // where it is in the contents, and its size
+}
+
+// parts cuts the plan into what is read at once.
+func (p *plan) parts() []part {
+	var out []part
+	var now part
+	for i := range p.runs {
+		n := p.runs[i].Bytes()
+		if now.bytes+n > partLeft(now.at) {
+			out = append(out, now)
+			now = part{span: span{i, i}, at: now.at + now.bytes}
+		}
+		now.to, now.bytes = i+1, now.bytes+n
+	}
+	if now.from < now.to {
+		out = append(out, now)
+	}
+	return out
 }
 
 // span is the runs [from, to) of a plan, in plan order.
@@ -87,6 +124,14 @@ func (p *plan) bytes(s span) (n int64) {
 
 // find returns the run that holds a page, or nil.
 func (p *plan) find(page uint32) *planned {
+	if i := p.index(page); i >= 0 {
+		return &p.runs[i]
+	}
+	return nil
+}
+
+// index is that of the run that holds a page, or -1.
+func (p *plan) index(page uint32) int {
 	lo, hi := 0, len(p.byPage)
 	for lo < hi { // by hand: sort.Search would allocate its closure
 		mid := int(uint(lo+hi) >> 1)
@@ -96,13 +141,10 @@ func (p *plan) find(page uint32) *planned {
 			hi = mid
 		}
 	}
-	if lo == 0 {
-		return nil
+	if lo == 0 || page >= p.runs[p.byPage[lo-1]].End() {
+		return -1
 	}
-	if r := &p.runs[p.byPage[lo-1]]; page < r.End() {
-		return r
-	}
-	return nil
+	return int(p.byPage[lo-1])
 }
 
 // chunk is a piece of a plan whose contents are in memory: the runs [from, to)

@@ -39,6 +39,9 @@ func (s *server) serveFault(ev userfaultfd.Event) (again bool, err error) {
 		s.rec.touch(page, ev.Flags&userfaultfd.FaultWrite != 0)
 	}
 	addr := ev.Address &^ (pageSize - 1)
+	if s.present.has(page) {
+		return s.wake(page, addr)
+	}
 	zero := s.isZero(page)
 	held := s.sample.contents(page)
 	if !zero && s.plan != nil && held == nil {
@@ -47,6 +50,10 @@ func (s *server) serveFault(ev userfaultfd.Event) (again bool, err error) {
 				s.counter.faults.Add(1)
 			}
 			return again, err
+		}
+		if s.comes(page) {
+			s.waiting = append(s.waiting, ev)
+			return false, nil
 		}
 	}
 	switch {
@@ -73,6 +80,26 @@ func (s *server) serveFault(ev userfaultfd.Event) (again bool, err error) {
 		s.counter.faults.Add(1) // last: who sees it finds the others
 	}
 	return again, err
+}
+
+// wake wakes who waits for a page that was installed since: with its neighbours,
+// for another thread's fault, or ahead. If it is not there after all, since the
+// guest has given it back and that has not been read yet, there is another fault,
+// and the page is not taken to be there for that.
+func (s *server) wake(page uint32, addr uint64) (again bool, err error) {
+	if again, err = s.answered(addr, syscall.EEXIST); err == nil && !again {
+		s.present.clear(page)
+		s.counter.faults.Add(1)
+	}
+	return again, err
+}
+
+// comes says that the contents of a page are being read with others of the plan.
+// They are there sooner than if they were read for the fault alone, which nothing
+// else could be done beside.
+func (s *server) comes(page uint32) bool {
+	i := s.plan.index(page)
+	return i >= 0 && int32(i) < s.issued.Load() && !s.plan.runs[i].done && s.plan.runs[i].data == nil
 }
 
 func (s *server) isZero(page uint32) bool { return s.removed.has(page) || !s.back.data.has(page) }

@@ -35,6 +35,7 @@ type server struct {
 	removed bitmap // given back by the guest: zeros from then on
 	present bitmap // installed: only a hint, and only for prefetching
 	faults  []userfaultfd.Event
+	waiting []userfaultfd.Event // faults on pages whose contents are being read
 	evs     [userfaultfd.MaxBatch]userfaultfd.Event
 	buf     []byte // of a page that is read for a fault
 	zero    []byte // pages of zeros, where the kernel has no zero page; made on first use
@@ -48,6 +49,7 @@ type server struct {
 	abandon bool    // guarded by mu: forget what of the plan has not come
 	sampled bool    // guarded by mu: nothing is held back from now on
 	work    atomic.Bool
+	issued  atomic.Int32 // runs of the plan, the first so many, that are being read or have come
 
 	enough   chan struct{} // closed when so much of the plan is done that the vCPUs may run
 	isEnough bool          // owned by loop: enough is closed
@@ -182,8 +184,9 @@ func (s *server) letRun() {
 	}
 }
 
-// turn reads what events there are, answers the faults, and else installs a
-// piece of the plan, or a block of zeros; it waits when there is nothing to do.
+// turn reads what events there are, answers the faults, and installs a piece of
+// the plan, or where there was nothing else to do a block of zeros; it waits when
+// there is nothing.
 func (s *server) turn() error {
 	if err := s.takeWork(); err != nil {
 		return err
@@ -195,9 +198,14 @@ func (s *server) turn() error {
 	if err := s.readEvents(!busy); err != nil {
 		return err
 	}
+	if len(s.faults) > 0 {
+		// A guest of many threads has always one that waits. If installing waited for
+		// none to be there, it would get on no faster than they do, fault by fault.
+		if err := s.serveFaults(); err != nil || len(s.faults) > 0 || len(s.ready) == 0 {
+			return err
+		}
+	}
 	switch {
-	case len(s.faults) > 0:
-		return s.serveFaults()
 	case len(s.ready) > 0:
 		return s.installPiece()
 	case s.beside.waits():
@@ -218,6 +226,9 @@ func (s *server) takeWork() error {
 	if s.closing {
 		return errGone
 	}
+	if len(s.queue) > 0 || s.abandon {
+		s.retry()
+	}
 	for _, c := range s.queue {
 		s.plan.take(c)
 		if s.sample != nil {
@@ -231,8 +242,16 @@ func (s *server) takeWork() error {
 	}
 	if s.abandon {
 		s.mayLeave = len(s.plan.runs)
+		s.issued.Store(0)
 	}
 	return nil
+}
+
+// retry has the faults that wait for contents looked at again: these have come,
+// will not come, or are not wanted any more.
+func (s *server) retry() {
+	s.faults = append(s.faults, s.waiting...)
+	s.waiting = s.waiting[:0]
 }
 
 // readEvents appends faults to s.faults and applies everything else at once:
@@ -248,6 +267,7 @@ func (s *server) readEvents(wait bool) error {
 			s.faults = append(s.faults, ev)
 		case userfaultfd.KindRemove, userfaultfd.KindUnmap:
 			s.applyRemove(ev.Start, ev.End)
+			s.retry()
 		default:
 			return fmt.Errorf("guest memory: the VMM did what cannot be followed (event %#x): it forked or moved its mappings", ev.Kind)
 		}

@@ -17,7 +17,7 @@ type sharedRead struct {
 	owner   *Policies
 	id      fileID
 	set     *setFile
-	spans   []span
+	parts   []part
 	starter *session // whom the bytes that are read are counted for
 	share   share    // of the buffers
 	cancel  context.CancelFunc
@@ -26,7 +26,8 @@ type sharedRead struct {
 	mu       sync.Mutex
 	sessions map[*session]time.Time // guarded by mu: since when; a session leaves before it ends
 	shared   bool                   // guarded by mu: others may join; what has come is kept for them until the end
-	parts    []chunk                // guarded by mu: what has come, with a reference each
+	arrived  []chunk                // guarded by mu: what has come, with a reference each
+	issued   int                    // guarded by mu: runs that are being read or have come
 }
 
 // maxSharedPart is the part of the pool that one read may keep for others.
@@ -63,7 +64,7 @@ func (o *Policies) joinRead(s *session, f *setFile) error {
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(s.ctx))
 	r := &sharedRead{
-		owner: o, id: id, set: f, spans: s.server.plan.spans(bufferSize), starter: s, cancel: cancel, ended: make(chan struct{}),
+		owner: o, id: id, set: f, parts: s.server.plan.parts(), starter: s, cancel: cancel, ended: make(chan struct{}),
 		shared:   f.ContentBytes <= int64(o.pool.limit)*bufferSize/maxSharedPart,
 		sessions: map[*session]time.Time{s: time.Now()},
 	}
@@ -83,7 +84,8 @@ func (r *sharedRead) join(s *session) bool {
 		return false
 	}
 	r.sessions[s] = time.Now()
-	for _, c := range r.parts {
+	s.server.issued.Store(int32(r.issued))
+	for _, c := range r.arrived {
 		r.give(s, c)
 	}
 	return true
@@ -132,12 +134,12 @@ func (r *sharedRead) unshare() {
 	r.owner.mu.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, c := range r.parts {
+	for _, c := range r.arrived {
 		if c.buf != nil {
 			c.buf.unref()
 		}
 	}
-	r.shared, r.parts = false, nil
+	r.shared, r.arrived = false, nil
 }
 
 // readParts reads all buffers, a few at a time, when its turn has come: reading
@@ -151,22 +153,32 @@ func (r *sharedRead) readParts(ctx context.Context) error {
 	defer turn.give()
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(streamReaders)
-	for i, sp := range r.spans {
+	for _, p := range r.parts {
 		if ctx.Err() != nil {
 			break // a read failed, or all sessions have left
 		}
-		from := int64(i) * bufferSize
-		c := chunk{span: sp}
-		if n := min(bufferSize, r.set.ContentBytes-from); n > 0 {
+		c := chunk{span: p.span}
+		if p.bytes > 0 {
 			b, err := r.buffer(ctx, &turn)
 			if err != nil {
 				return cmp.Or(group.Wait(), err) // a read that failed is why
 			}
-			c.buf, c.data = b, b.mem[:n]
+			c.buf, c.data = b, b.mem[:p.bytes]
 		}
-		group.Go(func() error { return r.readPart(ctx, c, from) })
+		r.issue(p.to)
+		group.Go(func() error { return r.readPart(ctx, c, p.at) })
 	}
 	return group.Wait()
+}
+
+// issue tells the sessions that the runs before one are being read.
+func (r *sharedRead) issue(to int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.issued = to
+	for s := range r.sessions {
+		s.server.issued.Store(int32(to))
+	}
 }
 
 // buffer takes a buffer. Where it must wait for one, what is kept for others goes
@@ -226,7 +238,7 @@ func (r *sharedRead) readPart(ctx context.Context, c chunk, from int64) error {
 		r.give(s, c)
 	}
 	if r.shared {
-		r.parts = append(r.parts, c) // with the first reference
+		r.arrived = append(r.arrived, c) // with the first reference
 	} else if c.buf != nil {
 		c.buf.unref()
 	}

@@ -41,12 +41,12 @@ func Main() {
 
 // Op is one thing that a thread of the faulting process does.
 type Op struct {
-	Pages  []int // in the order of the regions in the memory file
-	Write  bool  // write (and read back) one word of each page instead of reading it
-	Remove bool  // madvise(MADV_DONTNEED) the range from Pages[0] to Pages[len-1]
-	Repeat int   // times over; 0 is once
-	Kernel bool  // touch by a system call (write to a pipe) rather than by the processor
-	Pause  time.Duration
+	Pages  []int         // in the order of the regions in the memory file
+	Write  bool          // write (and read back) one word of each page instead of reading it
+	Remove bool          // madvise(MADV_DONTNEED) the range from Pages[0] to Pages[len-1]
+	Repeat int           // times over; 0 is once
+	Kernel bool          // touch by a system call (write to a pipe) rather than by the processor
+	Pause  time.Duration // before each page, or before the removal
 }
 
 type setup struct {
@@ -210,6 +210,7 @@ func (m *memory) run(ops []Op) answer {
 
 func (m *memory) do(op Op) ([]uint32, error) {
 	if op.Remove {
+		time.Sleep(op.Pause)
 		first, last := m.page(op.Pages[0]), m.page(op.Pages[len(op.Pages)-1])
 		n := uintptr(unsafe.Pointer(&last[0])) - uintptr(unsafe.Pointer(&first[0])) + pageSize
 		return nil, unix.Madvise(unsafe.Slice(&first[0], n), unix.MADV_DONTNEED)
