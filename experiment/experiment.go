@@ -95,7 +95,7 @@ type Table struct {
 // All are the experiments, in the order of the report.
 func All() []*Experiment {
 	return []*Experiment{
-		breakdown, contiguity, footprint, reuse, steps, policies, recording,
+		breakdown, contiguity, footprint, reuse, steps, policies, native, recording,
 		concurrency, mispredictions, drift, load, storage, stack,
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/functions"
+	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/memory/workingset"
 )
@@ -29,6 +30,11 @@ type Host interface {
 	Source(ctx context.Context, function string) (memory.Source, error)
 	// VMM is the path of the VMM's program, "" if it is not known.
 	VMM() string
+	// Image is the image of a function.
+	Image(function string) (image.Image, error)
+	// Inputs is the address of the server that functions fetch their inputs from,
+	// as this machine sees it; "" if there is none.
+	Inputs() string
 }
 
 // Lab is a host with functions on it: what experiments measure with.
@@ -43,11 +49,17 @@ type Lab struct {
 
 	memory map[string]int64             // name -> bytes of guest memory
 	first  map[string]*workingset.Trace // name -> trace of its first input
+
+	native  map[string]*recorded // subject -> as native replays it
+	copies  []memory.Source      // of one snapshot, for replays at once
+	dirs    []string             // that Remove removes
+	serving *memory.Policies     // of replays; nil until the first
 }
 
 // NewLab returns a lab without functions.
 func NewLab(h Host, set Settings, log *slog.Logger) *Lab {
-	return &Lab{Host: h, Set: set, log: log, deployed: map[string]bool{}, trained: map[string]int{}, served: map[string]bool{}, memory: map[string]int64{}, first: map[string]*workingset.Trace{}}
+	return &Lab{Host: h, Set: set, log: log, deployed: map[string]bool{}, trained: map[string]int{}, served: map[string]bool{}, memory: map[string]int64{}, first: map[string]*workingset.Trace{},
+		native: map[string]*recorded{}}
 }
 
 // idle is how long an instance of a measured function stays after a response, if
@@ -84,9 +96,18 @@ func (l *Lab) Function(ctx context.Context, subject, suffix string, edit func(*a
 	return name, nil
 }
 
-// Remove takes all functions away.
+// Remove takes all functions away, and what was made of them.
 func (l *Lab) Remove(ctx context.Context) error {
 	var errs []error
+	if l.serving != nil {
+		l.serving.Close()
+		l.serving = nil
+	}
+	for _, dir := range l.dirs {
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	l.dirs, l.copies = nil, nil
+	clear(l.native)
 	for name := range l.deployed {
 		errs = append(errs, l.Client().RemoveFunction(ctx, name))
 		delete(l.deployed, name)
@@ -114,6 +135,26 @@ func (l *Lab) throughKnative(ctx context.Context, s Service, input int) (Sample,
 	}
 	path, cache, err := l.Knative.Ask(ctx, s, input, l.Set.Cold)
 	return Sample{Time: time.Now().UTC(), Stack: &path, Cache: cache}, err
+}
+
+// policies are those that replays are served by: one table for all, as a daemon
+// has, so that its buffers are there and what it knows of files is known. What is
+// measured does not change them.
+func (l *Lab) policies() *memory.Policies {
+	if l.serving == nil {
+		l.serving = memory.New(memory.Options{Frozen: true})
+	}
+	return l.serving
+}
+
+// scratch is a new directory beside the snapshots, until Remove: temporary files
+// are often in memory.
+func (l *Lab) scratch(src memory.Source) (string, error) {
+	dir, err := os.MkdirTemp(filepath.Dir(filepath.Dir(filepath.Dir(src.Path))), "replay-")
+	if err == nil {
+		l.dirs = append(l.dirs, dir)
+	}
+	return dir, err
 }
 
 // invocation is how a function is called.

@@ -2,10 +2,8 @@ package experiment
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -25,7 +23,7 @@ func replayed(variant string) (policy string, ok bool) {
 
 // replayAtOnce replays the trace of a function N times at once, each from a copy
 // of the snapshot of its own, without VMs.
-func (l *Lab) replayAtOnce(ctx context.Context, p Point, policy string) (_ []Sample, err error) {
+func (l *Lab) replayAtOnce(ctx context.Context, p Point, policy string) ([]Sample, error) {
 	name, err := l.Function(ctx, p.Function, "", nil)
 	if err != nil {
 		return nil, err
@@ -33,24 +31,12 @@ func (l *Lab) replayAtOnce(ctx context.Context, p Point, policy string) (_ []Sam
 	if err := l.Train(ctx, name, 1); err != nil {
 		return nil, err
 	}
-	src, err := l.Source(ctx, name)
+	sources, err := l.copiesOf(ctx, name, p.N)
 	if err != nil {
-		return nil, err
-	}
-	// Beside the snapshots: temporary files are often in memory.
-	dir, err := os.MkdirTemp(filepath.Dir(filepath.Dir(filepath.Dir(src.Path))), "replay-")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	sources := make([]memory.Source, p.N)
-	for i := range sources {
-		if sources[i], err = copyTouched(src, filepath.Join(dir, itoa(i))); err != nil {
-			return nil, fmt.Errorf("copying a snapshot: %w", err)
-		}
+		return nil, fmt.Errorf("copying a snapshot: %w", err)
 	}
 	rep, err := replay.Run(ctx, replay.Options{
-		Sources: sources, Policies: []string{policy}, Runs: 1, Instances: p.N, Cold: l.Set.Cold != ColdNone, NoFloors: true,
+		Sources: sources, Table: l.policies(), Policies: []string{policy}, Runs: 1, Instances: p.N, Cold: l.Set.Cold != ColdNone, NoFloors: true,
 	})
 	if err != nil {
 		return nil, err
@@ -62,44 +48,37 @@ func (l *Lab) replayAtOnce(ctx context.Context, p Point, policy string) (_ []Sam
 	return samples, nil
 }
 
-// copyTouched copies of a snapshot what a replay reads: trace, working set, and
-// the pages of the trace.
-func copyTouched(src memory.Source, dir string) (memory.Source, error) {
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return src, err
-	}
-	t, err := workingset.LoadTrace(src.Dir, workingset.Of{SnapshotID: src.SnapshotID, MemorySize: src.Size})
+// copiesOf are as many copies of a function's snapshot. They are kept until Remove:
+// of one function, which is all that is replayed at once.
+func (l *Lab) copiesOf(ctx context.Context, name string, n int) ([]memory.Source, error) {
+	src, err := l.Source(ctx, name)
 	if err != nil {
-		return src, err
+		return nil, err
 	}
-	to := memory.Source{SnapshotID: src.SnapshotID, Path: filepath.Join(dir, "memory"), Size: src.Size, Dir: dir}
-	for _, name := range []string{workingset.TraceFile, workingset.SetFile} {
-		b, err := os.ReadFile(filepath.Join(src.Dir, name))
+	for len(l.copies) < n {
+		dir, err := l.scratch(src)
 		if err != nil {
-			return src, err
+			return nil, err
 		}
-		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
-			return src, err
+		to, err := copySnapshot(ctx, src, dir)
+		if err != nil {
+			return nil, err
 		}
+		l.copies = append(l.copies, to)
 	}
-	in, err := os.Open(src.Path)
-	if err != nil {
-		return src, err
-	}
-	defer in.Close()
-	out, err := os.Create(to.Path)
-	if err != nil {
-		return src, err
-	}
-	defer out.Close()
-	if err := out.Truncate(src.Size); err != nil {
-		return src, err
-	}
-	for _, r := range workingset.Runs(t.Touches, func(uint32) bool { return false }, 0) {
-		at := int64(r.First) * workingset.PageSize
-		if _, err := io.Copy(io.NewOffsetWriter(out, at), io.NewSectionReader(in, at, int64(r.Pages)*workingset.PageSize)); err != nil {
-			return src, err
+	return l.copies[:n], nil
+}
+
+// copySnapshot copies of a snapshot what a replay reads: trace, working set, and
+// all of the memory, since the kernel reads around the pages that a mapping faults
+// on. The copy has holes where it has, and shares no block with it.
+func copySnapshot(ctx context.Context, src memory.Source, dir string) (memory.Source, error) {
+	to := memory.Source{SnapshotID: src.SnapshotID, Path: filepath.Join(dir, "memory"), Size: src.Size, Dir: dir}
+	for _, from := range []string{src.Path, filepath.Join(src.Dir, workingset.TraceFile), filepath.Join(src.Dir, workingset.SetFile)} {
+		cmd := exec.CommandContext(ctx, "cp", "--sparse=auto", "--reflink=never", from, filepath.Join(dir, filepath.Base(from)))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return to, fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
 		}
 	}
-	return to, out.Sync()
+	return to, nil
 }

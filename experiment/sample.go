@@ -46,6 +46,8 @@ type Sample struct {
 	Replayed bool            `json:"replayed,omitempty"`
 	Record   *api.Invocation `json:"record,omitempty"`
 	Replay   *replay.Sample  `json:"replay,omitempty"`
+	Native   *Native         `json:"native,omitempty"`
+	Floors   []replay.Floor  `json:"floors,omitempty"` // measured just before
 	Pages    *Pages          `json:"pages,omitempty"`
 	Guest    *Footprint      `json:"footprint,omitempty"`
 	Storage  *Storage        `json:"storage,omitempty"`

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/skep-dev/skep/experiment"
 	"github.com/skep-dev/skep/experiment/report"
 	"github.com/skep-dev/skep/functions"
+	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/memory"
 )
 
@@ -210,6 +212,17 @@ type labHost struct {
 
 func (h *labHost) Client() *api.Client { return h.p.client }
 func (h *labHost) VMM() string         { return h.p.d.program }
+
+func (h *labHost) Image(function string) (image.Image, error) { return h.p.d.imageOf(function) }
+
+func (h *labHost) Inputs() string {
+	for _, s := range h.p.d.cfg.HostServices {
+		if port, address, _ := strings.Cut(s, "="); port == strconv.Itoa(inputsPort) {
+			return address
+		}
+	}
+	return ""
+}
 
 func (h *labHost) Files(ctx context.Context, function string) ([]string, error) {
 	return h.p.d.filesOf(ctx, function)

@@ -6,18 +6,16 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+
+	"github.com/skep-dev/skep/image"
 )
 
 // filesOf lists the files that a restore of the function reads: everything of
 // its newest usable snapshot, trace and working set included, and its root disk.
 func (d *daemon) filesOf(ctx context.Context, function string) ([]string, error) {
-	f, ok := d.node.Function(function)
-	if !ok {
-		return nil, fmt.Errorf("function %q is gone", function)
-	}
-	img, err := d.images.Get(f.ImageDigest)
+	img, err := d.imageOf(function)
 	if err != nil {
-		return nil, fmt.Errorf("finding the root disk of %s: %w", function, err)
+		return nil, err
 	}
 	files := []string{img.Disk}
 	list, err := d.node.Snapshots(ctx, function)
@@ -44,4 +42,17 @@ func (d *daemon) filesOf(ctx context.Context, function string) ([]string, error)
 		return files, err
 	}
 	return files, nil
+}
+
+// imageOf is the image of a function, whose root disk its machines have.
+func (d *daemon) imageOf(function string) (image.Image, error) {
+	f, ok := d.node.Function(function)
+	if !ok {
+		return image.Image{}, fmt.Errorf("function %q is gone", function)
+	}
+	img, err := d.images.Get(f.ImageDigest)
+	if err != nil {
+		return img, fmt.Errorf("finding the root disk of %s: %w", function, err)
+	}
+	return img, nil
 }
