@@ -9,9 +9,9 @@ import (
 )
 
 // composed says what of these figures is measured and what is put together.
-const composed = "Composed, without emulation. Measured in real microVMs: which pages a start touches, in which order, and how long the VMM takes until memory can be filled. " +
-	"Measured on this machine: the function's own work, by warm calls of its server in the image's own root. Measured by replay, from a cold page cache: all of it together; a process starts when the VMM would be there, " +
-	"touches the pages, and spends the own work between them, while the policy reads, installs and serves as for a VM, or the kernel does. Not in it: what the guest's kernel and agent compute to wake up."
+const composed = "Composed, no instruction emulated. From real microVMs: which pages a start touches, in which order, and how long the VMM takes until memory can be filled. " +
+	"From this machine: the function's own work, by warm calls of its server in the image's own root. Replayed, from a cold page cache: from the moment at which the VMM would be there a process " +
+	"touches the pages and spends the own work between them, served as a VM is, or by the kernel. Left out: what the guest's kernel and agent compute to wake up."
 
 func showNative(all []Sample) Section {
 	sec := Section{Caveats: []string{composed,
@@ -20,7 +20,7 @@ func showNative(all []Sample) Section {
 	}}
 	plain := where(all, func(s Sample) bool { _, kind := nativeVariant(s.Variant); return kind == nativePlain })
 	sec.Charts = append(sec.Charts, nativeGains(all, "fig8-native-speedup", "How many times faster than mmap, at native speed",
-		"Medians of the ratios within a run. The paper's value is REAP's gain over its vanilla snapshots.",
+		"Medians of the ratios within a run; the paper's value is REAP's gain over its vanilla snapshots. ready process: where a VMM's process waits, which only policies that serve faults can have. "+composed,
 		[]string{"reap", "stream", "reap" + nativeReady, "stream" + nativeReady}, "mmap", true), nativeParts(plain))
 	sec.Tables = append(sec.Tables, nativeTable(all), nativePolicies(plain))
 	sec.Findings = append(sec.Findings, gainFinding(all, "", "", "a cold start", "paper's REAP: 3.7×, from 1.04 to 9.7"),
@@ -106,8 +106,8 @@ func nativeGains(all []Sample, name, title, caption string, variants []string, b
 // nativeParts draws what a cold start is made of.
 func nativeParts(plain []Sample) chart.Chart {
 	c := &chart.Bars{Info: chart.Info{Name: "fig8-native", Title: "A cold start at native speed, by function and policy",
-		Caption: composed + " What waiting for memory adds is the rest of the total; medians."},
-		Unit: "ms", Keys: []chart.Key{{Name: "VMM start", Ink: chart.Sky}, {Name: "own work", Ink: chart.Yellow}, {Name: "waiting for memory", Ink: chart.Orange}}}
+		Caption: composed + " Medians; waiting for memory is the rest of the total."},
+		Unit: "ms", Keys: []chart.Key{{Name: "VMM start, of microVMs", Ink: chart.Sky}, {Name: "own work, on this machine", Ink: chart.Yellow}, {Name: "waiting for memory, replayed", Ink: chart.Orange}}}
 	for _, f := range functionsOf(plain) {
 		g := chart.Group{Label: f}
 		for _, v := range []string{"mmap", "reap", "stream"} {

@@ -75,3 +75,20 @@ func TestNumber(t *testing.T) {
 		t.Error("not a number has no dash")
 	}
 }
+
+// A caption is broken between words, and none is lost.
+func TestWrap(t *testing.T) {
+	text := "Pages that one invocation touched after its restore, all served one by one."
+	lines := wrap(text, 120, small)
+	if len(lines) < 3 || strings.Join(lines, " ") != text {
+		t.Errorf("%q", lines)
+	}
+	for _, l := range lines {
+		if strings.Contains(l, " ") && textWidth(l, small) > 120 {
+			t.Errorf("%q is wider than it may be", l)
+		}
+	}
+	if wrap("", 120, small) != nil {
+		t.Error("a caption that is not there has lines")
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"image/color"
 	"io"
+	"strings"
 	"sync"
 
 	xfont "golang.org/x/image/font"
@@ -29,14 +30,16 @@ func textWidth(s string, size float64) float64 {
 	return float64(f.Width(s))
 }
 
-// PNG writes a chart with its title and legend, dark on white, at twice the
-// pixels of its width.
+// PNG writes a chart with its title, legend and caption, dark on white, at twice
+// the pixels of its width.
 func PNG(w io.Writer, c Chart, width float64) error {
 	const margin = 20.0
 	// The height is known after drawing: once in vain.
 	inner := width - 2*margin
 	top := margin + 24 + DrawLegend(&blank{}, c.Legend(), inner) + 6
-	height := top + c.Draw(&blank{}, inner) + margin
+	bottom := top + c.Draw(&blank{}, inner)
+	caption := wrap(c.About().Caption, inner, small)
+	height := bottom + captionLine*float64(len(caption)) + margin
 	img := vgimg.NewWith(vgimg.UseWH(vg.Length(width), vg.Length(height)), vgimg.UseDPI(144), vgimg.UseBackgroundColor(color.White))
 	p := &raster{c: img, height: height, dx: margin, dy: margin}
 	p.Text(0, 12, c.About().Title, 14, Start, Text, true)
@@ -44,10 +47,32 @@ func PNG(w io.Writer, c Chart, width float64) error {
 	DrawLegend(p, c.Legend(), inner)
 	p.dy = top
 	c.Draw(p, inner)
+	p.dy = bottom
+	for i, line := range caption {
+		p.Text(0, captionLine*float64(i+1), line, small, Start, Muted, false)
+	}
 	if _, err := (vgimg.PngCanvas{Canvas: img}).WriteTo(w); err != nil {
 		return fmt.Errorf("drawing %s: %w", c.About().Name, err)
 	}
 	return nil
+}
+
+// captionLine is the height of a line of a caption.
+const captionLine = 16.0
+
+// wrap breaks a text into lines of a width at most, between words.
+func wrap(text string, width, size float64) (lines []string) {
+	line := ""
+	for _, word := range strings.Fields(text) {
+		if line != "" && textWidth(line+" "+word, size) > width {
+			lines, line = append(lines, line), ""
+		}
+		line = strings.TrimSpace(line + " " + word)
+	}
+	if line != "" {
+		lines = append(lines, line)
+	}
+	return lines
 }
 
 // DrawLegend draws the keys in rows and returns the height that they took.
