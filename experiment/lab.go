@@ -28,6 +28,9 @@ type Host interface {
 	Files(ctx context.Context, function string) ([]string, error)
 	// Source is the memory of its newest snapshot.
 	Source(ctx context.Context, function string) (memory.Source, error)
+	// Recordings is the directory for what is recorded of one of skep's functions, of
+	// its image as it is now under this VMM. Whatever is there stays.
+	Recordings(ctx context.Context, builtin string) (string, error)
 	// VMM is the path of the VMM's program, "" if it is not known.
 	VMM() string
 	// Image is the image of a function.

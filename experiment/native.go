@@ -3,13 +3,11 @@ package experiment
 import (
 	"context"
 	"errors"
-	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/skep-dev/skep/experiment/stat"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/memory/replay"
 	"github.com/skep-dev/skep/memory/workingset"
@@ -107,69 +105,6 @@ type Native struct {
 	Work time.Duration `json:"own_work_ns"`
 }
 
-// recorded is a function as native replays it.
-type recorded struct {
-	source memory.Source                 // its snapshot, with trace and working set of the first input at native speed
-	traces [Inputs + 1]*workingset.Trace // of each input, at native speed
-	work   [Inputs + 1]time.Duration     // the function's own
-	vmm    time.Duration                 // the median start of a VMM
-	ready  time.Duration                 // the same less spawn, which a process that waits has behind it
-}
-
-// recordedNative records all inputs of a function in real microVMs and measures
-// its own work, once.
-func (l *Lab) recordedNative(ctx context.Context, subject string) (*recorded, error) {
-	if r := l.native[subject]; r != nil {
-		return r, nil
-	}
-	name, err := l.Function(ctx, subject, "", nil)
-	if err != nil {
-		return nil, err
-	}
-	r := &recorded{}
-	var vmm, ready []float64
-	var traces [Inputs + 1]*workingset.Trace
-	for input := Inputs; input > 0; input-- { // the first input last: the snapshot keeps its trace
-		s, t, err := l.Trace(ctx, name, input)
-		if err != nil {
-			return nil, err
-		}
-		p := s.Record.Phases
-		vmm, ready = append(vmm, float64(p.Queue+p.Slot+p.Spawn+p.Load)), append(ready, float64(p.Queue+p.Slot+p.Load))
-		traces[input] = t
-	}
-	r.vmm, r.ready = time.Duration(stat.Median(vmm)), time.Duration(stat.Median(ready))
-	if err := l.Quiet(ctx, name); err != nil {
-		return nil, err
-	}
-	img, err := l.Image(name)
-	if err != nil {
-		return nil, err
-	}
-	if r.work, err = ownWork(ctx, img, l.Inputs()); err != nil {
-		return nil, fmt.Errorf("measuring the own work of %s: %w", subject, err)
-	}
-	for input := 1; input <= Inputs; input++ {
-		r.traces[input] = atNativeSpeed(traces[input], r.work[input], 0)
-	}
-	if r.source, err = l.Source(ctx, name); err != nil {
-		return nil, err
-	}
-	if r.source.Dir, err = l.scratch(r.source); err != nil {
-		return nil, err
-	}
-	first := atNativeSpeed(traces[1], r.work[1], recordedFault)
-	if err := workingset.SaveTrace(r.source.Dir, first); err != nil {
-		return nil, err
-	}
-	if err := memory.EnsureSet(r.source, first); err != nil {
-		return nil, err
-	}
-	l.log.Info("recorded", "function", name, "vmm", r.vmm, "own work", r.work[1], "pages", len(first.Touches))
-	l.native[subject] = r
-	return r, nil
-}
-
 // recordedFault is what a page that was served while recording added to the times
 // of a trace, as package memory has it.
 const recordedFault = 20 * time.Microsecond
@@ -198,19 +133,19 @@ func atNativeSpeed(t *workingset.Trace, work, fault time.Duration) *workingset.T
 }
 
 func measureNative(ctx context.Context, l *Lab, p Point) (_ []Sample, err error) {
-	r, err := l.recordedNative(ctx, p.Function)
+	r, err := l.recorded(ctx, p.Function)
 	if err != nil {
 		return nil, err
 	}
 	policy, kind := nativeVariant(p.Variant)
 	o := replay.Options{
-		Sources: []memory.Source{r.source}, Touched: []*workingset.Trace{r.traces[p.Input]}, Table: l.policies(),
-		Policies: []string{policy}, Runs: 1, Cold: l.Set.Cold != ColdNone, NoFloors: true, Work: true, Start: r.vmm,
+		Sources: []memory.Source{r.source}, Touched: []*workingset.Trace{r.touched(p.Input)}, Table: l.policies(),
+		Policies: []string{policy}, Runs: 1, Cold: l.Set.Cold != ColdNone, NoFloors: true, Work: true, Start: r.VMM,
 	}
 	s := Sample{Time: time.Now().UTC(), Replayed: true}
 	switch kind {
 	case nativeReady:
-		o.Start = r.ready
+		o.Start = r.Ready
 	case nativeAlone:
 		o.Start, o.Work, o.NoFloors = 0, false, false
 	case nativeSlow:
@@ -235,7 +170,7 @@ func measureNative(ctx context.Context, l *Lab, p Point) (_ []Sample, err error)
 	s.Replay, s.Floors = &rep.Samples[0], rep.Floors
 	s.Native = &Native{VMM: o.Start}
 	if o.Work {
-		s.Native.Work = r.work[p.Input]
+		s.Native.Work = r.Work[p.Input]
 	}
 	return []Sample{s}, nil
 }

@@ -29,6 +29,10 @@ type planned struct {
 // costs next to nothing: a call's own cost is less than that of one page.
 const pieceLimit = 64
 
+// maxPiece is how many pages that is while the guest faults on pages of the plan
+// each time: what it waits for is among them.
+const maxPiece = 8 * pieceLimit
+
 // newPlan also cuts runs where their contents, laid one after the other, cross
 // from a part that is read at once to the next, so that each lies in one buffer.
 func newPlan(runs []workingset.Run) *plan {

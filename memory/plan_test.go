@@ -39,3 +39,15 @@ func TestParts(t *testing.T) {
 		}
 	}
 }
+
+// The longer the guest is ahead of the plan, the more is installed before it is
+// asked again what it waits for.
+func TestPiecesGrow(t *testing.T) {
+	s := &server{}
+	for turn, want := range []int{pieceLimit, 2 * pieceLimit, 4 * pieceLimit, maxPiece, maxPiece, pieceLimit} {
+		s.ahead = turn%5 != 0
+		if s.nextPiece(); s.piece != want {
+			t.Errorf("turn %d: %d pages, want %d", turn, s.piece, want)
+		}
+	}
+}

@@ -39,6 +39,7 @@ func (s *server) serveFault(ev userfaultfd.Event) (again bool, err error) {
 		s.rec.touch(page, ev.Flags&userfaultfd.FaultWrite != 0)
 	}
 	addr := ev.Address &^ (pageSize - 1)
+	s.ahead = s.ahead || s.plan != nil && s.plan.index(page) >= 0
 	if s.present.has(page) {
 		return s.wake(page, addr)
 	}
@@ -167,7 +168,7 @@ func (s *server) serveFromPlan(page uint32) (served, again bool, err error) {
 func (s *server) installPiece() error {
 	start := time.Now()
 	now := &s.ready[0]
-	for budget := pieceLimit; budget > 0 && now.from < now.to; {
+	for budget := s.piece; budget > 0 && now.from < now.to; {
 		r := &s.plan.runs[now.from]
 		if !r.done {
 			budget -= int(r.Pages)

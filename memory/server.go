@@ -41,6 +41,8 @@ type server struct {
 	zero    []byte // pages of zeros, where the kernel has no zero page; made on first use
 	ready   []span // whose contents are in memory, the first being installed
 	refused uint   // times that the kernel said EAGAIN
+	ahead   bool   // a fault that is being served was on a page of the plan: the guest is ahead of it
+	piece   int    // pages to be installed before events are looked at again
 
 	mu      sync.Mutex
 	queue   []chunk // guarded by mu: waiting for loop
@@ -205,6 +207,7 @@ func (s *server) turn() error {
 			return err
 		}
 	}
+	s.nextPiece()
 	switch {
 	case len(s.ready) > 0:
 		return s.installPiece()
@@ -212,6 +215,17 @@ func (s *server) turn() error {
 		return s.installBlock()
 	}
 	return nil
+}
+
+// nextPiece says how much is installed before the next look at the events: twice as
+// much each time that the guest was ahead of the plan, so that it does not stay so.
+func (s *server) nextPiece() {
+	if s.ahead {
+		s.piece = min(2*max(s.piece, pieceLimit), maxPiece)
+	} else {
+		s.piece = pieceLimit
+	}
+	s.ahead = false
 }
 
 // takeWork moves what was queued to the plan. Contents become usable for

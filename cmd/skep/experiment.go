@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -228,13 +231,29 @@ func (h *labHost) Files(ctx context.Context, function string) ([]string, error) 
 	return h.p.d.filesOf(ctx, function)
 }
 
-func (h *labHost) Deploy(ctx context.Context, builtin string, f api.Function) (err error) {
+// image makes the image of a built-in function, once.
+func (h *labHost) image(ctx context.Context, builtin string) (ref string, err error) {
 	if h.images[builtin] == "" {
-		if h.images[builtin], err = h.c.localImage(ctx, "functions/"+builtin); err != nil {
-			return err
-		}
+		h.images[builtin], err = h.c.localImage(ctx, "functions/"+builtin)
 	}
-	f.Image = h.images[builtin]
+	return h.images[builtin], err
+}
+
+// Recordings is named by what the recording depends on: the image's reference has a
+// digest of its contents.
+func (h *labHost) Recordings(ctx context.Context, builtin string) (string, error) {
+	ref, err := h.image(ctx, builtin)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256([]byte(ref + "\n" + h.p.version.VMM))
+	return filepath.Join(h.p.d.cfg.DataDir, "recordings", builtin+"-"+hex.EncodeToString(sum[:6])), nil
+}
+
+func (h *labHost) Deploy(ctx context.Context, builtin string, f api.Function) (err error) {
+	if f.Image, err = h.image(ctx, builtin); err != nil {
+		return err
+	}
 	_, err = h.p.client.Deploy(ctx, f, nil)
 	return err
 }
