@@ -38,9 +38,10 @@ const (
 
 // Images that are in the cluster's containerd; no registry has them.
 const (
-	PauseImage = "skep.local/pause:v1"
-	DNSImage   = "skep.local/coredns:v1"
-	HelloImage = "skep.local/hello:v1"
+	PauseImage   = "skep.local/pause:v1"
+	DNSImage     = "skep.local/coredns:v1"
+	HelloImage   = "skep.local/hello:v1"
+	metricsImage = "skep.local/metrics-server:v1"
 )
 
 // Options of a cluster.
@@ -60,6 +61,8 @@ type Options struct {
 	Bare bool
 	// Traces has a collector run on the node, to which all that can be traced sends spans.
 	Traces bool
+	// Metrics has metrics-server in the cluster, for kubectl top.
+	Metrics bool
 	// Step is told what is being done; nil is allowed.
 	Step func(step string)
 }

@@ -40,7 +40,7 @@ func (c *Cluster) writeFiles() error {
 	}
 	data := map[string]string{
 		"Dir": c.dir, "Cgroup": c.Cgroup(), "NodeName": nodeName, "PodCIDR": podCIDR, "DNSIP": dnsIP,
-		"PauseImage": PauseImage, "DNSImage": DNSImage, "CNI": cni, "Collector": "",
+		"PauseImage": PauseImage, "DNSImage": DNSImage, "MetricsImage": metricsImage, "CNI": cni, "Collector": "",
 	}
 	if c.traces() {
 		data["Collector"] = collectorGRPC
@@ -48,6 +48,7 @@ func (c *Cluster) writeFiles() error {
 	for name, to := range map[string]string{
 		"kubelet.yaml": "etc/kubelet.yaml", "kube-proxy.yaml": "etc/kube-proxy.yaml", "objects.yaml": "etc/objects.yaml",
 		"cni.conflist": "etc/cni.conflist", "otelcol.yaml": "etc/otelcol.yaml", "containerd.toml": "etc/containerd.toml", "audit.yaml": "etc/audit.yaml",
+		metricsFile: "etc/" + metricsFile,
 	} {
 		b, err := render(name, data)
 		if err != nil {

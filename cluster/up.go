@@ -62,8 +62,16 @@ func (c *Cluster) Up(ctx context.Context) error {
 	} else if out, err := c.Command(ctx, c.install()...).CombinedOutput(); err != nil {
 		return fmt.Errorf("installing skep in the node: %w: %s", err, out)
 	}
-	if err := c.settle(ctx, paths); err != nil || knative == "" {
+	if err := c.settle(ctx, paths); err != nil {
 		return err
+	}
+	if c.opts.Metrics {
+		if err := c.Metrics(ctx); err != nil {
+			return err
+		}
+	}
+	if knative == "" {
+		return nil
 	}
 	return c.knative(ctx, knative)
 }

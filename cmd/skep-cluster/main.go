@@ -115,6 +115,7 @@ programs and manifests, Knative Serving runs there too.`,
 	}
 	cmd.Flags().BoolVar(&o.Bare, "bare", false, "leave skep out of the node: to install it as on any other (deploy/)")
 	cmd.Flags().BoolVar(&o.Traces, "traces", false, "run a collector on the node, and have kubelet, containerd, skep and Knative send it their spans")
+	cmd.Flags().BoolVar(&o.Metrics, "metrics", false, "have metrics-server there, too, for kubectl top")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "say it as JSON")
 	return cmd
 }

@@ -107,7 +107,7 @@ func TestDrain(t *testing.T) {
 // A pod whose log outgrows its limit of storage is evicted by the kubelet.
 func TestStorageEviction(t *testing.T) {
 	n := onNodeOfAll(t)
-	n.apply(with(pod("fills", nil, "resources: {limits: {ephemeral-storage: 1Mi}}", "serve", "8080"), "restartPolicy: Never"))
+	n.apply(pod("fills", nil, "resources: {limits: {ephemeral-storage: 1Mi}}", "serve", "8080"))
 	n.ready("fills")
 	n.answers(fmt.Sprintf("http://%s:8080/burst/%d", n.get("pod/fills", ".status.podIP"), 4<<20), "")
 	n.becomes("pod/fills", ".status.reason", "Evicted")
@@ -121,7 +121,7 @@ func TestStorageEviction(t *testing.T) {
 // A node that is short of memory evicts a microVM for what its guest holds.
 func TestPressureEviction(t *testing.T) {
 	n := onNodeOfAll(t)
-	n.apply(with(pod("holds", nil, "resources: {limits: {memory: 160Mi}, requests: {memory: 1Mi}}", "hold", "100"), "restartPolicy: Never"))
+	n.apply(pod("holds", nil, "resources: {limits: {memory: 160Mi}, requests: {memory: 1Mi}}", "hold", "100"))
 	n.becomes("pod/holds", ".status.phase", "Running")
 	n.eventually("what it says", "holds 100\n", func() (string, error) { return n.try("", "logs", "holds") })
 
