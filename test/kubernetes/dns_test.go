@@ -44,7 +44,11 @@ spec:
 	}
 	file := func(pod, container, path string) string {
 		n.Helper()
-		return n.kubectl("exec", pod, "-c", container, "--", "/bin/cat", path)
+		text := n.kubectl("exec", pod, "-c", container, "--", "/bin/cat", path)
+		if strings.TrimSpace(text) == "" {
+			return "" // a guest has an empty line for nothing
+		}
+		return text
 	}
 	for _, name := range []string{"cluster-first", "of-the-node", "of-its-own"} {
 		for _, path := range []string{"/etc/resolv.conf", "/etc/hosts", "/etc/hostname"} {
