@@ -146,8 +146,10 @@ func TestPressureEviction(t *testing.T) {
 	})
 	// What is evicted hard is taken from what pods may ask for, and this one would be refused.
 	set(string(config) + "evictionSoft: {memory.available: 99%}\nevictionSoftGracePeriod: {memory.available: 1s}\nevictionMaxPodGracePeriod: 5\n")
-	n.becomes("pod/holds", ".status.reason", "Evicted")
-	out := n.get("pod/holds", ".status.message")
+	// It ends with 0 when it is told to, so that it is no failed pod, but an evicted one.
+	const condition = `.status.conditions[?(@.type=="DisruptionTarget")]`
+	n.becomes("pod/holds", condition+".reason", "TerminationByKubelet")
+	out := n.get("pod/holds", condition+".message")
 	t.Log(out)
 	if !strings.Contains(out, "The node was low on resource: memory") || !strings.Contains(out, "Container app was using ") {
 		t.Errorf("it is evicted for %q", out)

@@ -8,8 +8,12 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
 	"github.com/skep-dev/skep/cluster"
 	"github.com/skep-dev/skep/deploy"
+	"github.com/skep-dev/skep/shim/shimtest"
 )
 
 // secondNode is the name of the node that second starts.
@@ -28,14 +32,21 @@ func (n *node) second() {
 
 	config := n.inNode("cat /etc/containerd/config.toml")
 	config = strings.Replace(config, "version = 2\n", fmt.Sprintf("version = 2\nroot = %q\nstate = %q\n", dir+"/root", dir+"/state"), 1)
+	config = strings.Replace(config, cluster.PauseImage, image, 1) // which pauses, without arguments
 	config = strings.Replace(config, `"/etc/cni/net.d"`, fmt.Sprintf("%q", dir+"/cni"), 1)
 	n.write(dir+"/containerd.toml", config+fmt.Sprintf("\n[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n", socket, socket+".ttrpc"))
 	n.write(dir+"/cni/10-pods.conflist", strings.NewReplacer("10.244.0.0/24", "10.244.1.0/24", `"name": "pods"`, `"name": "pods-of-the-second"`).Replace(n.inNode("cat /etc/cni/net.d/10-pods.conflist")))
 	n.start(dir, "containerd", n.c.Dir()+"/bin/containerd", "--config", dir+"/containerd.toml")
-	for _, ref := range []string{cluster.PauseImage, image} {
-		n.inNode(`until ctr -a "$1" version >/dev/null 2>&1; do sleep 0.1; done
-			ctr -n k8s.io images export "$2" "$3" && ctr -a "$1" -n k8s.io images import "$2" && rm "$2"`, socket, dir+"/image.tar", ref)
+	archive := filepath.Join(dir, "image.tar")
+	tag, err := name.NewTag(image)
+	if err == nil {
+		err = tarball.WriteToFile(archive, tag, shimtest.Probe(n.T))
 	}
+	if err != nil {
+		n.Fatal(err)
+	}
+	n.inNode(`until ctr -a "$1" version >/dev/null 2>&1; do sleep 0.1; done
+		ctr -a "$1" -n k8s.io images import "$2" && rm "$2"`, socket, archive)
 
 	b, err := os.ReadFile(n.c.Dir() + "/etc/kubelet.yaml")
 	if err != nil {
