@@ -147,7 +147,7 @@ func (n *node) top(holds usage) {
 	of := func(what ...string) (milliCPU, mib int) {
 		n.Helper()
 		n.eventually("whether top has "+strings.Join(what, " "), "true", func() (string, error) {
-			out, err := n.try("", append([]string{"top", "--no-headers"}, what...)...)
+			out, err := n.try("", append(append([]string{"top"}, what...), "--no-headers")...)
 			if err != nil {
 				return "", err
 			}
