@@ -49,7 +49,7 @@ type Provider struct {
 // that ends waits.
 const (
 	sendLimit  = 2 * time.Second
-	closeLimit = 500 * time.Millisecond
+	closeLimit = 2 * time.Second
 )
 
 // Open begins to send spans, if somebody has said where to. It asks nobody.
