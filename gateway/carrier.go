@@ -104,7 +104,7 @@ func (x *exchange) carry(req *http.Request) (*http.Response, error) {
 			}
 		},
 	}
-	rctx := x.traceRequest(req.Context(), req)
+	rctx := x.traceRequest(req.Context(), req, began)
 	ctx := httptrace.WithClientTrace(rctx, trace)
 	resp, err := x.lease.Transport(wantsH2(req)).RoundTrip(req.WithContext(ctx))
 	if err != nil {

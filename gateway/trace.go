@@ -32,12 +32,13 @@ func (g *Gateway) trace(ctx context.Context, r *http.Request, x *exchange) conte
 	return ctx
 }
 
-// traceRequest begins the span of what an instance is sent, and tells it so.
-func (x *exchange) traceRequest(ctx context.Context, req *http.Request) context.Context {
-	ctx, x.request = tracing.Start(ctx, "request", tracing.Instance.String(x.lease.Instance()))
-	if !x.request.SpanContext().IsValid() {
+// traceRequest begins the span of what an instance is sent, from then on, and tells it so.
+func (x *exchange) traceRequest(ctx context.Context, req *http.Request, began time.Time) context.Context {
+	if !x.span.SpanContext().IsValid() {
 		return ctx
 	}
+	ctx, x.request = x.span.TracerProvider().Tracer(tracing.Scope).Start(ctx, "request", trace.WithSpanKind(trace.SpanKindClient), trace.WithTimestamp(began),
+		trace.WithAttributes(tracing.Instance.String(x.lease.Instance())))
 	x.requested = ctx
 	tracing.Propagator.Inject(ctx, propagation.HeaderCarrier(req.Header))
 	return ctx

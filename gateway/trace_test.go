@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"go.opentelemetry.io/otel/codes"
+	sdk "go.opentelemetry.io/otel/sdk/trace"
 
 	"github.com/skep-dev/skep/internal/tracing/tracingtest"
 )
@@ -47,6 +48,11 @@ func TestTrace(t *testing.T) {
 		t.Errorf("the function gets %q, want %q", got, want)
 	}
 	p := rec.Phases
+	for _, s := range all {
+		if above := all[strings.TrimSuffix(pathOf(all, s), "/"+s.Name())]; above != s && (s.StartTime().Before(above.StartTime()) || s.EndTime().After(above.EndTime())) {
+			t.Errorf("%s is not within %s", s.Name(), above.Name())
+		}
+	}
 	for name, d := range map[string]any{"connect": p.Connect, "process": p.Process, "stream": p.Stream} {
 		s := all["GET fn/request/"+name]
 		if s == nil || any(tracingtest.Took(s)) != d {
@@ -79,6 +85,15 @@ func TestTraceOfFailure(t *testing.T) {
 	if !slices.Equal(got, []string{traceparent}) {
 		t.Errorf("the function gets %q", got)
 	}
+}
+
+func pathOf(all map[string]sdk.ReadOnlySpan, of sdk.ReadOnlySpan) string {
+	for path, s := range all {
+		if s == of {
+			return path
+		}
+	}
+	return ""
 }
 
 func send(t *testing.T, url, traceparent string) {
