@@ -39,10 +39,10 @@ type beginning struct {
 	writing *sync.WaitGroup // all that is written
 }
 
-func (o *opener) beginning() beginning {
+func (o *opener) beginning(at time.Time) beginning {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
-	return beginning{id: hex.EncodeToString(id[:]), at: time.Now(), journal: journal.Of(o.cfg.DataDir), disks: rootdisk.Maker{Address: o.address, Namespace: o.namespace}, writing: &o.writing}
+	return beginning{id: hex.EncodeToString(id[:]), at: at, journal: journal.Of(o.cfg.DataDir), disks: rootdisk.Maker{Address: o.address, Namespace: o.namespace}, writing: &o.writing}
 }
 
 // recorded writes the record of the start, once; err is why it has failed. It may be

@@ -85,12 +85,13 @@ type opener struct {
 	writing            sync.WaitGroup // records
 }
 
-// open makes a container, up to where its own process can be started. When it
-// fails nothing is left.
-func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *specs.Spec, c container) (_ *room, err error) {
+// open makes a container, up to where its own process can be started; it was called for
+// then. When it fails nothing is left.
+func (o *opener) open(ctx context.Context, q *taskapi.CreateTaskRequest, spec *specs.Spec, c container, called time.Time) (_ *room, err error) {
 	r := &room{id: q.ID, bundle: q.Bundle, spec: spec, container: c, log: o.log.With("container", q.ID), events: o.events, execs: map[string]*proc{},
-		host: o.host, over: make(chan struct{}), ending: make(chan struct{}), begun: o.beginning(), tracer: o.spans.Tracer(tracing.Scope)}
-	ctx, call := r.traces(ctx, "create")
+		host: o.host, over: make(chan struct{}), ending: make(chan struct{}), begun: o.beginning(called), tracer: o.spans.Tracer(tracing.Scope)}
+	ctx, call := r.traces(ctx, "create", trace.WithTimestamp(called))
+	r.steps.over(ctx, "open", called)
 	r.begun.trace = tracing.ID(ctx)
 	defer func() {
 		r.steps.end(err)

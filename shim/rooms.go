@@ -181,6 +181,7 @@ func inherit(spec *specs.Spec, sysctls map[string]string) {
 
 func (s *rooms) Create(ctx context.Context, q *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	untidy()
+	called := time.Now()
 	if q.Checkpoint != "" {
 		return nil, asked(q.ID, &refusal{errors.New("a microVM does not start from a checkpoint of CRIU's")})
 	}
@@ -200,7 +201,7 @@ func (s *rooms) Create(ctx context.Context, q *taskapi.CreateTaskRequest) (*task
 	if err != nil {
 		return nil, asked(q.ID, err)
 	}
-	r, err := o.open(ctx, q, spec, c)
+	r, err := o.open(ctx, q, spec, c, called)
 	if err != nil {
 		return nil, asked(q.ID, err)
 	}

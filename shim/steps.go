@@ -44,6 +44,15 @@ func (s *steps) end(err error) {
 	s.span = nil
 }
 
+// over notes a step that has been until now.
+func (s *steps) over(ctx context.Context, name string, began time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	step := api.Step{Name: name, Began: began, Took: time.Since(began)}
+	s.done = append(s.done, step)
+	tracing.Part(ctx, name, began, step.Took)
+}
+
 func (s *steps) all() []api.Step {
 	s.mu.Lock()
 	defer s.mu.Unlock()

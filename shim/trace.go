@@ -47,14 +47,15 @@ func (c carrier) Keys() []string { return slices.Collect(maps.Keys(c)) }
 
 // traces begins the span of a call of containerd's that is a part of the container's
 // start.
-func (r *room) traces(ctx context.Context, call string) (context.Context, trace.Span) {
+func (r *room) traces(ctx context.Context, call string, o ...trace.SpanStartOption) (context.Context, trace.Span) {
+	o = append(o, trace.WithAttributes(r.attributes()...))
 	if !trace.SpanContextFromContext(ctx).IsValid() {
 		if r.root == nil {
-			_, r.root = r.tracer.Start(ctx, "start container", trace.WithAttributes(r.attributes()...))
+			_, r.root = r.tracer.Start(ctx, "start container", o...)
 		}
 		ctx = trace.ContextWithSpan(ctx, r.root)
 	}
-	return r.tracer.Start(ctx, call, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(r.attributes()...))
+	return r.tracer.Start(ctx, call, append(o, trace.WithSpanKind(trace.SpanKindServer))...)
 }
 
 // tracedWhole ends the container's own trace, if it has one: its start is over.

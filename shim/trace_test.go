@@ -43,7 +43,9 @@ func TestTraceOfACall(t *testing.T) {
 func TestTraceOfAStart(t *testing.T) {
 	spans := tracingtest.Record(t)
 	r := &room{id: "c", spec: &specs.Spec{}, tracer: spans.Tracer(tracing.Scope)}
-	ctx, create := r.traces(t.Context(), "create")
+	called := time.Now().Add(-time.Second)
+	ctx, create := r.traces(t.Context(), "create", trace.WithTimestamp(called))
+	r.steps.over(ctx, "open", called)
 	r.steps.next(ctx, "disk")
 	step := r.steps.next(ctx, "guest")
 	tracing.Part(step, "spawn", time.Now(), time.Millisecond)
@@ -57,7 +59,7 @@ func TestTraceOfAStart(t *testing.T) {
 	r.tracedWhole(why)
 	all := spans.Names()
 	root := all["start container"]
-	for _, name := range []string{"create", "create/disk", "create/guest", "create/guest/spawn", "start", "start/clone"} {
+	for _, name := range []string{"create", "create/open", "create/disk", "create/guest", "create/guest/spawn", "start", "start/clone"} {
 		s := all["start container/"+name]
 		if s == nil || s.SpanContext().TraceID() != root.SpanContext().TraceID() || s.StartTime().Before(root.StartTime()) {
 			t.Errorf("%s is %v", name, s)
@@ -70,7 +72,7 @@ func TestTraceOfAStart(t *testing.T) {
 	for _, s := range r.steps.all() {
 		names = append(names, s.Name)
 	}
-	if !slices.Equal(names, []string{"disk", "guest", "clone"}) {
+	if !slices.Equal(names, []string{"open", "disk", "guest", "clone"}) {
 		t.Errorf("the record has steps %v", names)
 	}
 	// With one of containerd's there is none of its own.
