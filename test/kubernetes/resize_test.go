@@ -30,6 +30,7 @@ resizePolicy: [{resourceName: memory, restartPolicy: RestartContainer}]
 	n.ready("resized")
 	n.ready("keeps")
 	url := "http://" + n.get("pod/resized", ".status.podIP") + ":8080"
+	n.answers(url, "hello")
 	was, err := fetch(n.client(), url+"/start")
 	if err != nil {
 		t.Fatal(err)
@@ -49,6 +50,7 @@ resizePolicy: [{resourceName: memory, restartPolicy: RestartContainer}]
 	n.answers(url+"/touch/80", "touched 80") // more than the limit that it had
 
 	url = "http://" + n.get("pod/keeps", ".status.podIP") + ":8080/start"
+	n.answers(strings.TrimSuffix(url, "start"), "hello")
 	if was, err = fetch(n.client(), url); err != nil {
 		t.Fatal(err)
 	}
