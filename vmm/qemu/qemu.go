@@ -60,7 +60,7 @@ type probed struct {
 
 // hardware names the machine that args.go describes. Its number changes with
 // every change there that device state depends on.
-const hardware = "q35 skep-2"
+const hardware = "q35 skep-3"
 
 // overhead of a machine, as measured (docs/vmm.md). Under TCG most of it is the
 // cache of translated code, which a guest that does ever new things fills.

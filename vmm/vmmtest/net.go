@@ -103,3 +103,49 @@ func ask(ctx context.Context, t testing.TB, netns string) string {
 	})
 	return line
 }
+
+// ear hears what a guest sends.
+type ear int
+
+// listen begins to hear what comes by the namespace's tap.
+func listen(t testing.TB, netns string) (e ear) {
+	t.Helper()
+	onThread(t, func() error {
+		ns, err := os.Open(netns)
+		if err != nil {
+			return err
+		}
+		defer ns.Close()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ARP)))
+		e = ear(fd)
+		return err
+	})
+	t.Cleanup(func() { _ = unix.Close(int(e)) })
+	return e
+}
+
+func htons(n uint16) uint16 { return n<<8 | n>>8 }
+
+// announcements counts the ARP packets heard in which a guest tells its own address,
+// unasked: sender and target are the same.
+func (e ear) announcements(t testing.TB) (n int) {
+	t.Helper()
+	const sender, target, end = 14, 24, 28 // where the addresses are
+	b := make([]byte, 64)
+	for {
+		size, from, err := unix.Recvfrom(int(e), b, 0)
+		if err == unix.EAGAIN {
+			return n
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		link, ok := from.(*unix.SockaddrLinklayer)
+		if ok && link.Pkttype != unix.PACKET_OUTGOING && size >= end && string(b[sender:sender+4]) == string(b[target:end]) {
+			n++
+		}
+	}
+}

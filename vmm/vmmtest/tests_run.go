@@ -109,6 +109,7 @@ func (s *suite) testNetwork(t *testing.T) {
 	h = s.host(t)
 	h.NetNS, h.Tap = newNetNS(t), tapName
 	r := s.restore(t, h, s.config, state, vmm.Memory{File: memory})
+	heard := listen(t, h.NetNS)
 	answer := make(chan string, 1)
 	go func() { answer <- ask(ctx, t, h.NetNS) }()
 	if err := r.Resume(ctx); err != nil {
@@ -116,6 +117,10 @@ func (s *suite) testNetwork(t *testing.T) {
 	}
 	if got := <-answer; !strings.HasPrefix(got, "tick ") {
 		t.Errorf("the clone answers %q", got)
+	}
+	// Nobody has asked where it is, and to say it takes time that its answer needs.
+	if n := heard.announcements(t); n > 0 {
+		t.Errorf("the clone has announced itself %d times", n)
 	}
 }
 
