@@ -71,7 +71,8 @@
 // to who attaches next, until the host has noted it.
 //
 // The agent says hello on each connection, and answers each frame of the host
-// with one done, in order; but each time with a clock. Numbers are little-endian. Unknown kinds, fields and
+// with one done, in order; but each time with a clock. The host need not wait for
+// the hello: to a restored guest it sends the clone message first. Numbers are little-endian. Unknown kinds, fields and
 // lengths above the limit end the connection. What is on the way of every cold
 // start (hello, clone, done) is not JSON: the guest would have to page in, and
 // an emulator to translate, all code that reads it.

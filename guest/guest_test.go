@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// connect makes a session whose other end, the agent, the test plays.
-func connect(t *testing.T, logs func(string, []byte)) (s *Session, agentEnd net.Conn) {
+// newSession makes a session whose other end, the agent, the test plays.
+func newSession(t *testing.T, logs func(string, []byte)) (s *Session, agentEnd net.Conn) {
 	t.Helper()
 	host, agentEnd := net.Pipe()
 	go WriteFrame(agentEnd, KindHello, Hello{Version: "7"}.Encode())
@@ -42,7 +42,7 @@ func answer(t *testing.T, c net.Conn, want Kind, problem string) {
 }
 
 func TestQuestionsAndAnswers(t *testing.T) {
-	s, agent := connect(t, nil)
+	s, agent := newSession(t, nil)
 	if s.Version() != "7" {
 		t.Errorf("version %q", s.Version())
 	}
@@ -66,7 +66,7 @@ func TestQuestionsAndAnswers(t *testing.T) {
 }
 
 func TestExitEndsWaitingForReady(t *testing.T) {
-	s, agent := connect(t, nil)
+	s, agent := newSession(t, nil)
 	go WriteJSON(agent, KindExit, Exit{Status: "exit status 3"})
 	if err := s.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "exit status 3") {
 		t.Errorf("error %v", err)
@@ -75,7 +75,7 @@ func TestExitEndsWaitingForReady(t *testing.T) {
 }
 
 func TestLostAgent(t *testing.T) {
-	s, agent := connect(t, nil)
+	s, agent := newSession(t, nil)
 	agent.Close()
 	<-s.Exited()
 	if err := s.ExitErr(); !errors.Is(err, ErrLost) {
@@ -111,7 +111,7 @@ func TestHostileFrames(t *testing.T) {
 		"data after it": append([]byte{14, 0, 0, 0, byte(KindDropped)}, `{"bytes":1} {}`...),
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, agent := connect(t, nil)
+			s, agent := newSession(t, nil)
 			go agent.Write(frame)
 			<-s.Exited()
 			if err := s.ExitErr(); !errors.Is(err, ErrLost) {
@@ -169,7 +169,7 @@ func TestPrepareClosesTheConnection(t *testing.T) {
 // TestCancelledQuestion ends the connection: its answer must not be taken for
 // another's.
 func TestCancelledQuestion(t *testing.T) {
-	s, agent := connect(t, nil)
+	s, agent := newSession(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		ReadFrame(agent, FromHost, nil)
@@ -283,5 +283,49 @@ func TestFramesOfBothSidesAreBounded(t *testing.T) {
 		if err := WriteFrame(&b, k, make([]byte, most+1)); err == nil || b.Len() > 0 {
 			t.Errorf("kind %d: %d bytes are written, %v", k, b.Len(), err)
 		}
+	}
+}
+
+// A restored guest finds the message that it is a clone when it asks for it, and is
+// told the time after its answer.
+func TestConnectClone(t *testing.T) {
+	for _, problem := range []string{"", "no entropy"} {
+		host, agent := net.Pipe()
+		c := Clone{Instance: "i-1", UnixNano: 5, Entropy: []byte("random")}
+		var told sync.WaitGroup
+		told.Go(func() {
+			k, p, err := ReadFrame(agent, FromHost, nil) // it has not greeted yet
+			if got, derr := DecodeClone(p); k != KindClone || err != nil || derr != nil || !reflect.DeepEqual(got, c) {
+				t.Errorf("first it is sent %d, %+v, %v, %v", k, got, err, derr)
+			}
+			if err := errors.Join(WriteFrame(agent, KindHello, Hello{Version: "7"}.Encode()), WriteFrame(agent, KindDone, []byte(problem))); err != nil {
+				t.Error(err)
+			}
+			if problem == "" {
+				answerTime(t, agent)
+			}
+		})
+		s, err := ConnectClone(t.Context(), host, func(string, []byte) {}, c)
+		told.Wait()
+		if problem != "" {
+			if err == nil || !strings.Contains(err.Error(), problem) {
+				t.Errorf("its error is lost: %v", err)
+			}
+			if _, err := host.Read(make([]byte, 1)); !errors.Is(err, io.ErrClosedPipe) {
+				t.Errorf("the connection is open: %v", err)
+			}
+			continue
+		}
+		if err != nil || s.Version() != "7" {
+			t.Fatalf("%v", err)
+		}
+		s.Close()
+		agent.Close()
+	}
+	// What it cannot hold is not sent.
+	host, agent := net.Pipe()
+	defer agent.Close()
+	if _, err := ConnectClone(t.Context(), host, nil, Clone{Instance: strings.Repeat("x", 1<<16)}); err == nil || !strings.Contains(err.Error(), "instance") {
+		t.Errorf("error %v", err)
 	}
 }

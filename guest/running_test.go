@@ -271,7 +271,7 @@ func TestCloneNames(t *testing.T) {
 		}
 	}
 	c.Hosts = strings.Repeat("x", 1<<16)
-	s, _ := connect(t, nil)
+	s, _ := newSession(t, nil)
 	if err := s.Clone(t.Context(), c); err == nil || !strings.Contains(err.Error(), "hosts") {
 		t.Errorf("hosts of 64 KiB: %v", err)
 	}

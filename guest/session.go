@@ -64,13 +64,43 @@ var _ io.Closer = (*Session)(nil)
 // slow logs slows nobody but the log: what the agent cannot hold is dropped,
 // and the log says how much.
 func Connect(ctx context.Context, conn net.Conn, logs func(stream string, line []byte)) (*Session, error) {
+	return connect(ctx, conn, logs, nil)
+}
+
+// ConnectClone is Connect, and then Clone with c, for a guest that was restored. The
+// message is sent ahead of the agent's greeting: it is there when the agent asks for
+// it, which then needs not be woken once more.
+func ConnectClone(ctx context.Context, conn net.Conn, logs func(stream string, line []byte), c Clone) (_ *Session, err error) {
+	if err := c.validate(); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	s, err := connect(ctx, conn, logs, c.Encode())
+	if err != nil {
+		return nil, err
+	}
+	if err := s.hear(ctx, answerLimit, func() error { return nil }); err != nil {
+		return nil, errors.Join(fmt.Errorf("telling the guest that it is a clone: %w", err), s.Close())
+	}
+	s.keepClock()
+	return s, nil
+}
+
+// connect sends the payload of a Clone first, if there is one.
+func connect(ctx context.Context, conn net.Conn, logs func(stream string, line []byte), clone []byte) (*Session, error) {
 	ctx, cancel := context.WithTimeout(ctx, helloLimit)
 	defer cancel()
 	s := &Session{conn: conn, logs: logs, done: make(chan string, 1), clock: make(chan int64, 1),
 		ready: make(chan struct{}), exit: make(chan struct{}), read: make(chan struct{})}
 	r := bufio.NewReaderSize(conn, headLen+maxText)
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	h, err := readHello(r)
+	var err error
+	if clone != nil {
+		err = WriteFrame(conn, KindClone, clone)
+	}
+	var h Hello
+	if err == nil {
+		h, err = readHello(r)
+	}
 	if !stop() {
 		err = ctx.Err()
 	}
@@ -216,16 +246,21 @@ func (s *Session) Close() error {
 // that, so does the connection: the answer might come after all, and be taken
 // for another question's.
 func (s *Session) ask(ctx context.Context, k Kind, payload []byte, limit time.Duration) error {
+	if most := FromHost(k); len(payload) > most { // the connection is as good as before
+		return fmt.Errorf("a message of %d bytes for the agent: at most %d are allowed", len(payload), most)
+	}
+	return s.hear(ctx, limit, func() error { return WriteFrame(s.conn, k, payload) })
+}
+
+// hear waits for the answer to what is sent.
+func (s *Session) hear(ctx context.Context, limit time.Duration, send func() error) error {
 	s.call.Lock()
 	defer s.call.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { s.conn.Close() })
 	defer stop()
-	if most := FromHost(k); len(payload) > most { // the connection is as good as before
-		return fmt.Errorf("a message of %d bytes for the agent: at most %d are allowed", len(payload), most)
-	}
-	err := WriteFrame(s.conn, k, payload)
+	err := send()
 	if err == nil {
 		select {
 		case d := <-s.done:

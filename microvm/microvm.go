@@ -32,16 +32,25 @@ var (
 
 // Starter starts microVMs: it is what all those of a process have in common.
 type Starter struct {
-	VMM vmm.VMM
-	// Connect greets the agent at the other end of conn, which it owns from then
-	// on. It calls logs for each line of the server, never two at once.
-	Connect func(ctx context.Context, conn net.Conn, logs LogFunc) (Agent, error)
+	VMM     vmm.VMM
+	Connect ConnectFunc
 	Log     *slog.Logger
 }
 
+// ConnectFunc greets the agent at the other end of conn, which it owns from then on,
+// and tells it that it is that clone, unless nil. It calls logs for each line of the
+// server, never two at once.
+type ConnectFunc func(ctx context.Context, conn net.Conn, logs LogFunc, c *guest.Clone) (Agent, error)
+
 // Connect is what Starter's usually is.
-func Connect(ctx context.Context, conn net.Conn, logs LogFunc) (Agent, error) {
-	s, err := guest.Connect(ctx, conn, logs)
+func Connect(ctx context.Context, conn net.Conn, logs LogFunc, c *guest.Clone) (Agent, error) {
+	var s *guest.Session
+	var err error
+	if c == nil {
+		s, err = guest.Connect(ctx, conn, logs)
+	} else {
+		s, err = guest.ConnectClone(ctx, conn, logs, *c)
+	}
 	if err != nil {
 		return nil, err // a nil *guest.Session would be no nil Agent
 	}

@@ -77,14 +77,19 @@ func (s *stage) left() string {
 }
 
 func (s *stage) starter() *Starter {
-	return &Starter{VMM: stageVMM{s}, Log: slog.New(slog.DiscardHandler), Connect: func(_ context.Context, c net.Conn, logs LogFunc) (Agent, error) {
-		if err := s.step("greet"); err != nil {
+	return &Starter{VMM: stageVMM{s}, Log: slog.New(slog.DiscardHandler), Connect: func(ctx context.Context, c net.Conn, logs LogFunc, clone *guest.Clone) (Agent, error) {
+		a := &stageAgent{s, c}
+		err := s.step("greet")
+		if err == nil && clone != nil {
+			err = a.Clone(ctx, *clone)
+		}
+		if err != nil {
 			c.Close()
 			return nil, err
 		}
 		s.hold("agent", 1)
 		s.logs = logs
-		return &stageAgent{s, c}, nil
+		return a, nil
 	}}
 }
 

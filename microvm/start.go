@@ -122,7 +122,7 @@ func (s *Starter) boot(ctx context.Context, v *VM, spec BootSpec) error {
 	if err != nil {
 		return fmt.Errorf("waiting for the guest's agent: %w", err)
 	}
-	if err := s.greet(ctx, v, conn); err != nil {
+	if err := s.greet(ctx, v, conn, nil); err != nil {
 		return err
 	}
 	v.phases.Boot = m.Timings().Load + time.Since(began)
@@ -240,13 +240,12 @@ func (s *Starter) resume(ctx context.Context, v *VM, held bool) error {
 			return fmt.Errorf("waiting for the guest's agent: %w", err)
 		}
 	}
-	if err := s.greet(ctx, v, conn); err != nil {
-		return err
-	}
+	var clone *guest.Clone
 	if !held {
-		if err := v.clone(ctx, guest.Names{}, nil); err != nil {
-			return err
-		}
+		clone = v.cloneMessage(guest.Names{}, nil)
+	}
+	if err := s.greet(ctx, v, conn, clone); err != nil {
+		return err
 	}
 	v.phases.Clone = time.Since(began)
 	tracing.Part(ctx, "clone", began, v.phases.Clone)
@@ -259,15 +258,14 @@ func (s *Starter) resume(ctx context.Context, v *VM, held bool) error {
 func (v *VM) Clone(ctx context.Context, n guest.Names, files []guest.File) error {
 	ctx, stop := v.guard(ctx)
 	defer stop()
-	return v.clone(ctx, n, files)
-}
-
-func (v *VM) clone(ctx context.Context, n guest.Names, files []guest.File) error {
-	c := guest.Clone{Instance: v.spec.ID, UnixNano: time.Now().UnixNano(), Entropy: entropy(), Hook: v.spec.Server.CloneHook, Names: n, Files: files}
-	if err := v.agent.Clone(ctx, c); err != nil {
+	if err := v.agent.Clone(ctx, *v.cloneMessage(n, files)); err != nil {
 		return fmt.Errorf("telling the guest that it is a clone: %w", cause.Because(ctx, err))
 	}
 	return nil
+}
+
+func (v *VM) cloneMessage(n guest.Names, files []guest.File) *guest.Clone {
+	return &guest.Clone{Instance: v.spec.ID, UnixNano: time.Now().UnixNano(), Entropy: entropy(), Hook: v.spec.Server.CloneHook, Names: n, Files: files}
 }
 
 // own makes the machine the microVM's.
@@ -280,14 +278,15 @@ func (v *VM) own(m vmm.Machine) {
 	})
 }
 
-// greet makes the agent at the other end of conn the microVM's.
-func (s *Starter) greet(ctx context.Context, v *VM, conn net.Conn) error {
+// greet makes the agent at the other end of conn the microVM's, and it that clone,
+// unless nil.
+func (s *Starter) greet(ctx context.Context, v *VM, conn net.Conn, clone *guest.Clone) error {
 	agent, err := s.Connect(ctx, conn, func(stream string, line []byte) {
 		v.tail.add(line)
 		if v.spec.Logs != nil {
 			v.spec.Logs(stream, line)
 		}
-	})
+	}, clone)
 	if err != nil {
 		return fmt.Errorf("greeting the guest's agent: %w", cause.Because(ctx, err))
 	}

@@ -167,9 +167,7 @@ type Deps struct {
 	Inhabitants func() ([]int, error)
 	OpenImages  func(ctx context.Context, dir string) (image.Fetcher, error)
 	OpenKernel  func(ctx context.Context, dir string) (Kernel, error)
-	// Connect greets the agent at the other end of conn, which it owns from then
-	// on. It calls logs for each line of the function, never two at once.
-	Connect func(ctx context.Context, conn net.Conn, logs microvm.LogFunc) (microvm.Agent, error)
+	Connect     microvm.ConnectFunc
 	// Dial reaches the guest's port within a slot; default (*network.Slot).Dial.
 	Dial func(ctx context.Context, s *network.Slot, port int) (net.Conn, error)
 	Log  *slog.Logger // default: none

@@ -399,10 +399,16 @@ type fakeAgent struct {
 	once sync.Once
 }
 
-func (w *world) connect(_ context.Context, c net.Conn, logs microvm.LogFunc) (microvm.Agent, error) {
+func (w *world) connect(ctx context.Context, c net.Conn, logs microvm.LogFunc, clone *guest.Clone) (microvm.Agent, error) {
 	w.set(func() { w.agents++; w.calls = append(w.calls, "connect") })
 	a := &fakeAgent{w: w, m: c.(*agentConn).m, logs: logs, conn: c}
 	w.set(func() { a.m.agent = a })
+	if clone != nil {
+		if err := a.Clone(ctx, *clone); err != nil {
+			a.Close()
+			return nil, err
+		}
+	}
 	return a, nil
 }
 
