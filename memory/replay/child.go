@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skep-dev/skep/internal/sys"
 	"github.com/skep-dev/skep/memory/userfaultfd"
 )
 
@@ -58,6 +59,7 @@ func ChildMain() {
 	if os.Getenv(childEnv) == "" {
 		return
 	}
+	sys.EndWithStdin()
 	if err := child(os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "skep replay: child:", err)
 		os.Exit(1)

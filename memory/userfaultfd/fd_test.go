@@ -214,3 +214,15 @@ func TestDeadline(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A process that has a userfaultfd of its own, and waits for a page, ends with who
+// has started it: nobody will ever bring the page.
+func TestOrphan(t *testing.T) {
+	p := uffdtest.Spawn(t, uffdtest.Options{Handover: true})
+	if err := p.Orphan(uffdtest.Op{Pages: []int{0}}); err != nil {
+		t.Error(err)
+	}
+	if err := p.FD.Close(); err != nil {
+		t.Error(err)
+	}
+}

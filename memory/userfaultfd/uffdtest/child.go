@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skep-dev/skep/internal/sys"
 	"github.com/skep-dev/skep/memory/userfaultfd"
 )
 
@@ -32,6 +33,7 @@ func Main() {
 	}
 	// A thread that waits for a page cannot take part in a collection.
 	debug.SetGCPercent(-1)
+	sys.EndWithStdin()
 	if err := child(os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "faulting process:", err)
 		os.Exit(1)

@@ -163,5 +163,17 @@ func (p *Process) Do(ops ...Op) ([][]uint32, error) {
 	return a.Sums, nil
 }
 
+// Orphan begins the ops and goes, as if this process had died. It waits for the
+// other's end, which the test's deadline bounds.
+func (p *Process) Orphan(ops ...Op) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := errors.Join(p.enc.Encode(ops), p.in.Close()); err != nil {
+		return err
+	}
+	_, err := p.Cmd.Process.Wait()
+	return err
+}
+
 // Kill ends the process and reaps it.
 func (p *Process) Kill() { p.kill() }
