@@ -76,8 +76,10 @@ func (l *Load) late(per int, service time.Duration) int {
 	}
 	for _, age := range l.Running {
 		left := service - age
-		if left <= 0 {
-			left = age // slower than others: it may take as long again
+		if left <= 0 || l.Service <= 0 {
+			// Slower than others, or nobody knows: it may take as long again. Beside one
+			// that has run for a little longer it would else be about to end for ever.
+			left = max(left, age)
 		}
 		*places = append(*places, left)
 	}

@@ -106,7 +106,10 @@ func TestStartsAreWorthIt(t *testing.T) {
 		"free places":      {load(3, time.Minute, func(l *Load) { l.Idle, l.Free = 3, 3 }), 0, 250 * ms},
 		"unknown service":  {load(7, 0, busy(0)), 0, 250 * ms},
 		"unknown, a while": {load(7, 0, busy(250*ms)), 2, 250 * ms}, // 250 ms each: from the fourth on, two to a place
-		"unknown start":    {Load{Waiting: 7, Busy: 1, Running: []time.Duration{0}, Service: 20 * ms, Max: 8}, 7, 0},
+		// Two that have run for about as long, and may go on for long.
+		"unknown, two of an age": {load(1, 0, busy(10*time.Second, 9700*ms)), 1, 250 * ms},
+		"unknown, one is young":  {load(1, 0, busy(10*time.Second, 100*ms)), 1, 250 * ms},
+		"unknown start":          {Load{Waiting: 7, Busy: 1, Running: []time.Duration{0}, Service: 20 * ms, Max: 8}, 7, 0},
 	} {
 		got, again := Starts(tc.load)
 		if got != tc.want || again != tc.again {
