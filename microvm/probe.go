@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/net/http2"
+
 	"github.com/skep-dev/skep/internal/cause"
 )
 
@@ -20,7 +22,7 @@ const probeAgent = "skep-probe"
 // Answers asks the server for a sign of life, the way that a client's
 // request goes, until it gives one or ctx ends: a 2xx at its ready path. Without
 // a path any answer will do, to a request that asks for nothing: OPTIONS * is
-// HTTP's own ping. Whether it is refused, or in HTTP/2, who answers is alive.
+// HTTP's own ping, and HTTP/2 has one of its own. Who answers is alive.
 func (v *VM) Answers(ctx context.Context) error {
 	pause := 10 * time.Millisecond
 	for {
@@ -38,16 +40,32 @@ func (v *VM) Answers(ctx context.Context) error {
 }
 
 func (v *VM) ask(ctx context.Context) error {
-	err := v.askOver(ctx, false)
+	err := v.askOver(ctx)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, syscall.ECONNREFUSED) && v.spec.Server.ReadyPath == "" {
-		if v.askOver(ctx, true) == nil { // with prior knowledge: a server of gRPC has nothing else
+		if v.ping(ctx) == nil {
 			return nil
 		}
 	}
 	return err
 }
 
-func (v *VM) askOver(ctx context.Context, h2 bool) error {
+// ping asks with HTTP/2's own ping, with prior knowledge: a server of gRPC has nothing
+// else, and may reset the stream of a request that is none of its calls, which clients
+// then send again and again.
+func (v *VM) ping(ctx context.Context) error {
+	conn, err := v.conns.open(ctx, v.spec.Server.Port)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	c, err := (&http2.Transport{}).NewClientConn(conn)
+	if err != nil {
+		return err
+	}
+	return c.Ping(ctx)
+}
+
+func (v *VM) askOver(ctx context.Context) error {
 	s := &v.spec.Server
 	req := &http.Request{Method: http.MethodOptions, URL: &url.URL{Scheme: "http", Host: s.Name, Opaque: "*"}}
 	if s.ReadyPath != "" {
@@ -59,7 +77,7 @@ func (v *VM) askOver(ctx context.Context, h2 bool) error {
 	}
 	req.Header = http.Header{"User-Agent": {probeAgent}}
 	req.Close = true // the next connection may be the only one that the server takes
-	resp, err := v.Transport(h2).RoundTrip(req.WithContext(ctx))
+	resp, err := v.Transport(false).RoundTrip(req.WithContext(ctx))
 	if err != nil {
 		return err
 	}

@@ -3,10 +3,13 @@ package microvm
 import (
 	"bufio"
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
 )
 
 // Whatever a server answers to a probe, in HTTP/1.1 or in HTTP/2 alone, shows
@@ -23,6 +26,7 @@ func TestProbeTakesAnyAnswer(t *testing.T) {
 		status    int
 		path      string
 		raw       string // what it answers, whatever it is asked
+		resets    bool   // it speaks HTTP/2 alone, and answers no request
 		want      bool
 	}{
 		"http":            {protocols: protocols(true, false), status: 200, want: true},
@@ -32,6 +36,7 @@ func TestProbeTakesAnyAnswer(t *testing.T) {
 		"not implemented": {raw: "HTTP/1.0 501 Unsupported method ('OPTIONS')\r\n\r\n", want: true},
 		"not HTTP":        {raw: "220 mail.example.org ESMTP\r\n"},
 		"hangs up":        {},
+		"resets streams":  {resets: true, want: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -48,6 +53,10 @@ func TestProbeTakesAnyAnswer(t *testing.T) {
 						c, err := l.Accept()
 						if err != nil {
 							return
+						}
+						if tc.resets {
+							go resetStreams(c)
+							continue
 						}
 						_, _ = http.ReadRequest(bufio.NewReader(c))
 						_, _ = c.Write([]byte(tc.raw))
@@ -67,5 +76,31 @@ func TestProbeTakesAnyAnswer(t *testing.T) {
 				t.Errorf("%v, want an answer: %v", err, tc.want)
 			}
 		})
+	}
+}
+
+// resetStreams serves a connection as a server of gRPC may one that brings no call.
+func resetStreams(c net.Conn) {
+	defer c.Close()
+	preface := make([]byte, len(http2.ClientPreface))
+	if _, err := io.ReadFull(c, preface); err != nil || string(preface) != http2.ClientPreface {
+		return
+	}
+	f := http2.NewFramer(c, c)
+	for err := f.WriteSettings(); err == nil; {
+		var frame http2.Frame
+		if frame, err = f.ReadFrame(); err != nil {
+			return
+		}
+		switch frame := frame.(type) {
+		case *http2.SettingsFrame:
+			if !frame.IsAck() {
+				err = f.WriteSettingsAck()
+			}
+		case *http2.PingFrame:
+			err = f.WritePing(true, frame.Data)
+		case *http2.HeadersFrame:
+			err = f.WriteRSTStream(frame.StreamID, http2.ErrCodeProtocol)
+		}
 	}
 }
