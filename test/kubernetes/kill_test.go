@@ -14,6 +14,7 @@ func TestKills(t *testing.T) {
 	n.apply(pod("survives", nil, "", "serve", "8080"))
 	n.ready("survives")
 	url := "http://" + n.get("pod/survives", ".status.podIP") + ":8080/start"
+	n.answers(strings.TrimSuffix(url, "start"), "hello") // no probe has asked whether it listens
 	was, err := fetch(n.client(), url)
 	if err != nil {
 		t.Fatal(err)
