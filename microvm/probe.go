@@ -58,6 +58,7 @@ func (v *VM) ping(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
+	//lint:ignore SA1019 net/http has no ping
 	c, err := (&http2.Transport{}).NewClientConn(conn)
 	if err != nil {
 		return err
