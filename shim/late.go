@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skep-dev/skep/guest"
 )
 
@@ -142,13 +144,16 @@ func (s *smallFiles) add(name, as string) error {
 			return err
 		}
 	}
-	f, err := s.root.Open(name)
+	f, err := s.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe that nobody writes to holds up nobody
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	if is, err = f.Stat(); err != nil {
 		return err
+	}
+	if !is.IsDir() && !is.Mode().IsRegular() {
+		return fmt.Errorf("%s is neither a file nor a directory", name)
 	}
 	if is.IsDir() {
 		entries, err := f.ReadDir(-1)

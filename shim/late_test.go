@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/internal/tree"
 )
@@ -140,5 +142,16 @@ func TestSmallFiles(t *testing.T) {
 	}
 	if files, err := filesOf(m, guest.MaxCloneFiles); err == nil {
 		t.Errorf("a link that leads out is followed: %s", files)
+	}
+	// What would never end to be read, here or behind a kubelet's link.
+	odd := t.TempDir()
+	if err := errors.Join(os.Mkdir(filepath.Join(odd, "..1"), 0o755), unix.Mkfifo(filepath.Join(odd, "..1/pipe"), 0o600),
+		os.Symlink("..1", filepath.Join(odd, "..data")), os.Symlink("..data/pipe", filepath.Join(odd, "pipe"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, source := range []string{odd, filepath.Join(odd, "..1"), filepath.Join(odd, "pipe")} {
+		if files, err := filesOf(mount{Path: "/run/secrets/x", Source: source}, guest.MaxCloneFiles); err == nil {
+			t.Errorf("a pipe is taken for a file: %s", files)
+		}
 	}
 }
