@@ -1,6 +1,7 @@
-// Package scale is the policy of how many instances a function has: pure
-// functions from its load and the time to what should be started and ended.
-// Package node asks it whenever a request begins to wait, an instance becomes
+// Package scale has the policies of how many instances a function has: from its
+// load and the time to what should be started and ended, and nothing else, so that
+// the same code decides live and in a simulation. A policy is a file and a line in
+// Kinds. Package node asks whenever a request begins to wait, an instance becomes
 // ready or idle, or a keep-alive runs out.
 package scale
 
@@ -16,8 +17,10 @@ type Load struct {
 	Starting    int // instances that are not ready yet
 	Busy        int // instances with at least one request, and those that end but still hold resources
 	Idle        int // ready instances without a request
+	Active      int // requests that instances have
 	Free        int // requests that the busy and idle ones could take on now
 	Concurrency int // requests at once in one instance; less than 1 counts as 1
+	Min         int // instances that there are to be though nobody asks
 	Max         int // instances at once
 
 	// What a start is weighed against. Without Start, or any sign of how long
