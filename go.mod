@@ -51,6 +51,7 @@ require (
 	github.com/miekg/dns v1.1.73
 	github.com/opencontainers/cgroups v0.1.0
 	github.com/opencontainers/runtime-spec v1.3.0
+	github.com/tmaxmax/go-sse v0.12.0
 	go.opentelemetry.io/collector/pdata v1.71.0
 )
 

@@ -22,6 +22,7 @@
 //	GET    /v1/snapshots/{id}/memory           ?pages=true; api.SnapshotMemory
 //	POST   /v1/snapshots/{id}/verify
 //	DELETE /v1/snapshots/{id}
+//	GET    /v1/events                          server-sent events, each an api.Event: ?function=NAME&kind=KIND,KIND&after=ID, or Last-Event-ID
 //	GET    /v1/images
 //	POST   /v1/images/prune                    removes and answers those that nothing needs
 //	GET    /v1/invocations                     ?function=NAME&limit=N&since=TIME&until=TIME&status=5xx&failure=any&start=KIND&instance=ID&slower_than=1s&id=ID
@@ -87,8 +88,18 @@ type Node interface {
 	// should come.
 	Healthy(ctx context.Context) error
 	Ready(ctx context.Context) error
+	// Events reads what happens from now on, or after the event with that id. Unless
+	// it goes on there without a gap, the first is an api.EventResync.
+	Events(after string) Events
 	// Logs writes a function's output to w; with Follow until ctx ends.
 	Logs(ctx context.Context, q api.LogQuery, w io.Writer) error
+}
+
+// Events are what happens in a node. They are for one goroutine, and need no closing.
+type Events interface {
+	// Next returns the next event. It waits until ctx ends, and then returns its
+	// cause; reading goes on where it was after that.
+	Next(ctx context.Context) (api.Event, error)
 }
 
 // ErrNotFound is wrapped by a Node's errors about things that do not exist.
@@ -152,6 +163,7 @@ func (s *Server) routes() {
 		"GET /v1/snapshots/{id}/memory":      s.snapshotMemory,
 		"POST /v1/snapshots/{id}/verify":     s.verifySnapshot,
 		"DELETE /v1/snapshots/{id}":          s.removeSnapshot,
+		"GET /v1/events":                     s.events,
 		"GET /v1/images":                     s.images,
 		"POST /v1/images/prune":              s.pruneImages,
 		"GET /v1/invocations":                s.invocations,

@@ -24,6 +24,17 @@ func serve(t testing.TB, h http.Handler) string {
 	return path
 }
 
+// serveTCP is serve on a port, whose address it returns.
+func serveTCP(t testing.TB, h http.Handler) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, l, h)
+	return l.Addr().String()
+}
+
 func run(t testing.TB, l net.Listener, h http.Handler) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -1,7 +1,6 @@
 package control
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -186,15 +185,8 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) error {
 			return nil
 		}
 	}
-	ctx, cancel := context.WithCancel(r.Context())
+	ctx, cancel := s.untilClosed(r.Context())
 	defer cancel()
-	go func() { // ends with the request
-		select {
-		case <-s.o.Closing:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	err = s.o.Node.Logs(ctx, want, out)
 	if err == nil || ctx.Err() != nil {
 		return nil

@@ -91,6 +91,9 @@ type Spec struct {
 	Dial   func(ctx context.Context, port int) (net.Conn, error)
 	Server Server
 	Logs   LogFunc // for what it writes; nil for nowhere
+	// Phase is told of each phase of the start when it is over, by its name in
+	// api.PhaseNames; nil: nobody is.
+	Phase func(name string, took time.Duration)
 }
 
 // Server is what the microVM is for: it listens in the guest.

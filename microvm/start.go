@@ -114,7 +114,7 @@ func (s *Starter) boot(ctx context.Context, v *VM, spec BootSpec) error {
 	}
 	v.own(m)
 	v.phases.Spawn = m.Timings().Spawn
-	tracing.Part(ctx, "spawn", spawned, v.phases.Spawn)
+	v.part(ctx, "spawn", spawned, v.phases.Spawn)
 	ctx, stop := v.guard(ctx)
 	defer stop()
 	began := time.Now()
@@ -126,14 +126,14 @@ func (s *Starter) boot(ctx context.Context, v *VM, spec BootSpec) error {
 		return err
 	}
 	v.phases.Boot = m.Timings().Load + time.Since(began)
-	tracing.Part(ctx, "boot", spawned.Add(v.phases.Spawn), v.phases.Boot)
+	v.part(ctx, "boot", spawned.Add(v.phases.Spawn), v.phases.Boot)
 	if spec.Start != nil {
 		began = time.Now()
 		if err := v.start(ctx, *spec.Start); err != nil {
 			return err
 		}
 		v.phases.Init = time.Since(began)
-		tracing.Part(ctx, "init", began, v.phases.Init)
+		v.part(ctx, "init", began, v.phases.Init)
 	}
 	v.connect(nil)
 	return nil
@@ -192,8 +192,8 @@ func (s *Starter) restore(ctx context.Context, v *VM, spec RestoreSpec) error {
 	}
 	v.own(m)
 	v.phases.Spawn, v.phases.Load = m.Timings().Spawn, m.Timings().Load
-	tracing.Part(ctx, "spawn", spawned, v.phases.Spawn)
-	tracing.Part(ctx, "load", spawned.Add(v.phases.Spawn), v.phases.Load)
+	v.part(ctx, "spawn", spawned, v.phases.Spawn)
+	v.part(ctx, "load", spawned.Add(v.phases.Spawn), v.phases.Load)
 	return s.resume(ctx, v, spec.Held)
 }
 
@@ -226,13 +226,13 @@ func (s *Starter) resume(ctx context.Context, v *VM, held bool) error {
 		return fmt.Errorf("installing guest memory: %w", cause.Because(ctx, err))
 	}
 	v.phases.Install = time.Since(began)
-	tracing.Part(ctx, "install", began, v.phases.Install)
+	v.part(ctx, "install", began, v.phases.Install)
 	began = time.Now()
 	if err := v.machine.Resume(ctx); err != nil {
 		return fmt.Errorf("resuming: %w", cause.Because(ctx, err))
 	}
 	v.phases.Resume = time.Since(began)
-	tracing.Part(ctx, "resume", began, v.phases.Resume)
+	v.part(ctx, "resume", began, v.phases.Resume)
 	began = time.Now()
 	conn, err := toAgent.take(ctx)
 	if err != nil {
@@ -248,7 +248,7 @@ func (s *Starter) resume(ctx context.Context, v *VM, held bool) error {
 		return err
 	}
 	v.phases.Clone = time.Since(began)
-	tracing.Part(ctx, "clone", began, v.phases.Clone)
+	v.part(ctx, "clone", began, v.phases.Clone)
 	v.connect(toServer)
 	return nil
 }
@@ -266,6 +266,14 @@ func (v *VM) Clone(ctx context.Context, n guest.Names, files []guest.File) error
 
 func (v *VM) cloneMessage(n guest.Names, files []guest.File) *guest.Clone {
 	return &guest.Clone{Instance: v.spec.ID, UnixNano: time.Now().UnixNano(), Entropy: entropy(), Hook: v.spec.Server.CloneHook, Names: n, Files: files}
+}
+
+// part notes a phase of the start that is over.
+func (v *VM) part(ctx context.Context, name string, began time.Time, took time.Duration) {
+	tracing.Part(ctx, name, began, took)
+	if v.spec.Phase != nil {
+		v.spec.Phase(name, took)
+	}
 }
 
 // own makes the machine the microVM's.

@@ -54,18 +54,18 @@ func (n *Node) until(ctx context.Context) (context.Context, func()) {
 // one of its name, which serves until then. When it fails, or the daemon dies
 // meanwhile, nothing has changed. Progress is never called twice at once.
 func (n *Node) Deploy(ctx context.Context, fn api.Function, progress func(api.DeployEvent)) (api.Function, error) {
-	return n.changing(ctx, progress, func(ctx context.Context, progress func(api.DeployEvent)) (api.Function, error) {
+	return n.changing(ctx, fn.Name, progress, func(ctx context.Context, progress func(api.DeployEvent)) (api.Function, error) {
 		return n.deploy(ctx, fn, progress)
 	})
 }
 
 // changing runs what changes a function, until the node drains, and tells when
 // it has failed.
-func (n *Node) changing(ctx context.Context, progress func(api.DeployEvent),
+func (n *Node) changing(ctx context.Context, name string, progress func(api.DeployEvent),
 	change func(context.Context, func(api.DeployEvent)) (api.Function, error)) (api.Function, error) {
 	ctx, stop := n.until(ctx)
 	defer stop()
-	progress = serialised(progress)
+	progress = serialised(n.tellDeploy(name, progress))
 	n.deploying.RLock()
 	defer n.deploying.RUnlock()
 	out, err := change(ctx, progress)
@@ -78,9 +78,6 @@ func (n *Node) changing(ctx context.Context, progress func(api.DeployEvent),
 }
 
 func serialised(progress func(api.DeployEvent)) func(api.DeployEvent) {
-	if progress == nil {
-		return nil
-	}
 	var mu sync.Mutex
 	return func(e api.DeployEvent) {
 		mu.Lock()
@@ -183,7 +180,7 @@ func (n *Node) tryOut(ctx context.Context, p *pool, d *deployment, change string
 		}
 	}
 	if err := n.commit(ctx, p, d, snap.ID, change); err != nil {
-		return api.Snapshot{}, errors.Join(err, n.unpublish(snap.ID))
+		return api.Snapshot{}, errors.Join(err, n.unpublish(d.fn.Name, snap.ID))
 	}
 	if snap.ID != "" {
 		p.mu.Lock()
@@ -221,18 +218,22 @@ func (n *Node) publishTrial(ctx context.Context, t *trial, progress func(api.Dep
 	end = begin(progress, api.StageChecking, "")
 	took, err := n.tryRestored(ctx, t.pool, t.dep)
 	if err != nil {
-		return api.Snapshot{}, 0, errors.Join(err, n.unpublish(snap.ID))
+		return api.Snapshot{}, 0, errors.Join(err, n.unpublish(t.dep.fn.Name, snap.ID))
 	}
 	end()
 	return snap, took, nil
 }
 
 // unpublish removes the snapshot of a deployment that failed, if it has one.
-func (n *Node) unpublish(id string) error {
+func (n *Node) unpublish(function, id string) error {
 	if id == "" {
 		return nil
 	}
-	return errors.Join(n.snaps.Remove(id), n.db.spare(id))
+	err := n.snaps.Remove(id)
+	if err == nil {
+		n.tellSnapshotGone(function, id)
+	}
+	return errors.Join(err, n.db.spare(id))
 }
 
 // commit stores the deployment and lets it serve. Of the snapshots that were
@@ -273,10 +274,11 @@ func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap, change 
 	if draining {
 		p.shut(ErrDraining)
 	}
+	n.tellFunction(d.fn, change)
 	p.pump()
 	p.mu.Unlock()
 	n.shells.forget(d.fn.Name)
-	n.removeSnapshots(old)
+	n.removeSnapshots(d.fn.Name, old)
 	n.log.Info("deployed", "function", d.fn.Name, "image", d.fn.Image, "digest", d.image.Digest, "revision", d.fn.Revision, "change", change, "snapshot", snap)
 	return nil
 }
@@ -307,9 +309,12 @@ func (n *Node) superseded(d, prev *deployment, snap string) ([]string, error) {
 
 // removeSnapshots removes snapshots that are marked as doomed. What cannot be
 // removed now is tried again by the next Open.
-func (n *Node) removeSnapshots(ids []string) {
+func (n *Node) removeSnapshots(function string, ids []string) {
 	for _, id := range ids {
 		err := n.snaps.Remove(id)
+		if err == nil {
+			n.tellSnapshotGone(function, id)
+		}
 		if err == nil || errors.Is(err, snapshot.ErrNotFound) {
 			err = n.db.spare(id)
 		}
@@ -353,7 +358,8 @@ func (n *Node) Remove(ctx context.Context, function string) error {
 	p.mu.Unlock()
 	n.shells.forget(function)
 	p.drained(n.cfg.DrainTimeout)
-	n.removeSnapshots(ids)
+	n.removeSnapshots(function, ids)
+	n.events.tell(api.Event{Kind: api.EventFunctionRemoved, Function: function})
 	n.log.Info("removed", "function", function)
 	return n.logs.remove(function)
 }

@@ -102,6 +102,7 @@ func (p *pool) newInstance(d *deployment, w *waiter) *instance {
 		ctx = trace.ContextWithSpan(ctx, w.caller)
 	}
 	inst.ctx, inst.cancel = context.WithCancelCause(ctx)
+	inst.tell(nil)
 	return inst
 }
 
@@ -117,6 +118,7 @@ func (i *instance) to(state api.InstanceState) bool {
 	if s == api.InstanceDraining {
 		close(i.ending)
 	}
+	i.tell(i.err)
 	return true
 }
 

@@ -101,6 +101,7 @@ type Node struct {
 	logs    *logStore
 	budget  *budget
 	rec     *recorder
+	events  *events
 	shells  *shells
 	alive   liveness
 	names   keyedLock // serialises deploy, remove and snapshot of one name

@@ -39,6 +39,7 @@ func Open(ctx context.Context, cfg Config, deps Deps) (*Node, error) {
 		budget:  newBudget(cfg.MaxInstances, cfg.MemoryMiB),
 		starter: microvm.Starter{VMM: deps.VMM, Connect: deps.Connect, Log: deps.Log},
 		drain:   make(chan struct{}),
+		events:  newEvents(),
 	}
 	n.ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := n.open(ctx); err != nil {
@@ -111,7 +112,7 @@ func (n *Node) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.removeSnapshots(doomed)
+	n.removeSnapshots("", doomed)
 	deployments, err := n.db.functions(ctx)
 	if err != nil {
 		return err

@@ -59,6 +59,7 @@ func (n *Node) seat(ctx context.Context, inst *instance) error {
 	inst.sit(at)
 	inst.phases.Slot = time.Since(began)
 	tracing.Part(ctx, "slot", began, inst.phases.Slot)
+	inst.tellPhase("slot", inst.phases.Slot)
 	return nil
 }
 

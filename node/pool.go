@@ -195,6 +195,7 @@ func (p *pool) launch(d *deployment, w *waiter) *instance {
 	if !p.n.spawn(func() { p.run(inst) }) {
 		delete(p.instances, inst.id)
 		inst.cancel(ErrDraining)
+		inst.tellGone(ErrDraining)
 		p.n.budget.give(d.fn.MemoryMiB, p, false) // the node drains: nobody waits for it
 		return nil
 	}
@@ -299,6 +300,7 @@ func (p *pool) startFailed(inst *instance, err error) {
 	cause := context.Cause(inst.ctx)
 	told := inst.state != api.InstanceStarting || cause != nil // to end: no fault of the function's
 	if inst.state == api.InstanceStarting {
+		inst.err = err
 		inst.to(api.InstanceDraining)
 	}
 	if w := inst.alone; w != nil {
@@ -334,10 +336,10 @@ func (p *pool) live(inst *instance) {
 	}
 	p.mu.Lock()
 	p.dropFree(inst)
+	inst.err = cause
 	if inst.state != api.InstanceDraining {
 		inst.to(api.InstanceDraining)
 	}
-	inst.err = cause
 	close(inst.gone)
 	grace := inst.grace
 	p.mu.Unlock()
@@ -402,9 +404,8 @@ func (p *pool) end(inst *instance, why error, grace bool) {
 		return
 	}
 	p.dropFree(inst)
-	inst.grace = grace
+	inst.grace, inst.err = grace, why
 	inst.to(api.InstanceDraining)
-	inst.err = why
 	p.endIfUnused(inst)
 }
 

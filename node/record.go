@@ -45,16 +45,19 @@ func newRecorder(db *sql.DB, keep int64, hook func(api.Invocation), log *slog.Lo
 
 // Record stores the record of an invocation that never got a lease; those that
 // did are stored when the lease is released.
-func (n *Node) Record(rec api.Invocation) { n.rec.put(rec) }
+func (n *Node) Record(rec api.Invocation) {
+	if rec.ID == "" {
+		rec.ID = newID("")
+	}
+	n.events.tell(api.Event{Kind: api.EventInvocation, Function: rec.Function, Invocation: &rec})
+	n.rec.put(rec)
+}
 
 func (r *recorder) put(rec api.Invocation) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if r.closed {
 		return
-	}
-	if rec.ID == "" {
-		rec.ID = newID("")
 	}
 	r.in <- rec
 }

@@ -22,7 +22,7 @@ var ErrNoRevision = errors.New("no such revision is kept")
 // the like) is tried out and snapshotted as by Deploy; all else is in force at
 // once. Naming the image fetches it, as a deploy does.
 func (n *Node) Set(ctx context.Context, name string, patch []byte, progress func(api.DeployEvent)) (api.Function, error) {
-	return n.changing(ctx, progress, func(ctx context.Context, progress func(api.DeployEvent)) (api.Function, error) {
+	return n.changing(ctx, name, progress, func(ctx context.Context, progress func(api.DeployEvent)) (api.Function, error) {
 		return n.set(ctx, name, patch, progress)
 	})
 }
@@ -62,7 +62,7 @@ func (n *Node) set(ctx context.Context, name string, patch []byte, progress func
 // before. It serves at once where a snapshot of it is kept, and is tried out as
 // by Deploy where none is.
 func (n *Node) Rollback(ctx context.Context, name string, revision int, progress func(api.DeployEvent)) (api.Function, error) {
-	return n.changing(ctx, progress, func(ctx context.Context, progress func(api.DeployEvent)) (api.Function, error) {
+	return n.changing(ctx, name, progress, func(ctx context.Context, progress func(api.DeployEvent)) (api.Function, error) {
 		return n.rollback(ctx, name, revision, progress)
 	})
 }

@@ -46,6 +46,7 @@ func (n *Node) capture(ctx context.Context, inst *instance, stage *snapshot.Stag
 	if err != nil {
 		return api.Snapshot{}, err
 	}
+	n.events.tell(api.Event{Kind: api.EventSnapshot, Function: d.fn.Name, Snapshot: &snap, Reason: reason})
 	n.log.Info("snapshot published", "function", d.fn.Name, "snapshot", snap.ID, "reason", reason, "bytes", snap.DiskBytes)
 	return snap, nil
 }
@@ -82,6 +83,7 @@ func (t *trial) end() {
 	t.unlink()
 	t.cancel(nil)
 	t.release()
+	t.tellGone(context.Cause(t.ctx))
 	t.pool.n.giveBack(t.dep.fn.MemoryMiB, nil, false)
 }
 
@@ -239,6 +241,7 @@ func (n *Node) CreateSnapshot(ctx context.Context, function string, progress fun
 		return api.Snapshot{}, err
 	}
 	defer unlock()
+	progress = n.tellDeploy(function, progress)
 	p := n.pool(function)
 	if p == nil {
 		return api.Snapshot{}, fmt.Errorf("%q: %w", function, ErrNoFunction)
@@ -320,5 +323,9 @@ func (n *Node) RemoveSnapshot(id string) error {
 		p.published = nil
 		p.mu.Unlock()
 	}
-	return n.snaps.Remove(id)
+	if err := n.snaps.Remove(id); err != nil {
+		return err
+	}
+	n.tellSnapshotGone(m.Function, id)
+	return nil
 }

@@ -247,7 +247,8 @@ func (n *Node) spec(inst *instance) (microvm.Spec, error) {
 		Server: microvm.Server{
 			Name: d.fn.Name, Port: d.fn.Port, ReadyPath: d.fn.ReadyPath, CloneHook: d.fn.CloneHook, Connections: d.fn.Concurrency,
 		},
-		Logs: func(stream string, line []byte) { out.write(stream, inst.serving(), line) },
+		Logs:  func(stream string, line []byte) { out.write(stream, inst.serving(), line) },
+		Phase: inst.tellPhase,
 	}, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -272,10 +273,28 @@ func eventually(t *testing.T, what string, within time.Duration, ok func() error
 	}
 }
 
+// await waits for a condition that something which happens to a function brings
+// about: it is looked at when events begin, and at each of the function's.
+func (d *daemon) await(function, what string, within time.Duration, ok func() error) {
+	d.t.Helper()
+	var last error
+	err := d.client.Events(d.ctx(within), api.EventQuery{Function: function}, func(api.Event) error {
+		if last = ok(); last == nil {
+			return errHappened
+		}
+		return nil
+	})
+	if !errors.Is(err, errHappened) {
+		d.t.Fatalf("%s: not within %v: %v, %v", what, within, last, err)
+	}
+}
+
+var errHappened = errors.New("it has happened")
+
 // gone waits until a function has no instance.
 func (d *daemon) gone(function string) {
 	d.t.Helper()
-	eventually(d.t, "instances of "+function+" end", time.Minute, func() error {
+	d.await(function, "its instances end", time.Minute, func() error {
 		is, err := d.client.Instances(d.ctx(5*time.Second), function)
 		if err == nil && len(is) > 0 {
 			err = fmt.Errorf("%d are left: %+v", len(is), is)

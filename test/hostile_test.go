@@ -112,7 +112,7 @@ func TestHostileClients(t *testing.T) {
 // busy waits until an instance of a function has a request.
 func (d *daemon) busy(t *testing.T, function string) {
 	t.Helper()
-	eventually(t, function+" has a request", time.Minute, func() error {
+	d.await(function, "it has a request", time.Minute, func() error {
 		is, err := d.client.Instances(context.Background(), function)
 		if err != nil || len(is) != 1 || is[0].Active == 0 {
 			return fmt.Errorf("%+v, %v", is, err)

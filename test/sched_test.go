@@ -46,7 +46,7 @@ func TestHungInstance(t *testing.T) {
 			t.Errorf("a request waited for a hung instance: %+v", r)
 		}
 	}
-	eventually(t, "the hung instances end", time.Minute, func() error {
+	d.await("serial", "the hung instances end", time.Minute, func() error {
 		is, err := d.client.Instances(d.ctx(5*time.Second), "serial")
 		for _, i := range is {
 			if hung[i.ID] {
@@ -81,7 +81,7 @@ func TestFullNodeIsShared(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "hello has both places", time.Minute, func() error {
+	d.await("hello", "it has both places", time.Minute, func() error {
 		is, err := d.client.Instances(d.ctx(5*time.Second), "hello")
 		if err == nil && len(is) < 2 {
 			err = fmt.Errorf("it has %d", len(is))

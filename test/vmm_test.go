@@ -118,7 +118,7 @@ func TestVMMKilledInTheMiddle(t *testing.T) {
 			ended <- d.invoke(api.InvokeRequest{Function: "hello", Path: "/sleep?ms=120000", Start: api.StartRestore, Policy: policy})
 		}()
 		pid := 0
-		eventually(t, "an instance serves", time.Minute, func() error {
+		d.await("hello", "an instance serves", time.Minute, func() error {
 			is, err := d.client.Instances(d.ctx(5*time.Second), "hello")
 			if err != nil {
 				return err

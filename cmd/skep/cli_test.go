@@ -44,6 +44,13 @@ func fakeDaemon(t *testing.T) (string, *controltest.Node) {
 		Phases: api.Phases{Spawn: 50 * time.Millisecond, Process: 130 * time.Millisecond, Total: 190 * time.Millisecond},
 		Memory: &api.MemoryStats{Policy: "reap", Prefetched: 1898, Faults: 3, Wasted: -1, BytesRead: 7 << 20},
 	}}
+	for _, ev := range []api.Event{
+		{Kind: api.EventInstance, Function: "echo", Instance: &api.Instance{ID: "i-1", State: api.InstanceStarting}},
+		{Kind: api.EventPhase, Function: "echo", Phase: &api.StartPhase{Instance: "i-1", Name: "spawn", Took: 50 * time.Millisecond}},
+		{Kind: api.EventInvocation, Function: "echo", Invocation: &n.Records[0]},
+	} {
+		n.Happened.Publish(ev)
+	}
 	invoke := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(api.HeaderInvocation, "r1")
 		if r.PathValue("name") == "fails" {
@@ -115,6 +122,7 @@ func TestExitCodes(t *testing.T) {
 		{"bad time", socket, []string{"logs", "echo", "--since", "yesterday"}, exitUsage, "15m"},
 		{"bad record time", socket, []string{"records", "--until", "-5m"}, exitUsage, "15m"},
 		{"nothing to compare with", socket, []string{"bench", "herd", "--max", "1"}, exitUsage, "2 or more"},
+		{"bad kind of event", socket, []string{"events", "--kind", "birth"}, exitUsage, "function_removed"},
 		{"bad failure", socket, []string{"records", "--failure", "mine"}, exitUsage, "platform"},
 		{"no limit", socket, []string{"records", "-n", "0"}, exitUsage, "1 or more"},
 		{"no daemon", none, []string{"ls"}, exitUnreachable, "`skep up`"},
@@ -171,6 +179,7 @@ func TestVerbs(t *testing.T) {
 		{"invoke many", []string{"invoke", "echo", "-n", "5", "-c", "2"}, []string{"restore reap", "5"}, nil},
 		{"logs", []string{"logs", "echo", "--tail", "1"}, []string{"line 2\n"}, nil},
 		{"logs since", []string{"logs", "echo", "--since", "15m", "--invocation", "r1"}, []string{"line 2\n"}, nil},
+		{"events", []string{"events", "echo", "--after", "0", "-n", "3"}, []string{"i-1 starting", "i-1 spawn took 50.0 ms", "r1 restore start, status 200, 190 ms"}, nil},
 		{"records", []string{"records", "echo", "--since", "1h", "--status", "2xx", "--slower-than", "1ms"}, []string{"r1", "echo", "190"}, nil},
 		{"snapshot create", []string{"snapshot", "create", "echo"}, []string{"s1\n"}, nil},
 		{"snapshot ls", []string{"snapshot", "ls"}, []string{"s1", "yes"}, nil},

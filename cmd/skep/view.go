@@ -71,6 +71,8 @@ func (v *nodeView) Visit(ctx context.Context, function, instance string) (contro
 	return visit, nil
 }
 
+func (v *nodeView) Events(after string) control.Events { return v.Node.Events(after) }
+
 func (v *nodeView) RemoveSnapshot(_ context.Context, id string) error {
 	return v.Node.RemoveSnapshot(id)
 }

@@ -9,12 +9,14 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/control"
+	"github.com/skep-dev/skep/internal/feed"
 )
 
 // Node keeps functions in memory. Its fields are set before it is used.
@@ -29,6 +31,9 @@ type Node struct {
 	// Visits returns the instance's end of a visit; nil: nothing runs.
 	Visits func(function, instance string) (control.Visit, error)
 
+	// Happened is the feed of what Events reads, with the number of each as its id.
+	Happened *feed.Feed[api.Event]
+
 	mu        sync.Mutex // guards what follows
 	functions map[string]api.Function
 	revisions []api.Revision // newest first
@@ -38,7 +43,7 @@ var _ control.Node = (*Node)(nil)
 
 // New returns a node with the named functions.
 func New(functions ...string) *Node {
-	n := &Node{functions: map[string]api.Function{}, Followed: make(chan struct{})}
+	n := &Node{functions: map[string]api.Function{}, Followed: make(chan struct{}), Happened: feed.New[api.Event](100)}
 	for _, name := range functions {
 		n.functions[name] = api.Function{Name: name, Image: "dir:/" + name}.WithDefaults()
 	}
@@ -50,6 +55,35 @@ func (n *Node) Visit(_ context.Context, function, instance string) (control.Visi
 		return nil, fmt.Errorf("%s%s: %w", function, instance, control.ErrNotFound)
 	}
 	return n.Visits(function, instance)
+}
+
+type events struct {
+	r      *feed.Reader[api.Event]
+	resync bool
+}
+
+// Events begins with an EventResync unless it goes on after an event that there was.
+func (n *Node) Events(after string) control.Events {
+	number, err := strconv.ParseUint(after, 10, 64)
+	if err != nil {
+		number = n.Happened.Last()
+	}
+	r, ok := n.Happened.After(number)
+	return &events{r, err != nil || !ok}
+}
+
+func (e *events) Next(ctx context.Context) (api.Event, error) {
+	var ev api.Event
+	var err error
+	if !e.resync {
+		ev, err = e.r.Next(ctx)
+	}
+	if e.resync || errors.Is(err, feed.ErrLost) {
+		e.resync = false
+		ev, err = api.Event{Kind: api.EventResync}, nil
+	}
+	ev.ID = strconv.FormatUint(e.r.Last(), 10)
+	return ev, err
 }
 
 func (n *Node) Deploy(_ context.Context, f api.Function, progress func(api.DeployEvent)) (api.Function, error) {
