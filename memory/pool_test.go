@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 )
 
 // takeAll takes as many buffers as a reader may have.
@@ -96,6 +98,59 @@ func TestPoolQueue(t *testing.T) {
 		have[2].unref()
 		if p.used != 0 || len(p.waiting) != 0 {
 			t.Errorf("%d in use, %d wait", p.used, len(p.waiting))
+		}
+	})
+}
+
+// Who reads more than a turn's worth lets those who wait have theirs in between, in
+// their order; who is alone reads on.
+func TestTurnsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turns := semaphore.NewWeighted(1)
+		large, order := turnAtDisk{of: turns}, make(chan string, 8)
+		read := func(mib int64) {
+			for range mib {
+				if err := large.spend(t.Context(), bufferSize); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		if err := large.take(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		read(3*turnBytes/bufferSize + 1) // nobody waits
+		for _, name := range []string{"first", "second"} {
+			go func() {
+				small := turnAtDisk{of: turns}
+				if err := small.take(t.Context()); err != nil {
+					t.Error(err)
+				}
+				order <- name
+				small.give()
+			}()
+			synctest.Wait()
+		}
+		if read(turnBytes/bufferSize - 1); len(order) != 0 {
+			t.Error("a turn ended early")
+		}
+		read(2)
+		if len(order) != 2 || <-order != "first" {
+			t.Errorf("%d had their turn", len(order))
+		}
+		large.give()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		other := turnAtDisk{of: turns}
+		if err := other.take(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := large.take(ctx); !errors.Is(err, context.Canceled) || large.have {
+			t.Errorf("%v, have %v", err, large.have)
+		}
+		large.give() // nothing
+		other.give()
+		if !turns.TryAcquire(1) || turns.TryAcquire(1) {
+			t.Error("turns are lost or made")
 		}
 	})
 }

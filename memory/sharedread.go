@@ -158,6 +158,9 @@ func (r *sharedRead) readParts(ctx context.Context) error {
 			break // a read failed, or all sessions have left
 		}
 		c := chunk{span: p.span}
+		if err := turn.spend(ctx, p.bytes); err != nil {
+			return cmp.Or(group.Wait(), err)
+		}
 		if p.bytes > 0 {
 			b, err := r.buffer(ctx, &turn)
 			if err != nil {
@@ -200,15 +203,34 @@ func (r *sharedRead) buffer(ctx context.Context, turn *turnAtDisk) (*buffer, err
 	return b, nil
 }
 
+// turnBytes is how much is read in one turn, if others wait for theirs: more than most
+// working sets have, so that few are cut into pieces, and a small part of the largest.
+const turnBytes = 64 << 20
+
 // turnAtDisk is one of the turns of reads, or none.
 type turnAtDisk struct {
-	of   *semaphore.Weighted
-	have bool
+	of    *semaphore.Weighted
+	have  bool
+	spent int64 // bytes, in this turn
+}
+
+// spend reckons bytes that are read, and waits for the next turn where this one is used up: who reads
+// the largest working set holds up who reads a small one by one turn, not by all of it.
+func (t *turnAtDisk) spend(ctx context.Context, bytes int64) error {
+	if t.spent += bytes; t.spent <= turnBytes {
+		return nil
+	}
+	t.give()
+	if err := t.take(ctx); err != nil {
+		return err
+	}
+	t.spent = bytes
+	return nil
 }
 
 func (t *turnAtDisk) take(ctx context.Context) error {
 	err := t.of.Acquire(ctx, 1)
-	t.have = err == nil
+	t.have, t.spent = err == nil, 0
 	return err
 }
 
