@@ -13,21 +13,26 @@ import (
 	jsonpatch "github.com/evanphx/json-patch/v5"
 )
 
-// Hidden stands for the value of an environment variable where the daemon does
-// not tell it. It cannot be deployed.
+// Hidden stands for the value of an environment variable, or of a header of the
+// rehearsal, where the daemon does not tell it. It cannot be deployed.
 const Hidden = "•••"
 
-// Hide returns the function with Hidden for every value of its environment.
+// Hide returns the function with Hidden for every value of its environment and of
+// its rehearsal's header.
 func (f Function) Hide() Function {
-	if f.Env == nil {
-		return f
-	}
-	env := make(map[string]string, len(f.Env))
-	for k := range f.Env {
-		env[k] = Hidden
-	}
-	f.Env = env
+	f.Env, f.Rehearsal.Header = hide(f.Env), hide(f.Rehearsal.Header)
 	return f
+}
+
+func hide(values map[string]string) map[string]string {
+	if values == nil {
+		return nil
+	}
+	out := make(map[string]string, len(values))
+	for k := range values {
+		out[k] = Hidden
+	}
+	return out
 }
 
 // Revision is one version of a function, kept so that it can be had back.
@@ -93,8 +98,8 @@ func (f Function) Change(patch []byte) (Function, []string, error) {
 	return out.WithDefaults(), names, nil
 }
 
-// namesOf lists the settings that a patch names, those of the environment and of
-// the snapshot's rule one by one, sorted.
+// namesOf lists the settings that a patch names, those of the environment, of the
+// snapshot's rule and of the rehearsal one by one, sorted.
 func namesOf(named map[string]json.RawMessage) ([]string, error) {
 	var names []string
 	for _, key := range slices.Sorted(maps.Keys(named)) {

@@ -1,10 +1,15 @@
 package api
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
+	"net/http"
 	"regexp"
 	"strings"
 	"time"
+
+	"golang.org/x/net/http/httpguts"
 )
 
 // Function is what a user deploys: an image and how to run it. The zero value
@@ -26,6 +31,7 @@ type Function struct {
 	QueueLimit   int               `json:"queue_limit,omitempty"`   // requests that may wait; default 100
 	KeepAlive    Duration          `json:"keep_alive,omitempty"`    // idle time before an instance ends; default 60s
 	Snapshot     SnapshotRule      `json:"snapshot"`
+	Rehearsal    Rehearsal         `json:"rehearsal,omitzero"`      // request that a new snapshot is tried with
 	MemoryPolicy string            `json:"memory_policy,omitempty"` // empty: the daemon's default
 	Egress       string            `json:"egress,omitempty"`        // "none" (default), "host" or "nat"
 	DiskMiB      int               `json:"disk_mib,omitempty"`      // limit of what it may write to its root; lives in guest memory; default half of MemoryMiB
@@ -76,6 +82,82 @@ func (f Function) Limits() Limits {
 type SnapshotRule struct {
 	Off              bool `json:"off,omitempty"`               // never by itself
 	AfterInvocations int  `json:"after_invocations,omitempty"` // 0: when ready; N: after N invocations of one booted instance
+}
+
+// Rehearsal is a request that an instance restored from a new snapshot must answer,
+// with a status below 400, before the snapshot is used: a deployment fails
+// where it does not. What that needs of the guest's memory is what the first
+// invocations find prefetched. The zero value asks only whether the function is there
+// (see ReadyPath).
+type Rehearsal struct {
+	Path   string            `json:"path,omitempty"`   // and query; empty: no request
+	Method string            `json:"method,omitempty"` // default GET, with a body POST
+	Header map[string]string `json:"header,omitempty"`
+	Body   string            `json:"body,omitempty"`
+}
+
+// IsZero says that there is no request.
+func (r Rehearsal) IsZero() bool {
+	return r.Path == "" && r.Method == "" && len(r.Header) == 0 && r.Body == ""
+}
+
+// String is what is asked for: "POST /resize".
+func (r Rehearsal) String() string {
+	if r.Path == "" {
+		return ""
+	}
+	return r.method() + " " + r.Path
+}
+
+func (r Rehearsal) method() string {
+	if r.Method == "" && r.Body != "" {
+		return http.MethodPost
+	}
+	return cmp.Or(r.Method, http.MethodGet)
+}
+
+// maxRehearsal bounds a rehearsal's header and body, in bytes.
+const maxRehearsal = 64 << 10
+
+func (r Rehearsal) validate() error {
+	if r.IsZero() {
+		return nil
+	}
+	if r.Path == "" {
+		return errors.New("rehearsal has no path: name the one that is asked for, such as /")
+	}
+	size := len(r.Body)
+	for k, v := range r.Header {
+		if v == Hidden {
+			return fmt.Errorf("rehearsal.header %q has the value that stands for one that is not told: give its own", k)
+		}
+		size += len(k) + len(v)
+	}
+	if size > maxRehearsal {
+		return fmt.Errorf("rehearsal's header and body take %d bytes: want at most %d", size, maxRehearsal)
+	}
+	if _, err := r.Request("http://function"); err != nil {
+		return fmt.Errorf("rehearsal: %w", err)
+	}
+	return nil
+}
+
+// Request makes the request, to a server at a URL without a path.
+func (r Rehearsal) Request(base string) (*http.Request, error) {
+	if !strings.HasPrefix(r.Path, "/") || len(r.Path) > 1024 || strings.ContainsAny(r.Path, " \r\n") {
+		return nil, fmt.Errorf("path is %q: want an HTTP path that starts with /", r.Path)
+	}
+	req, err := http.NewRequest(r.method(), base+r.Path, strings.NewReader(r.Body))
+	if err != nil {
+		return nil, err
+	}
+	for k, v := range r.Header {
+		if !httpguts.ValidHeaderFieldName(k) || !httpguts.ValidHeaderFieldValue(v) {
+			return nil, fmt.Errorf("%q is no header field", k)
+		}
+		req.Header.Set(k, v)
+	}
+	return req, nil
 }
 
 // Egress settings.
@@ -171,6 +253,9 @@ func (f Function) Validate() error {
 		if p != "" && (!strings.HasPrefix(p, "/") || len(p) > 1024 || strings.ContainsAny(p, " \r\n")) {
 			return fmt.Errorf("function %q: %s is %q: want an HTTP path that starts with /", f.Name, name, p)
 		}
+	}
+	if err := f.Rehearsal.validate(); err != nil {
+		return fmt.Errorf("function %q: %w", f.Name, err)
 	}
 	if f.Egress != EgressNone && f.Egress != EgressHost && f.Egress != EgressNAT {
 		return fmt.Errorf("function %q: egress is %q: want %q, %q or %q", f.Name, f.Egress, EgressNone, EgressHost, EgressNAT)

@@ -35,3 +35,38 @@ func TestNames(t *testing.T) {
 		}
 	}
 }
+
+// A rehearsal that is not one is refused, by the setting that is wrong.
+func TestRehearsal(t *testing.T) {
+	for says, r := range map[string]Rehearsal{
+		"":                      {},
+		"no path":               {Body: "x"},
+		"starts with /":         {Path: "resize"},
+		"starts with / ":        {Path: "/a b"},
+		"invalid method":        {Path: "/", Method: "GE T"},
+		`"X Y" is no header`:    {Path: "/", Header: map[string]string{"X Y": "1"}},
+		`"X-Key" has the value`: {Path: "/", Header: map[string]string{"X-Key": Hidden}},
+		"at most 65536":         {Path: "/", Body: strings.Repeat("x", 65537)},
+	} {
+		err := Function{Name: "f", Image: "x", Rehearsal: r}.WithDefaults().Validate()
+		if (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), strings.TrimSpace(says)) {
+			t.Errorf("%+v: %v, want %q", r, err, says)
+		}
+	}
+	for want, r := range map[string]Rehearsal{"": {}, "GET /?x=1": {Path: "/?x=1"}, "POST /a": {Path: "/a", Body: "b"}, "PUT /a": {Path: "/a", Method: "PUT", Body: "b"}} {
+		if r.String() != want {
+			t.Errorf("%+v is %q, want %q", r, r, want)
+		}
+	}
+	f := Function{Rehearsal: Rehearsal{Path: "/", Header: map[string]string{"Authorization": "secret"}}}
+	if f.Hide().Rehearsal.Header["Authorization"] != Hidden || f.Rehearsal.Header["Authorization"] != "secret" {
+		t.Error("what is told of it has its header's values, or they are lost")
+	}
+	f, names, err := f.WithDefaults().Change([]byte(`{"rehearsal":{"path":"/b","header":null}}`))
+	if err != nil || f.Rehearsal.Path != "/b" || f.Rehearsal.Header != nil || strings.Join(names, " ") != "rehearsal.header rehearsal.path" {
+		t.Errorf("changed: %+v %q, %v", f.Rehearsal, names, err)
+	}
+	if f, _, err = f.Change([]byte(`{"rehearsal":null}`)); err != nil || !f.Rehearsal.IsZero() {
+		t.Errorf("taken away: %+v, %v", f.Rehearsal, err)
+	}
+}

@@ -77,7 +77,7 @@ func showDrift(all []Sample) Section {
 	info := func(name, title, caption string) chart.Info {
 		return chart.Info{Name: name, Title: title, Caption: caption}
 	}
-	faults := &chart.Lines{Info: info("sec7-drift-faults", "Page faults left", "The first start records: all of its pages are faults. reap keeps what it recorded, as in the paper; stream learns."),
+	faults := &chart.Lines{Info: info("sec7-drift-faults", "Page faults left", "The first start records: under reap all of its pages are faults, under stream those beside what the snapshot's trial touched. reap keeps what it recorded, as in the paper; stream learns."),
 		XLabel: "cold start", YLabel: "faults", Cut: driftAt + 0.5, CutLabel: "another input"}
 	time := &chart.Lines{Info: info("sec7-drift-time", "Cold start", "The same starts."),
 		XLabel: "cold start", YLabel: "ms", Cut: driftAt + 0.5, CutLabel: "another input"}

@@ -96,7 +96,7 @@ type Table struct {
 func All() []*Experiment {
 	return []*Experiment{
 		breakdown, contiguity, footprint, reuse, steps, policies, native, recording,
-		concurrency, mispredictions, drift, load, storage, stack,
+		concurrency, mispredictions, drift, first, load, storage, stack,
 	}
 }
 

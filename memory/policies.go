@@ -45,7 +45,7 @@ type Policies struct {
 	mu        sync.Mutex
 	reads     map[fileID]*sharedRead // guarded by mu: reads that may be joined, by file
 	histories map[string]*history    // guarded by mu: by directory of the snapshot's trace
-	recording map[string]bool        // guarded by mu: directories of snapshots that a session is recording
+	recording map[string]*recorder   // guarded by mu: by directory of a snapshot that a session is recording; nil: one writes
 }
 
 // Default is the policy for whoever does not choose.
@@ -62,7 +62,7 @@ func New(o Options) *Policies {
 	if o.SampleEvery <= 0 {
 		o.SampleEvery = sampleEvery
 	}
-	t := &Policies{pool: newPool(o.BufferBytes), slots: make(chan struct{}, o.Reads), recording: make(map[string]bool), turns: semaphore.NewWeighted(streamTurns),
+	t := &Policies{pool: newPool(o.BufferBytes), slots: make(chan struct{}, o.Reads), recording: make(map[string]*recorder), turns: semaphore.NewWeighted(streamTurns),
 		frozen: o.Frozen, sampling: uint32(o.SampleEvery), reads: make(map[fileID]*sharedRead), histories: make(map[string]*history)}
 	if o.Lone {
 		t.pool.keep = 0

@@ -79,7 +79,7 @@ func (o *Policies) openSet(ctx context.Context, name string, src Source) (*sessi
 		}
 	}
 	if why != nil {
-		o.openRecording(s, why)
+		s.others = o.openRecording(s, why)
 		return s, nil, nil
 	}
 	return s, &setFile{Set: set, file: file, path: filepath.Join(src.Dir, workingset.SetFile)}, nil

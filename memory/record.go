@@ -13,31 +13,41 @@ func (src Source) of() workingset.Of {
 }
 
 // openRecording begins a session without prefetch that records what a later one
-// prefetches; why is the reason that there is nothing yet.
-func (o *Policies) openRecording(s *session, why error) {
+// prefetches; why is the reason that there is nothing yet. Where another session records
+// already it returns what that has seen so far.
+func (o *Policies) openRecording(s *session, why error) []workingset.Touch {
 	switch {
 	case errors.Is(why, os.ErrNotExist):
 		s.say("no working set yet")
 	default:
 		s.say("working set refused: %v", why)
 	}
-	if !o.claim(s.src.Dir) {
+	rec := newRecorder(s.back.pages, firstTouches)
+	if other, ok := o.record(s.src.Dir, rec); !ok {
 		s.say("another instance is recording it")
-		return
+		return other.soFar()
 	}
 	s.say("recording it")
-	s.server.rec = newRecorder(s.back.pages, firstTouches)
+	s.server.rec = rec
+	return nil
 }
 
-// claim makes the caller the one who records a snapshot.
+// claim makes the caller the one who writes what is recorded of a snapshot.
 func (o *Policies) claim(dir string) bool {
+	_, ok := o.record(dir, nil)
+	return ok
+}
+
+// record is claim for who records by rec; if another does, it returns by what, nil where
+// that only writes.
+func (o *Policies) record(dir string, rec *recorder) (*recorder, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.recording[dir] {
-		return false
+	if other, ok := o.recording[dir]; ok {
+		return other, false
 	}
-	o.recording[dir] = true
-	return true
+	o.recording[dir] = rec
+	return rec, true
 }
 
 func (o *Policies) release(dir string) {

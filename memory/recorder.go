@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -69,6 +70,16 @@ func (r *recorder) resume() {
 	if r.resumed.IsZero() {
 		r.resumed = time.Now()
 	}
+}
+
+// soFar is what has been recorded; nothing for a nil r.
+func (r *recorder) soFar() []workingset.Touch {
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.touches)
 }
 
 // freeze ends the recording and returns it; nil when it was frozen before.

@@ -32,7 +32,9 @@ type session struct {
 	set   fileID             // of the working set that it installs
 	tries bool               // a recording may become a trial set
 	trial []workingset.Touch // of the trial set that it installs for want of a working set
-	share share              // of the buffers
+	// others is what the session that is recording the snapshot had seen when this one was opened.
+	others []workingset.Touch
+	share  share // of the buffers
 
 	read    *sharedRead // nil: this session reads by itself
 	learner *learner    // nil: this session does not learn

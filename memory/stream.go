@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/skep-dev/skep/memory/workingset"
 )
 
 // streamPolicy is the default. Reading the working set overlaps the VMM's
@@ -34,9 +36,21 @@ func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 		return nil, err
 	}
 	if f == nil {
-		// It records, and so page by page what is not in the trial set either.
-		s.tries = true
-		if f = s.openTrial(); f == nil {
+		// It records, and so page by page what is not in the trial set either; or another
+		// does, whose record it shares.
+		s.tries = s.server.rec != nil
+		if s.server.rec == nil {
+			s.server.beside = newBeside(s.back.pages)
+		}
+		f = s.openTrial()
+		switch {
+		case len(s.others) > len(s.trial):
+			if f != nil {
+				f.close()
+			}
+			s.follow()
+			return s, nil
+		case f == nil:
 			return s, nil
 		}
 	} else {
@@ -48,6 +62,17 @@ func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 	s.server.mayLeave = s.server.plan.mayLeave()
 	p.readFor(s, f)
 	return s, nil
+}
+
+// follow has a session prefetch what another one that is recording has touched so
+// far, from the memory file, whose pages that one has brought into the page cache.
+func (s *session) follow() {
+	hole := func(page uint32) bool { return !s.back.data.has(page) }
+	s.server.plan = newPlan(workingset.Runs(merge(s.trial, s.others, nil), hole, 0))
+	s.server.mayLeave = s.server.plan.mayLeave()
+	s.say("prefetching what that has touched")
+	spans := s.server.plan.spans(bufferSize) // from Attach on the plan is the server's
+	s.begin = func() { s.fetchMemory(spans, streamReaders) }
 }
 
 // What a page costs, for mayLeave. The first is what installing takes by run;

@@ -101,6 +101,26 @@ func TestBurstAfterATrial(t *testing.T) {
 	}
 }
 
+// A start beside one that records, without a trial, shares what that has touched so
+// far, and does without a fault for each page of what it has not.
+func TestStartBesideARecordingOne(t *testing.T) {
+	testenv.NoLeaks(t)
+	im, table := denseImage(t, 1024), newPolicies(t)
+	first, endFirst := touch(t, table, "stream", im, seq(0, 400))
+	_, endSecond := touch(t, table, "stream", im, seq(0, 432))
+	first.Responded()
+	if st := endFirst(); !st.Recorded || st.Prefetched != 0 || st.Faults != 400 {
+		t.Errorf("the first start: %+v", st)
+	}
+	// Of the 32 others, two faults for each cluster of 16.
+	if st := endSecond(); st.Recorded || st.Prefetched < 400 || st.Faults > 20 {
+		t.Errorf("the one beside it: %+v", st)
+	}
+	if got := planned(t, im); len(got) != 400 {
+		t.Errorf("%d pages are recorded", len(got))
+	}
+}
+
 // The policies that stand for the paper's know nothing of trials: the first start
 // under them records every page, and prefetches none.
 func TestTrialIsStreamsAlone(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"syscall"
 	"time"
 
@@ -57,12 +59,10 @@ func (i *instance) answersOutside(ctx context.Context) error {
 	}
 }
 
-// tryRestored starts an instance from the snapshot that was just made and checks
-// it. It returns what its start has taken.
+// tryRestored starts an instance from the snapshot that was just made, whose place is
+// reserved, and checks it, with the function's rehearsal where it has one. What it touched until then is
+// kept for the first start. It returns what its own start has taken.
 func (n *Node) tryRestored(ctx context.Context, p *pool, d *deployment) (time.Duration, error) {
-	if err := n.reserve(ctx, d.fn.MemoryMiB); err != nil {
-		return 0, err
-	}
 	t, err := n.try(ctx, p, d, api.StartRestore)
 	if err != nil {
 		return 0, notRestored(err)
@@ -72,12 +72,55 @@ func (n *Node) tryRestored(ctx context.Context, p *pool, d *deployment) (time.Du
 	if err := n.check(t.ctx, t.instance, false); err != nil {
 		return 0, notRestored(err)
 	}
+	if err := n.rehearse(t.ctx, t.instance); err != nil {
+		return 0, err
+	}
 	t.vm.WithSession(func(s memory.Session) {
 		if err := s.Tried(); err != nil { // the first start is slower
 			n.log.Warn("keeping what a trial touched", "function", d.fn.Name, "instance", t.id, "snapshot", t.snapshot, "error", err)
 		}
 	})
 	return took, nil
+}
+
+// rehearse makes the request that the function's snapshots are tried with, if it has one.
+func (n *Node) rehearse(ctx context.Context, inst *instance) error {
+	r, limit := inst.dep.fn.Rehearsal, inst.dep.fn.Timeout
+	if r.IsZero() {
+		return nil
+	}
+	ctx, stop := inst.vm.While(ctx)
+	defer stop()
+	ctx, cancel := context.WithTimeoutCause(ctx, limit.D(), fmt.Errorf("no whole answer within %v (timeout)", limit))
+	defer cancel()
+	if err := inst.rehearse(ctx, r); err != nil {
+		err = fmt.Errorf("rehearsing %v, restored from its snapshot: %w", r, cause.Because(ctx, err))
+		return &StartError{Function: inst.dep.fn.Name, Instance: inst.id, Err: err, Logs: inst.vm.LastLines()}
+	}
+	return nil
+}
+
+// rehearsed is how much of a bad answer to a rehearsal is told, in bytes.
+const rehearsed = 300
+
+func (i *instance) rehearse(ctx context.Context, r api.Rehearsal) error {
+	req, err := r.Request("http://" + i.dep.fn.Name)
+	if err != nil {
+		return err
+	}
+	resp, err := i.vm.Transport(false).RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	head, err := io.ReadAll(io.LimitReader(resp.Body, rehearsed))
+	if err == nil && resp.StatusCode >= http.StatusBadRequest {
+		return fmt.Errorf("it is answered with %s: %q", resp.Status, head)
+	}
+	if err == nil {
+		_, err = io.Copy(io.Discard, resp.Body)
+	}
+	return err
 }
 
 func notRestored(err error) error {

@@ -79,6 +79,7 @@ func TestCalledOffWhileMemoryOpens(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		w.set(func() { w.onOpen = func() { cancel(); synctest.Wait() } })
 		p := n.pool("hello")
+		must(t, n.reserve(ctx, p.current.Load().fn.MemoryMiB))
 		if _, err := n.tryRestored(ctx, p, p.current.Load()); !errors.Is(err, context.Canceled) {
 			t.Errorf("%v, want that it was called off", err)
 		}

@@ -58,6 +58,7 @@ type world struct {
 	refuse                func(*fakeMachine) bool  // connections to the function's server
 	endsAfter             time.Duration            // a server that is ready ends after it; 0: never
 	hang                  func(*http.Request) bool // requests that get no answer, and whose server then takes no other until they are given up
+	status                int                      // of answers to what is no probe; 0: 200
 	say                   []string                 // what a booted function writes
 	records               []api.Invocation
 }
@@ -372,7 +373,7 @@ func serveOn(c net.Conn, m *fakeMachine) {
 		_, _ = io.Copy(io.Discard, req.Body)
 		m.thread <- struct{}{}
 		m.w.mu.Lock()
-		hang, took := m.w.hang, m.w.serviceTime
+		hang, took, status := m.w.hang, m.w.serviceTime, m.w.status
 		m.asked = append(m.asked, req.Method+" "+req.RequestURI)
 		m.w.mu.Unlock()
 		if hang != nil && hang(req) {
@@ -383,7 +384,10 @@ func serveOn(c net.Conn, m *fakeMachine) {
 		}
 		time.Sleep(took)
 		<-m.thread
-		if _, err := fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(m.id), m.id); err != nil {
+		if status == 0 || req.Method == http.MethodOptions {
+			status = http.StatusOK
+		}
+		if _, err := fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nContent-Length: %d\r\n\r\n%s", status, http.StatusText(status), len(m.id), m.id); err != nil {
 			return
 		}
 	}

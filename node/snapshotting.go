@@ -174,8 +174,22 @@ func (p *pool) snapshotNow(ctx context.Context, d *deployment) error {
 	if !p.n.budget.take(d.fn.MemoryMiB, nil) {
 		return errNoRoom
 	}
-	_, err = p.n.makeSnapshot(ctx, p, d, reasonReady, nil)
+	if _, err = p.n.makeSnapshot(ctx, p, d, reasonReady, nil); err == nil {
+		p.tryIfRoom(ctx, d)
+	}
 	return err
+}
+
+// tryIfRoom tries a snapshot that was made without a deployment, where the node has
+// room for that, so that its first start finds prefetched what the trial touched. What is
+// wrong with it the next start will see, and boot instead.
+func (p *pool) tryIfRoom(ctx context.Context, d *deployment) {
+	if !p.n.budget.take(d.fn.MemoryMiB, nil) {
+		return
+	}
+	if _, err := p.n.tryRestored(ctx, p, d); err != nil && ctx.Err() == nil && d.alike(p.current.Load()) {
+		p.n.log.Warn("trying a new snapshot", "function", p.name, "error", err)
+	}
 }
 
 // overrule ends the making of a snapshot in the background, since the function
@@ -229,10 +243,13 @@ func (p *pool) snapshotServed(inst *instance) {
 		_, err = p.n.capture(ctx, inst, stage, reason)
 	}
 	p.snapshotEnded(inst.dep, err)
+	if err == nil {
+		p.n.spawn(func() { p.tryIfRoom(p.n.ctx, inst.dep) })
+	}
 }
 
 // CreateSnapshot makes a snapshot of a function now, from an instance that is
-// booted for it.
+// booted for it, and tries it as a deployment does. When it fails there is none.
 func (n *Node) CreateSnapshot(ctx context.Context, function string, progress func(api.DeployEvent)) (api.Snapshot, error) {
 	ctx, stop := n.until(ctx)
 	defer stop()
@@ -257,6 +274,14 @@ func (n *Node) CreateSnapshot(ctx context.Context, function string, progress fun
 	if err != nil {
 		return api.Snapshot{}, err
 	}
+	end := begin(progress, api.StageChecking, d.fn.Rehearsal.String())
+	if err = n.reserve(ctx, d.fn.MemoryMiB); err == nil {
+		_, err = n.tryRestored(ctx, p, d)
+	}
+	if err != nil {
+		return api.Snapshot{}, errors.Join(err, n.snaps.Remove(snap.ID))
+	}
+	end()
 	p.snapshotEnded(d, nil)
 	tell(progress, api.DeployEvent{Stage: api.StageDone, Snapshot: &snap})
 	return snap, nil

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -287,6 +288,43 @@ after_invocations = 10
 		if code, _, stderr := skep(t, socket, "deploy", "-f", write(text)); code != exitUsage || !strings.Contains(stderr, says) {
 			t.Errorf("%q: %d %s", text, code, stderr)
 		}
+	}
+}
+
+// A rehearsal is given by flags, to a new function and to one that is there, and by a file.
+func TestRehearsalFlags(t *testing.T) {
+	socket, n := fakeDaemon(t)
+	body := filepath.Join(t.TempDir(), "body")
+	if err := os.WriteFile(body, []byte("a picture"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	must := func(want api.Rehearsal, args ...string) {
+		t.Helper()
+		if code, _, stderr := skep(t, socket, args...); code != exitOK {
+			t.Fatalf("skep %q: %d %s", args, code, stderr)
+		}
+		if f, _ := n.Function("echo"); !reflect.DeepEqual(f.Rehearsal, want) {
+			t.Errorf("skep %q: %+v", args, f.Rehearsal)
+		}
+	}
+	deploy := []string{"deploy", "localhost:5000/echo", "--name", "echo"}
+	header := map[string]string{"X-Key": "a:b"}
+	must(api.Rehearsal{Path: "/resize", Body: "a picture", Header: header}, append(deploy, "--rehearse", "/resize", "--rehearse-data", "@"+body, "--rehearse-header", "X-Key: a:b")...)
+	must(api.Rehearsal{Path: "/other", Body: "a picture", Header: header}, append(deploy, "--rehearse", "/other")...)
+	must(api.Rehearsal{Path: "/other", Body: "text", Method: "PUT", Header: header}, "set", "echo", "rehearsal.body=text", "rehearsal.method=PUT")
+	must(api.Rehearsal{}, "set", "echo", "--unset", "rehearsal")
+	for says, args := range map[string][]string{
+		"NAME: VALUE":   append(deploy, "--rehearse", "/", "--rehearse-header", "X"),
+		"no path":       append(deploy, "--rehearse-data", "x"),
+		"no such file":  append(deploy, "--rehearse", "/", "--rehearse-data", "@"+body+"x"),
+		"starts with /": append(deploy, "--rehearse", "resize"),
+	} {
+		if code, _, stderr := skep(t, socket, args...); code == exitOK || !strings.Contains(stderr, says) {
+			t.Errorf("skep %q: %d %s", args, code, stderr)
+		}
+	}
+	if f, _ := n.Function("echo"); !f.Rehearsal.IsZero() {
+		t.Errorf("after what was refused: %+v", f.Rehearsal)
 	}
 }
 

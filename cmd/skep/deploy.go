@@ -30,6 +30,8 @@ type deployFlags struct {
 	reset      bool
 	noSnapshot bool
 	timeouts   [7]time.Duration // ready, invocation, keep-alive, queue, response, idle, stream
+	data       string           // of the rehearsal
+	headers    []string         // of the rehearsal
 }
 
 func (c *cli) deployCmd() *cobra.Command {
@@ -40,8 +42,11 @@ func (c *cli) deployCmd() *cobra.Command {
 		Long: `Make a function from an image, or give a new image to one that exists, which
 keeps the settings that are not named here; with --reset, or with a file, which
 says all of them, it keeps none. The image is fetched, made into a root disk,
-booted once to see that it works, and snapshotted; what serves is replaced only
-then. Each deploy makes a revision: ` + "`skep rollback`" + ` goes back.
+booted once to see that it works, and snapshotted; an instance is restored from
+the snapshot and asked whether it answers; what serves is replaced only then.
+With --rehearse it is asked for more: a request such as clients will make, which must be
+answered with a status below 400. What that needs of memory is what the
+first cold start finds prefetched. Each deploy makes a revision: ` + "`skep rollback`" + ` goes back.
 
 IMAGE is one of
   functions/hello               a function that comes with skep
@@ -56,6 +61,7 @@ Functions that come with skep: ` + strings.Join(functions.Names(), ", ") + `.`,
   skep deploy localhost:5000/resize:v3 --name resize --memory-mib 512 --env LEVEL=2
   skep deploy docker-archive:hello.tar --name hello --snapshot-after 10
   skep deploy localhost:5000/resize:v4 --env-file secrets.env
+  skep deploy localhost:5000/resize:v4 --rehearse /resize --rehearse-data '{"size": 3}'
   skep deploy functions/hello-python --json | jq .image_digest
   skep deploy -f function.toml`,
 		Args: nArgs(0, 4096),
@@ -87,6 +93,10 @@ func (d *deployFlags) register(fs *pflag.FlagSet) {
 	fs.DurationVar(&d.timeouts[2], "keep-alive", 0, "idle time before an instance ends (default 60s)")
 	fs.BoolVar(&d.noSnapshot, "no-snapshot", false, "make no snapshot by itself")
 	fs.IntVar(&f.Snapshot.AfterInvocations, "snapshot-after", 0, "snapshot after `N` invocations instead of when ready")
+	fs.StringVar(&f.Rehearsal.Path, "rehearse", "", "`PATH` and query that an instance restored from a new snapshot must answer")
+	fs.StringVar(&d.data, "rehearse-data", "", "body of that request: text or `@FILE`")
+	fs.StringVar(&f.Rehearsal.Method, "rehearse-method", "", "its HTTP `METHOD` (default GET, with a body POST)")
+	fs.StringArrayVar(&d.headers, "rehearse-header", nil, "`NAME: VALUE` of it; may be repeated")
 	fs.StringVar(&f.MemoryPolicy, "policy", "", "how restored memory is filled (default: the daemon's)")
 	fs.StringVar(&f.Egress, "egress", "", "none, host or nat (default none)")
 	fs.IntVar(&f.DiskMiB, "disk-mib", 0, "what it may write to its root (default half the memory)")
@@ -108,6 +118,17 @@ func (d *deployFlags) function(cmd *cobra.Command, environ, args []string) (api.
 		return base, &usageError{msg: err.Error()}
 	}
 	flags := d.f
+	if flags.Rehearsal.Header, err = headerOf("--rehearse-header", d.headers); err != nil {
+		return base, err
+	}
+	flags.Rehearsal.Body = d.data
+	if file, ok := strings.CutPrefix(d.data, "@"); ok {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return base, fmt.Errorf("reading the rehearsal's body: %w", err)
+		}
+		flags.Rehearsal.Body = string(b)
+	}
 	overlay(cmd.Flags(), &base, &flags, d)
 	env, err := d.env.read(environ)
 	if err != nil {
@@ -171,12 +192,38 @@ func overlay(fs *pflag.FlagSet, f, flags *api.Function, d *deployFlags) {
 		"egress":           func() { f.Egress = flags.Egress },
 		"disk-mib":         func() { f.DiskMiB = flags.DiskMiB },
 		"clone-hook":       func() { f.CloneHook = flags.CloneHook },
+		"rehearse":         func() { f.Rehearsal.Path = flags.Rehearsal.Path },
+		"rehearse-method":  func() { f.Rehearsal.Method = flags.Rehearsal.Method },
+		"rehearse-header":  func() { f.Rehearsal.Header = flags.Rehearsal.Header },
+		"rehearse-data":    func() { f.Rehearsal.Body = flags.Rehearsal.Body },
 	}
 	fs.Visit(func(g *pflag.Flag) {
 		if apply := set[g.Name]; apply != nil {
 			apply()
 		}
 	})
+}
+
+// keyOfFlag has the settings whose flags are named otherwise.
+var keyOfFlag = map[string]string{
+	"policy": "memory_policy", "no-snapshot": "snapshot.off", "snapshot-after": "snapshot.after_invocations",
+	"rehearse": "rehearsal.path", "rehearse-method": "rehearsal.method", "rehearse-header": "rehearsal.header", "rehearse-data": "rehearsal.body",
+}
+
+// headerOf reads lines of a header as a flag has them; the last of a name counts.
+func headerOf(flag string, lines []string) (map[string]string, error) {
+	if len(lines) == 0 {
+		return nil, nil
+	}
+	out := map[string]string{}
+	for _, h := range lines {
+		name, value, ok := strings.Cut(h, ":")
+		if !ok {
+			return nil, &usageError{msg: fmt.Sprintf("%s %q: want NAME: VALUE", flag, h)}
+		}
+		out[strings.TrimSpace(name)] = strings.TrimSpace(value)
+	}
+	return out, nil
 }
 
 // patch is what of f was named: the image, the arguments and what has a flag.
@@ -195,10 +242,9 @@ func (d *deployFlags) patch(cmd *cobra.Command, environ []string, f api.Function
 	}
 	cmd.Flags().Visit(func(g *pflag.Flag) {
 		key := canonical(g.Name)
-		if k, ok := map[string]string{"policy": "memory_policy", "no-snapshot": "snapshot.off", "snapshot-after": "snapshot.after_invocations"}[g.Name]; ok {
+		if k, ok := keyOfFlag[g.Name]; ok {
 			key = k
-		}
-		if _, ok := functionSettings[key]; !ok {
+		} else if _, ok := functionSettings[key]; !ok {
 			return
 		}
 		outer, inner, nested := strings.Cut(key, ".")

@@ -97,6 +97,9 @@ func settingRows(d api.FunctionDetail) [][]string {
 	if f.CloneHook != "" {
 		rows = append(rows, []string{"clone hook", f.CloneHook})
 	}
+	if r := f.Rehearsal; !r.IsZero() {
+		rows = append(rows, []string{"rehearsal", r.String()})
+	}
 	return append(rows, []string{"deployed", f.Created.Format(time.RFC3339)})
 }
 

@@ -32,6 +32,7 @@ var functionSettings = func() map[string]setting {
 			key, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 			switch {
 			case slices.Contains([]string{"name", "image_digest", "created", "revision", "env", "args"}, key):
+			case f.Type.Kind() == reflect.Map: // value by value, or not at all
 			case f.Type.Kind() == reflect.Struct:
 				add(key+".", f.Type)
 			default:
@@ -107,7 +108,7 @@ in force at once, without a new snapshot. Either makes a revision, to which
 
 Keys: ` + strings.Join(slices.Sorted(maps.Keys(functionSettings)), ", ") + `;
 env.NAME for a variable of the environment, env.NAME without a value to take it
-from this one. Arguments of the function go after --.`,
+from this one. Arguments of the function go after --. --unset rehearsal takes all of it away.`,
 		Example: `  skep set shop timeout=5s max_instances=20
   skep set shop env.LEVEL=2 memory_mib=512
   skep set shop --env-file secrets.env
@@ -148,7 +149,7 @@ func (s *setFlags) patch(cmd *cobra.Command, environ, args []string) (patch, err
 	}
 	for _, key := range s.unset {
 		key = canonical(key)
-		if _, ok := functionSettings[key]; !ok && !strings.HasPrefix(key, "env.") && key != "args" {
+		if _, ok := functionSettings[key]; !ok && !strings.HasPrefix(key, "env.") && key != "args" && key != "rehearsal" {
 			return nil, unknownKey(cmd, key)
 		}
 		p.put(key, nil)
