@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 )
 
@@ -14,11 +15,14 @@ import (
 type requestBody struct {
 	io.ReadCloser
 	x      *exchange
+	under  sync.Mutex // held by a read
 	whole  atomic.Bool
 	failed atomic.Pointer[error]
 }
 
 func (b *requestBody) Read(p []byte) (int, error) {
+	b.under.Lock()
+	defer b.under.Unlock()
 	l := &b.x.limits
 	defer l.reading.Store(false)
 	if err := l.begin(&l.reading); err != nil {
@@ -47,6 +51,12 @@ func (b *requestBody) err() error {
 		return *err
 	}
 	return nil
+}
+
+// settle returns when no read is under way.
+func (b *requestBody) settle() {
+	b.under.Lock()
+	b.under.Unlock() //lint:ignore SA2001 whoever reads has it
 }
 
 // halfRead says that the client may send more.

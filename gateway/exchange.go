@@ -41,6 +41,7 @@ type exchange struct {
 	headers   time.Time // when the function's answer began
 	length    int64     // of the answer's body, where it is known
 	body      *requestBody
+	duplex    bool    // the answer may begin while the body, of HTTP/1, is still coming
 	tunnel    *tunnel // once it is an upgraded connection
 	asked     bool    // an instance was asked for
 	connected bool    // and its server takes connections
@@ -80,6 +81,7 @@ func (g *Gateway) pass(w http.ResponseWriter, r *http.Request, p place, experime
 	defer func() { // also when the copy is aborted by a panic, which goes on up to net/http
 		x.finish(whole)
 		g.logAccess(r, x)
+		x.limits.settle(x.body)
 		if !whole {
 			reset(r)
 		}
@@ -117,7 +119,7 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request, x *exchange, exp
 	x.body = &requestBody{ReadCloser: r.Body, x: x}
 	r.Body = x.body
 	if r.ProtoMajor == 1 {
-		x.client.EnableFullDuplex() // the function may answer before it has read all
+		x.duplex = x.client.EnableFullDuplex() == nil // the function may answer before it has read all
 	}
 	return nil
 }
@@ -220,6 +222,9 @@ func modifyResponse(resp *http.Response) error {
 	p.Connect, p.Process = x.phases.Connect, x.phases.Process
 	p.Total = x.headers.Sub(x.began)
 	h := resp.Header
+	if x.duplex && x.body.halfRead() && resp.StatusCode != http.StatusSwitchingProtocols {
+		h.Set("Connection", "close") // should the rest not come, nobody knows where the next request would begin
+	}
 	h.Set(api.HeaderStart, string(x.lease.Start()))
 	h.Set(HeaderInstance, x.lease.Instance())
 	h.Set(api.HeaderInvocation, x.rec.ID)

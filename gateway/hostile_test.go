@@ -286,6 +286,24 @@ func TestIdleEnds(t *testing.T) {
 	}
 }
 
+// Who has the whole answer and does not send the rest of its request is not kept.
+func TestEarlyAnswerEnds(t *testing.T) {
+	_, base := serve(t, Options{}, func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly")
+		io.Copy(io.Discard, conn)
+	})
+	conn := dial(t, base, "POST /function/fn/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+	if got := answers(t, conn); !strings.HasSuffix(got, "early") || !strings.Contains(got, "Connection: close\r\n") {
+		t.Errorf("the client got %q, want all of the answer and that the connection ends", got)
+	}
+}
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }

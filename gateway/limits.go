@@ -208,7 +208,6 @@ func (l *limits) cut(limit string) {
 	l.end(c)
 	// Only what waits now is woken: who begins to read or write after this sees
 	// why first (see begin).
-	past := time.Unix(1, 0)
 	if l.writing.Load() {
 		l.client.SetWriteDeadline(past)
 	}
@@ -243,9 +242,25 @@ func (l *limits) stop(halfRead bool) {
 	}
 	lastDeadlines(l.client, halfRead)
 	if halfRead && l.why.Load() != nil {
-		l.client.SetReadDeadline(time.Unix(1, 0)) // it has had its time
+		l.client.SetReadDeadline(past) // it has had its time
 	}
 }
+
+// settle is for when all is recorded, and the handler is about to return. What sends the
+// request to the function may still be reading it: net/http would end that read itself, take
+// the deadline away for it, and wait without one for what the client has not sent.
+func (l *limits) settle(body *requestBody) {
+	if !body.halfRead() || l.client.SetReadDeadline(past) != nil {
+		return
+	}
+	body.settle()
+	if body.halfRead() && l.why.Load() == nil {
+		l.client.SetReadDeadline(time.Now().Add(lastRead))
+	}
+}
+
+// past is a deadline that wakes who waits.
+var past = time.Unix(1, 0)
 
 // lastDeadlines bounds what a server does once its handler has returned.
 func lastDeadlines(client *http.ResponseController, halfRead bool) {
