@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -63,6 +64,8 @@ type daemon struct {
 	cmd     *exec.Cmd
 	log     *testenv.Output
 	ended   chan error
+	watch   *time.Timer   // fires when the test has hung
+	longer  time.Duration // than others its test may take
 
 	acknowledged []string // functions whose deploy was answered before a crash
 }
@@ -132,6 +135,7 @@ func (d *daemon) up() {
 	}
 	d.ended = make(chan error, 1)
 	go func(c *exec.Cmd, ended chan error) { ended <- c.Wait() }(d.cmd, d.ended)
+	d.watchOver()
 	deadline := time.Now().Add(testenv.Limit(d.t, time.Minute))
 	for {
 		if _, err := d.client.Version(d.ctx(5 * time.Second)); err == nil {
@@ -149,11 +153,28 @@ func (d *daemon) up() {
 	}
 }
 
+// watchOver ends the daemon, and says where both are, when the test has hung: else the time
+// limit of all tests ends them without a word of the daemon's.
+func (d *daemon) watchOver() {
+	if d.watch != nil {
+		d.watch.Stop()
+	}
+	limit := testenv.Limit(d.t, 6*time.Minute) + d.longer
+	p := d.cmd.Process
+	d.watch = time.AfterFunc(limit, func() {
+		var stacks strings.Builder
+		pprof.Lookup("goroutine").WriteTo(&stacks, 1)
+		d.t.Errorf("the daemon has been up for %v: the test hangs in\n%s", limit, stacks.String())
+		p.Signal(syscall.SIGQUIT) // its stacks go to its log, and whoever waits for it fails
+	})
+}
+
 // down ends the daemon as an init system would.
 func (d *daemon) down() {
 	if d.cmd == nil {
 		return
 	}
+	d.watch.Stop()
 	d.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case err := <-d.ended:
@@ -171,6 +192,7 @@ func (d *daemon) down() {
 // kill ends the daemon with SIGKILL.
 func (d *daemon) kill() {
 	d.t.Helper()
+	d.watch.Stop()
 	d.cmd.Process.Kill()
 	<-d.ended
 	d.cmd = nil
@@ -184,7 +206,11 @@ func (d *daemon) ctx(timeout time.Duration) context.Context {
 
 // cli runs a verb of the command line and returns its standard output.
 func (d *daemon) cli(args ...string) (string, error) {
-	cmd := d.command(args...)
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Limit(d.t, 5*time.Minute))
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(d.bin, "skep"), d.arguments(args)...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGQUIT) } // one that hangs says where
+	cmd.WaitDelay = 10 * time.Second
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
@@ -194,7 +220,11 @@ func (d *daemon) cli(args ...string) (string, error) {
 }
 
 func (d *daemon) command(args ...string) *exec.Cmd {
-	return exec.Command(filepath.Join(d.bin, "skep"), append([]string{"--config", filepath.Join(d.dir, "config.toml")}, args...)...)
+	return exec.Command(filepath.Join(d.bin, "skep"), d.arguments(args)...)
+}
+
+func (d *daemon) arguments(args []string) []string {
+	return append([]string{"--config", filepath.Join(d.dir, "config.toml")}, args...)
 }
 
 func (d *daemon) mustCLI(args ...string) string {

@@ -112,6 +112,8 @@ func newSoak(t *testing.T) *soak {
 	})
 	t.Logf("soaking for %v with seed %d; every call is in %s", length, seed, path)
 	d := start(t, "keep_records = 10000000")
+	d.longer = length + soakCallLimit
+	d.watchOver()
 	s := &soak{t: t, d: d, length: length, seed: seed, rand: rand.New(rand.NewPCG(seed, 1<<32)), ledger: l,
 		history: newHistory(), settings: map[string]api.Function{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
