@@ -217,7 +217,7 @@ func (n *Node) publishTrial(ctx context.Context, t *trial, progress func(api.Dep
 	t.end()
 	end = begin(progress, api.StageChecking, t.dep.fn.Rehearsal.String())
 	if err = n.reserve(ctx, t.dep.fn.MemoryMiB); err != nil {
-		return api.Snapshot{}, 0, errors.Join(err, n.unpublish(snap.ID))
+		return api.Snapshot{}, 0, errors.Join(err, n.unpublish(t.dep.fn.Name, snap.ID))
 	}
 	took, err := n.tryRestored(ctx, t.pool, t.dep)
 	if err != nil {
