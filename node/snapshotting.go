@@ -279,7 +279,7 @@ func (n *Node) CreateSnapshot(ctx context.Context, function string, progress fun
 		_, err = n.tryRestored(ctx, p, d)
 	}
 	if err != nil {
-		return api.Snapshot{}, errors.Join(err, n.snaps.Remove(snap.ID))
+		return api.Snapshot{}, errors.Join(err, n.unpublish(p.name, snap.ID))
 	}
 	end()
 	p.snapshotEnded(d, nil)
