@@ -50,7 +50,7 @@ type Config struct {
 	VMMCPUs      int    // CPUs that a VMM may use beside its vCPUs; 0: 1; -1: no limit
 
 	Slots        int      // network slots made ahead
-	Shells       int      // VMM processes that wait, each for one of the functions that started last
+	Shells       int      // VMM processes that wait for cold starts of the functions that were used last
 	MaxInstances int      // microVMs at once, all functions together; 0: 256
 	MemoryBudget int      // MiB of memory of all machines at once, guests' and VMMs' own; 0: nine tenths of what the host has free when the daemon starts
 	NATPool      string   // IPv4 prefix from which slots with egress get addresses
@@ -88,7 +88,7 @@ func Default() Config {
 		Learning:        true,
 		ConfineUser:     true,
 		Slots:           4,
-		Shells:          4,
+		Shells:          8,
 		NATPool:         "10.211.0.0/16",
 		HostServices:    []string{"7090=127.0.0.1:7090"}, // `skep functions s3`
 		KeepRecords:     100_000,
@@ -145,7 +145,7 @@ var Keys = []Key{
 	{"vmm_pids", "threads that a VMM may have beside one for each vCPU, where there is cgroup v2 (0: 128, -1: no limit)", func(c *Config) any { return &c.VMMPIDs }},
 	{"vmm_cpus", "CPUs that a VMM may use beside its guest's vCPUs, where there is cgroup v2 (0: 1, -1: no limit)", func(c *Config) any { return &c.VMMCPUs }},
 	{"slots", "network slots made ahead", func(c *Config) any { return &c.Slots }},
-	{"shells", "VMM processes started ahead, each for one of the functions that started last", func(c *Config) any { return &c.Shells }},
+	{"shells", "VMM processes started ahead, for the functions that were used last, and more for those that start in bursts", func(c *Config) any { return &c.Shells }},
 	{"max_instances", "machines at once, all functions together (0: 256)", func(c *Config) any { return &c.MaxInstances }},
 	{"memory_budget_mib", "MiB of memory of all machines at once, guests' and VMMs' own (0: nine tenths of what is free at the start)", func(c *Config) any { return &c.MemoryBudget }},
 	{"nat_pool", "IPv4 prefix for functions with egress nat", func(c *Config) any { return &c.NATPool }},

@@ -15,6 +15,9 @@ type mmapPolicy struct{}
 
 func (mmapPolicy) Name() string { return "mmap" }
 
+// Mapped says that under the policy of that name every VMM maps the memory file itself.
+func Mapped(policy string) bool { return policy == mmapPolicy{}.Name() }
+
 func (mmapPolicy) Open(_ context.Context, src Source) (Session, error) {
 	return openMapped("mmap", src, "")
 }

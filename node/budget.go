@@ -53,6 +53,14 @@ func (b *budget) fitsBeside(used amount, mib int) bool {
 	return used.instances < b.maxInstances && (b.maxMiB == 0 || used.mib+mib+vmms <= b.maxMiB)
 }
 
+// roomToWait says whether so many VMMs may wait beside what runs: memory that an
+// instance needs, or that somebody waits for, is not theirs.
+func (b *budget) roomToWait(n int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.claims) == 0 && (b.maxMiB == 0 || b.used.mib+(b.used.instances+n)*b.overheadMiB <= b.maxMiB)
+}
+
 // take reserves an instance with mib of memory for p. If it cannot, p has a claim
 // and is told when to try again. With a nil p, whose instance nobody waits for,
 // there is no claim.

@@ -49,7 +49,7 @@ type Config struct {
 	// occupy more than ImageBytes (0: no bound), the longest unused first.
 	ImageGrace   time.Duration
 	ImageBytes   int64
-	Shells       int           // VMM processes started ahead, each for one of the functions that started last; default none
+	Shells       int           // VMM processes that wait for the functions that were used last, at most; default none
 	Nameservers  []string      // of guests that have egress; default the host's, but for loopback ones
 	DrainTimeout time.Duration // how long Close and Remove wait for requests in flight; default 30s
 	StopGrace    time.Duration // SIGTERM to SIGKILL of a function that is removed or shut down; default 2s; negative: none

@@ -284,6 +284,25 @@ type revision struct {
 	change string
 }
 
+// lastFunctions names the functions that were invoked last, the last first; behind them those
+// that never were, the newest first.
+func (d *database) lastFunctions(ctx context.Context, most int) (names []string, err error) {
+	rows, err := d.main.QueryContext(ctx, `SELECT name FROM functions
+		ORDER BY coalesce((SELECT max(time_ns) FROM invocations WHERE function = name), 0) DESC, rowid DESC LIMIT ?`, most)
+	if err != nil {
+		return nil, fmt.Errorf("reading which functions were invoked last: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return nil, fmt.Errorf("reading which functions were invoked last: %w", err)
+		}
+		names = append(names, name)
+	}
+	return names, rows.Err()
+}
+
 // revisions reads a function's, newest first. One that this version cannot read
 // is left out: it must not be in the way of the others.
 func (d *database) revisions(ctx context.Context, name string) ([]revision, error) {

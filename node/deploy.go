@@ -281,6 +281,7 @@ func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap, change 
 	p.pump()
 	p.mu.Unlock()
 	n.shells.forget(d.fn.Name)
+	n.spawn(func() { n.shells.wantNewest(n.ctx, d) })
 	n.removeSnapshots(d.fn.Name, old)
 	n.log.Info("deployed", "function", d.fn.Name, "image", d.fn.Image, "digest", d.image.Digest, "revision", d.fn.Revision, "change", change, "snapshot", snap)
 	return nil

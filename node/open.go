@@ -46,6 +46,7 @@ func Open(ctx context.Context, cfg Config, deps Deps) (*Node, error) {
 		return nil, errors.Join(err, n.abandon())
 	}
 	n.shells = newShells(n)
+	n.spawn(n.shells.wantLast)
 	n.rec = newRecorder(n.db.records, cfg.KeepRecords, deps.OnRecord, n.log)
 	n.collectImages()
 	return n, nil

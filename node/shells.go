@@ -3,33 +3,49 @@ package node
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
+	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/scale"
 	"github.com/skep-dev/skep/snapshot"
 	"github.com/skep-dev/skep/vmm"
 )
 
-// shells are VMM processes that wait for their function's next cold start: one
-// for each of the functions that started last, up to a bound. Each has a network
-// slot and a private directory, which the instance that takes it takes over.
+// shells are VMM processes that wait for cold starts: at least one for each of the functions that
+// were deployed or started last, and as many for each as its starts have wanted at
+// once lately, up to a bound over all. Each has a network slot and a private
+// directory, which the instance that takes it takes over.
 type shells struct {
-	n   *Node
-	vmm vmm.Sheller // nil: there are none
-	max int
+	n      *Node
+	vmm    vmm.Sheller // nil: there are none
+	max    int
+	making *semaphore.Weighted // one at a time: starts need the processors more
 
 	mu     sync.Mutex
 	closed bool              // guarded by mu
-	made   map[string]*shell // guarded by mu: by function; while it is being made its place is nil
+	of     map[string]*ahead // guarded by mu, with what is in it: by function
+	later  *time.Timer       // guarded by mu: tidies; nil: not set
 }
 
-// shell is one of them.
+// ahead is what waits for one function: for starts of that deployment from that
+// snapshot.
+type ahead struct {
+	dep    *deployment
+	snap   string
+	used   time.Time // when the function was last deployed or started
+	demand scale.Ahead
+	list   []*shell // those that wait, and those that are being made
+}
+
+// shell is one process.
 type shell struct {
-	id   string
-	dep  *deployment
-	snap string
-	used time.Time // when the function last started
-	at   *place    // where it waits; nil while it is being made
+	id string
+	of *ahead
+	at *place // where it waits; nil while it is being made
 
 	// stop is closed when it is decided what becomes of it, taken set before; gone
 	// when the goroutine that watches it has let go of it.
@@ -38,7 +54,7 @@ type shell struct {
 }
 
 func newShells(n *Node) *shells {
-	s := &shells{n: n, max: n.cfg.Shells, made: map[string]*shell{}}
+	s := &shells{n: n, max: n.cfg.Shells, making: semaphore.NewWeighted(1), of: map[string]*ahead{}}
 	if n.cfg.Shells > 0 {
 		s.vmm, _ = n.deps.VMM.(vmm.Sheller)
 		if s.vmm == nil {
@@ -48,7 +64,7 @@ func newShells(n *Node) *shells {
 	return s
 }
 
-// take returns the place of the shell that was made for this snapshot, now the
+// take returns the place of a shell that was made for this snapshot, now the
 // caller's; nil if there is none.
 func (s *shells) take(d *deployment, snap string) *place {
 	sh := s.find(d, snap)
@@ -62,17 +78,29 @@ func (s *shells) take(d *deployment, snap string) *place {
 func (s *shells) find(d *deployment, snap string) *shell {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sh := s.made[d.fn.Name]
-	if sh == nil || sh.at == nil {
+	a := s.of[d.fn.Name]
+	if a == nil {
 		return nil
 	}
-	sh.taken = sh.dep.alike(d) && sh.snap == snap && !ended(sh.at.shell.Done()) // else its watcher ends it
-	s.drop(d.fn.Name)
-	if !sh.taken {
+	if !a.serves(d, snap) {
+		s.dropAll(d.fn.Name)
 		return nil
 	}
-	return sh
+	for _, sh := range slices.Clone(a.list) {
+		if sh.at == nil {
+			continue
+		}
+		sh.taken = !ended(sh.at.shell.Done()) // else its watcher ends it
+		a.drop(sh)
+		if sh.taken {
+			return sh
+		}
+	}
+	a.demand.Missed(time.Now())
+	return nil
 }
+
+func (a *ahead) serves(d *deployment, snap string) bool { return a.dep.alike(d) && a.snap == snap }
 
 func ended(done <-chan struct{}) bool {
 	select {
@@ -83,62 +111,159 @@ func ended(done <-chan struct{}) bool {
 	}
 }
 
-// want has a shell made for the function's next start, unless there is one, in
-// place of that of the function which started longest ago. It does not wait.
+// want has shells made for the function's next starts, as many as there should be.
+// It does not wait.
 func (s *shells) want(d *deployment, snap string) {
 	if s.vmm == nil || snap == "" {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	old := s.made[d.fn.Name]
-	switch {
-	case s.closed, old != nil && old.at == nil, !s.n.serves(d):
-		return
-	case old != nil && old.dep.alike(d) && old.snap == snap:
-		old.used = time.Now()
-		return
-	case old != nil:
-		s.drop(d.fn.Name)
-	case len(s.made) >= s.max && !s.dropOldest():
+	name := d.fn.Name
+	if s.closed || !s.n.serves(d) {
 		return
 	}
-	sh := &shell{id: newID("i-"), dep: d, snap: snap, used: time.Now(), stop: make(chan struct{}), gone: make(chan struct{})}
-	s.made[d.fn.Name] = sh
-	if !s.n.spawn(func() { s.run(sh) }) {
-		delete(s.made, d.fn.Name)
+	a := s.of[name]
+	if a != nil && !a.serves(d, snap) {
+		demand := a.demand
+		s.dropAll(name)
+		a = &ahead{demand: demand}
+	} else if a == nil {
+		a = &ahead{}
+	}
+	a.dep, a.snap, a.used = d, snap, time.Now()
+	s.of[name] = a
+	for len(a.list) < a.demand.Wanted(a.used, s.max) && s.n.budget.roomToWait(s.count()+1) && s.room(a) {
+		sh := &shell{id: newID("i-"), of: a, stop: make(chan struct{}), gone: make(chan struct{})}
+		if !s.n.spawn(func() { s.run(sh) }) {
+			return
+		}
+		a.list = append(a.list, sh)
+	}
+	s.tidy()
+}
+
+// wantNewest is want for the newest snapshot that the deployment can start from, and may wait.
+func (s *shells) wantNewest(ctx context.Context, d *deployment) {
+	if s.vmm == nil || memory.Mapped(s.n.policyOf(d)) {
+		return
+	}
+	if snap, _ := s.n.usable(ctx, d); snap != nil {
+		id := snap.Manifest.ID
+		snap.Release()
+		s.want(d, id)
 	}
 }
 
-// drop takes a function's shell out of the table, which ends it unless it is
-// taken. The mutex is held.
-func (s *shells) drop(function string) {
-	close(s.made[function].stop)
-	delete(s.made, function)
-}
-
-// dropOldest makes room; false when all are being made. The mutex is held.
-func (s *shells) dropOldest() bool {
-	oldest := ""
-	for name, sh := range s.made {
-		if sh.at != nil && (oldest == "" || sh.used.Before(s.made[oldest].used)) {
-			oldest = name
+// wantLast is wantNewest for the functions that started last, before this node was opened.
+func (s *shells) wantLast() {
+	if s.vmm == nil {
+		return
+	}
+	names, err := s.n.db.lastFunctions(s.n.ctx, s.max)
+	if err != nil {
+		s.n.log.Warn("starting VMMs ahead", "error", err)
+		return
+	}
+	for _, name := range slices.Backward(names) { // the last of them is the last in use
+		if p := s.n.pool(name); p != nil {
+			if d := p.current.Load(); d != nil {
+				s.wantNewest(s.n.ctx, d)
+			}
 		}
 	}
-	if oldest == "" {
+}
+
+func (s *shells) count() (n int) {
+	for _, a := range s.of {
+		n += len(a.list)
+	}
+	return n
+}
+
+// room says whether there may be another for a, and makes room for it: each function's
+// first goes before others' further ones, and before the first of that which was
+// used longest ago. The mutex is held, as in what follows.
+func (s *shells) room(a *ahead) bool {
+	if s.count() < s.max {
+		return true
+	}
+	var victim *ahead
+	for _, o := range s.of {
+		further := len(o.list) > 1
+		switch {
+		case o == a, o.waiting() == nil, !further && len(a.list) > 0, further && len(o.list) <= len(a.list)+1:
+		case victim == nil, further && len(victim.list) == 1, further == (len(victim.list) > 1) && o.used.Before(victim.used):
+			victim = o
+		}
+	}
+	if victim == nil {
 		return false
 	}
-	s.drop(oldest)
+	victim.drop(victim.waiting())
 	return true
 }
 
-// forget ends the shell of a function that was removed or deployed anew.
+// waiting is one that is not being made any more; nil: there is none.
+func (a *ahead) waiting() *shell {
+	for _, sh := range a.list {
+		if sh.at != nil {
+			return sh
+		}
+	}
+	return nil
+}
+
+// drop takes a shell out of the list, which ends it unless it is taken.
+func (a *ahead) drop(sh *shell) {
+	a.list = slices.DeleteFunc(a.list, func(o *shell) bool { return o == sh })
+	close(sh.stop)
+}
+
+func (s *shells) dropAll(function string) {
+	a := s.of[function]
+	if a == nil {
+		return
+	}
+	for _, sh := range slices.Clone(a.list) {
+		a.drop(sh)
+	}
+	delete(s.of, function)
+}
+
+// tidy ends what is wanted no longer, and forgets functions that nothing waits for. It comes
+// again while there is more than one for a function.
+func (s *shells) tidy() {
+	now, more := time.Now(), false
+	for name, a := range s.of {
+		more = more || len(a.list) > 1
+		for over := len(a.list) - a.demand.Wanted(now, s.max); over > 0 && a.waiting() != nil; over-- {
+			a.drop(a.waiting())
+		}
+		if len(a.list) == 0 && now.Sub(a.used) > forgetAhead {
+			delete(s.of, name)
+		}
+	}
+	if more && s.later == nil && !s.closed {
+		s.later = time.AfterFunc(tidyEvery, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.later = nil
+			s.tidy()
+		})
+	}
+}
+
+const tidyEvery = time.Minute
+
+// forgetAhead is for how long it is known how many a function wants that has none.
+const forgetAhead = 10 * time.Minute
+
+// forget ends the shells of a function that was removed or deployed anew.
 func (s *shells) forget(function string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if sh := s.made[function]; sh != nil {
-		s.drop(function)
-	}
+	s.dropAll(function)
 }
 
 // close ends all of them and makes no more; the node's Close waits for the rest.
@@ -146,19 +271,22 @@ func (s *shells) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	for name := range s.made {
-		s.drop(name)
+	if s.later != nil {
+		s.later.Stop()
+	}
+	for name := range s.of {
+		s.dropAll(name)
 	}
 }
 
 // run makes a shell and watches it until it is taken or has to end.
 func (s *shells) run(sh *shell) {
 	defer close(sh.gone)
-	ctx, cancel := context.WithTimeout(s.n.ctx, 30*time.Second)
-	defer cancel()
-	at, err := s.make(ctx, sh)
+	at, err := s.make(sh)
 	if err != nil {
-		s.n.log.Warn("starting a VMM ahead", "function", sh.dep.fn.Name, "snapshot", sh.snap, "error", err)
+		s.n.log.Warn("starting a VMM ahead", "function", sh.of.dep.fn.Name, "snapshot", sh.of.snap, "error", err)
+	}
+	if at == nil {
 		s.remove(sh)
 		return
 	}
@@ -168,7 +296,7 @@ func (s *shells) run(sh *shell) {
 	select {
 	case <-sh.stop:
 	case <-at.shell.Done():
-		s.n.log.Warn("a VMM that was started ahead ended", "function", sh.dep.fn.Name)
+		s.n.log.Warn("a VMM that was started ahead ended", "function", sh.of.dep.fn.Name)
 	case <-s.n.ctx.Done():
 	}
 	if !s.remove(sh) {
@@ -180,25 +308,37 @@ func (s *shells) run(sh *shell) {
 	s.n.leave(at)
 }
 
-// remove takes a shell out of the table; false: it is not there any more.
+// make makes one when its turn has come; nil, without an error, if it is not wanted any more.
+func (s *shells) make(sh *shell) (*place, error) {
+	if err := s.making.Acquire(s.n.ctx, 1); err != nil || ended(sh.stop) {
+		if err == nil {
+			s.making.Release(1)
+		}
+		return nil, nil // the node closes
+	}
+	defer s.making.Release(1)
+	ctx, cancel := context.WithTimeout(s.n.ctx, 30*time.Second)
+	defer cancel()
+	return s.begin(ctx, sh)
+}
+
+// remove takes a shell out of its list; false: it is not there any more.
 func (s *shells) remove(sh *shell) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.made[sh.dep.fn.Name] != sh {
-		return false
-	}
-	delete(s.made, sh.dep.fn.Name)
-	return true
+	n := len(sh.of.list)
+	sh.of.list = slices.DeleteFunc(sh.of.list, func(o *shell) bool { return o == sh })
+	return len(sh.of.list) < n
 }
 
-// make starts the process. When it fails nothing is held.
-func (s *shells) make(ctx context.Context, sh *shell) (_ *place, err error) {
-	n, d := s.n, sh.dep
+// begin starts the process. When it fails nothing is held.
+func (s *shells) begin(ctx context.Context, sh *shell) (_ *place, err error) {
+	n, d := s.n, sh.of.dep
 	img, err := n.images.Get(d.image.Digest)
 	if err != nil {
 		return nil, err
 	}
-	dir, err := n.snaps.Dir(sh.snap)
+	dir, err := n.snaps.Dir(sh.of.snap)
 	if err != nil {
 		return nil, err
 	}

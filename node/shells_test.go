@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -76,7 +77,7 @@ func withShells(t *testing.T, max int, f func(t *testing.T, w *shelling, n *Node
 	synctest.Test(t, func(t *testing.T) {
 		deps := w.deps()
 		deps.VMM = w
-		n, err := Open(t.Context(), Config{DataDir: w.dir, UIDBase: -1, StopGrace: -1, Shells: max}, deps)
+		n, err := Open(t.Context(), Config{DataDir: w.dir, UIDBase: -1, StopGrace: -1, Shells: max, DefaultPolicy: "reap"}, deps)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -106,36 +107,66 @@ func named(name string) api.Function {
 	return hello(func(f *api.Function) { f.Name = name })
 }
 
+// They are there after a deployment already, and are replaced when they are used.
 func TestShellsAreUsedAndReplaced(t *testing.T) {
 	withShells(t, 2, func(t *testing.T, w *shelling, n *Node) {
 		deploy(t, n, named("hello"))
-		if live, _ := w.count(); live != 0 {
-			t.Errorf("%d shells before the first cold start", live)
-		}
+		synctest.Wait()
 		for i, want := range []struct {
 			policy     string
 			live, used int
-		}{{"reap", 1, 0}, {"reap", 1, 1}, {"reap", 1, 2}, {"mmap", 1, 2}, {"reap", 1, 3}} {
-			cold(t, n, "hello", want.policy)
+		}{{"", 1, 0}, {"reap", 1, 1}, {"reap", 1, 2}, {"reap", 1, 3}, {"mmap", 1, 3}, {"reap", 1, 4}} {
+			if want.policy != "" {
+				cold(t, n, "hello", want.policy)
+			}
 			if live, used := w.count(); live != want.live || used != want.used {
 				t.Errorf("after cold start %d under %s: %d shells, %d were used; want %d and %d", i, want.policy, live, used, want.live, want.used)
+			}
+		}
+		deploy(t, n, hello(func(f *api.Function) { f.Name, f.MemoryPolicy = "mapped", "mmap" }))
+		synctest.Wait()
+		if live, _ := w.count(); live != 1 {
+			t.Errorf("%d shells: one for a function whose starts cannot use it", live)
+		}
+	})
+}
+
+// Changes of a function leave it with one that fits.
+func TestShellsFollowTheFunction(t *testing.T) {
+	withShells(t, 4, func(t *testing.T, w *shelling, n *Node) {
+		deploy(t, n, named("hello"))
+		for what, change := range map[string]func() error{
+			"set": func() error {
+				_, err := n.Set(t.Context(), "hello", []byte(`{"timeout":"5s"}`), nil)
+				return err
+			},
+			"snapshot": func() error { _, err := n.CreateSnapshot(t.Context(), "hello", nil); return err },
+			"set guest": func() error {
+				_, err := n.Set(t.Context(), "hello", []byte(`{"memory_mib":64}`), nil)
+				return err
+			},
+		} {
+			must(t, change())
+			synctest.Wait()
+			_, before := w.count()
+			if cold(t, n, "hello", "reap"); len(w.live) != 1 || w.used != before+1 {
+				t.Errorf("after %s: %d wait, %d were used", what, len(w.live), w.used-before)
 			}
 		}
 	})
 }
 
-// The functions that started last have them.
+// The functions that were used last have them, over the daemon's end, too.
 func TestShellsAreBounded(t *testing.T) {
 	withShells(t, 2, func(t *testing.T, w *shelling, n *Node) {
 		for _, name := range []string{"a", "b", "c"} {
 			deploy(t, n, named(name))
-			cold(t, n, name, "reap")
 			time.Sleep(time.Second)
 		}
-		if live, _ := w.count(); live != 2 {
-			t.Errorf("%d shells, want 2", live)
-		}
 		for i, name := range []string{"c", "b", "a"} {
+			if live, _ := w.count(); live != 2 {
+				t.Errorf("%d shells, want 2", live)
+			}
 			_, before := w.count()
 			cold(t, n, name, "reap")
 			time.Sleep(time.Second)
@@ -143,6 +174,98 @@ func TestShellsAreBounded(t *testing.T) {
 				t.Errorf("%s: %d shells used, %d before", name, used, before)
 			}
 		}
+		l := acquireOf(t, n, "c")
+		l.Release(api.Invocation{Time: time.Now().Add(time.Hour), Status: 200})
+		must(t, n.Close(context.Background()))
+		deps := w.deps()
+		deps.VMM = w
+		again, err := Open(t.Context(), Config{DataDir: w.dir, UIDBase: -1, StopGrace: -1, Shells: 1, DefaultPolicy: "reap"}, deps)
+		must(t, err)
+		synctest.Wait()
+		if again.shells.of["c"] == nil || len(w.live) != 1 {
+			t.Errorf("after the daemon's start: %v, %d shells", again.shells.of, len(w.live))
+		}
+		must(t, again.Close(context.Background()))
+	})
+}
+
+func acquireOf(t *testing.T, n *Node, function string) Lease {
+	t.Helper()
+	l, err := n.Acquire(t.Context(), function, AcquireOptions{Start: api.StartRestore})
+	must(t, err)
+	return l
+}
+
+// burst is so many invocations at once, each on an instance of its own.
+func burst(t *testing.T, n *Node, function string, many int) {
+	t.Helper()
+	leases := make([]Lease, many)
+	var wg sync.WaitGroup
+	for i := range leases {
+		wg.Go(func() { leases[i] = acquireOf(t, n, function) })
+	}
+	wg.Wait()
+	for _, l := range leases {
+		l.Release(api.Invocation{Status: 200})
+	}
+	synctest.Wait()
+}
+
+// A burst finds as many as the last one wanted; what is wanted no longer goes, and another
+// function's first does not go for it.
+func TestShellsForBursts(t *testing.T) {
+	withShells(t, 6, func(t *testing.T, w *shelling, n *Node) {
+		deploy(t, n, named("rare"))
+		deploy(t, n, hello(func(f *api.Function) { f.Name, f.MaxInstances, f.KeepAlive = "hot", 16, api.Duration(time.Millisecond) }))
+		synctest.Wait()
+		burst(t, n, "hot", 4)
+		if live, used := w.count(); live != 5 || used != 1 {
+			t.Errorf("after a burst: %d wait, %d were used; want 4 and 1 for the other, and 1", live, used)
+		}
+		burst(t, n, "hot", 4)
+		if live, used := w.count(); live != 5 || used != 5 {
+			t.Errorf("after another: %d wait, %d were used", live, used)
+		}
+		burst(t, n, "hot", 16)
+		if live, _ := w.count(); live != 6 || len(n.shells.of["rare"].list) != 1 {
+			t.Errorf("after a larger one: %d wait, %d of the other's; want 6 and 1", live, len(n.shells.of["rare"].list))
+		}
+		deploy(t, n, named("new"))
+		synctest.Wait()
+		if live, _ := w.count(); live != 6 || len(n.shells.of["new"].list) != 1 || len(n.shells.of["rare"].list) != 1 {
+			t.Errorf("a new function's first: %d wait, of it %d", live, len(n.shells.of["new"].list))
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if live, _ := w.count(); live != 3 {
+			t.Errorf("after an hour: %d wait, want one for each function", live)
+		}
+	})
+}
+
+// Memory that instances may need is left to them.
+func TestShellsLeaveMemory(t *testing.T) {
+	w := &shelling{world: newWorld(t), live: map[string]*fakeShell{}}
+	w.info.Overhead = vmm.Overhead{UsedMiB: 10, MostMiB: 20}
+	synctest.Test(t, func(t *testing.T) {
+		deps := w.deps()
+		deps.VMM = w
+		n, err := Open(t.Context(), Config{DataDir: w.dir, UIDBase: -1, StopGrace: -1, Shells: 8, DefaultPolicy: "reap", MemoryMiB: 300}, deps)
+		must(t, err)
+		deploy(t, n, hello(func(f *api.Function) { f.Name, f.MemoryMiB = "hello", 256 }))
+		synctest.Wait()
+		l := acquireOf(t, n, "hello") // uses one; 34 MiB are left, of which its VMM has 10
+		for range 9 {
+			n.shells.want(n.pool("hello").current.Load(), snapshotIDs(t, n)[0])
+			n.shells.of["hello"].demand.Missed(time.Now())
+		}
+		synctest.Wait()
+		if live, used := w.count(); live != 3 || used != 1 {
+			t.Errorf("%d wait, %d were used; want 3 and 1", live, used)
+		}
+		l.Release(api.Invocation{Status: 200})
+		must(t, n.Close(context.Background()))
+		w.check(t)
 	})
 }
 
@@ -151,13 +274,13 @@ func TestShellsAreBounded(t *testing.T) {
 func TestShellsThatDoNotFitAreEnded(t *testing.T) {
 	withShells(t, 4, func(t *testing.T, w *shelling, n *Node) {
 		deploy(t, n, named("hello"))
-		cold(t, n, "hello", "reap")
+		synctest.Wait()
+		old := n.shells.of["hello"].list[0].id
 		deploy(t, n, hello(func(f *api.Function) { f.Name = "hello"; f.MemoryMiB = 64 }))
 		synctest.Wait()
-		if live, _ := w.count(); live != 0 {
-			t.Errorf("%d shells of the deployment that was replaced", live)
+		if live, _ := w.count(); live != 1 || w.live[old] != nil {
+			t.Errorf("%d shells, that of the deployment that was replaced: %v", live, w.live[old] != nil)
 		}
-		cold(t, n, "hello", "reap")
 		w.set(func() {
 			for _, sh := range w.live {
 				close(sh.done)
@@ -165,7 +288,7 @@ func TestShellsThatDoNotFitAreEnded(t *testing.T) {
 		})
 		synctest.Wait()
 		cold(t, n, "hello", "reap")
-		if live, used := w.count(); live != 1 || used != 0 {
+		if live, used := w.count(); live < 1 || used != 0 {
 			t.Errorf("after one died: %d shells, %d used", live, used)
 		}
 		if err := n.Remove(t.Context(), "hello"); err != nil {

@@ -211,7 +211,7 @@ func (n *Node) restoreSpec(ctx context.Context, inst *instance, snap *snapshot.S
 }
 
 func (n *Node) openMemory(ctx context.Context, inst *instance, snap *snapshot.Snapshot) (memory.Session, error) {
-	name := orDefault(inst.policy, orDefault(inst.dep.fn.MemoryPolicy, n.cfg.DefaultPolicy))
+	name := orDefault(inst.policy, n.policyOf(inst.dep))
 	policy, err := n.deps.Policy(name)
 	if err != nil {
 		return nil, fmt.Errorf("memory policy %q: %w", name, err)
@@ -226,6 +226,11 @@ func (n *Node) openMemory(ctx context.Context, inst *instance, snap *snapshot.Sn
 		return nil, err
 	}
 	return session, nil
+}
+
+// policyOf is the memory policy of the deployment's restores.
+func (n *Node) policyOf(d *deployment) string {
+	return orDefault(d.fn.MemoryPolicy, n.cfg.DefaultPolicy)
 }
 
 func memorySource(snap *snapshot.Snapshot) memory.Source {

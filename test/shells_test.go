@@ -10,9 +10,9 @@ import (
 	"github.com/skep-dev/skep/api"
 )
 
-// TestProcessesStartedAhead: after a cold start another VMM process waits, and
-// the next cold start takes it; when it is killed instead, the next cold start
-// does without; however the daemon ends, none is left.
+// TestProcessesStartedAhead: a VMM process waits after a deployment and after the
+// daemon's start, and the next cold start takes it, after which another waits; when it
+// is killed instead, the next cold start does without; however the daemon ends, it is not left.
 func TestProcessesStartedAhead(t *testing.T) {
 	d := start(t, "shells = 1")
 	d.hello("hello", "--keep-alive", "1s")
@@ -30,8 +30,9 @@ func TestProcessesStartedAhead(t *testing.T) {
 		}
 		return is[0].PID
 	}
-	pid := coldStart(0)
-	next := d.waiting(pid)
+	next := d.waiting(0)
+	pid := coldStart(next)
+	next = d.waiting(pid)
 	d.gone("hello")
 	if left := machines(d.data()); len(left) != 1 || left[0] != next {
 		t.Errorf("processes when the function sleeps: %v, want %d alone", left, next)
@@ -43,13 +44,14 @@ func TestProcessesStartedAhead(t *testing.T) {
 		t.Fatal(err)
 	}
 	pid = coldStart(0)
-	d.waiting(pid)
+	old := d.waiting(pid)
 	d.kill()
 	d.up()
-	if left := machines(d.data()); len(left) != 0 {
-		t.Errorf("processes after the daemon was killed and started again: %v", left)
+	next = d.waiting(0)
+	if left := machines(d.data()); len(left) != 1 || next == old || next == pid {
+		t.Errorf("processes after the daemon was killed and started again: %v, before %d and %d", left, old, pid)
 	}
-	pid = coldStart(0)
+	pid = coldStart(next)
 	d.waiting(pid)
 }
 

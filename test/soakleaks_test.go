@@ -33,9 +33,9 @@ type look struct {
 }
 
 // What may come and go while nothing is asked: processes that wait for the
-// functions that started last, network slots made ahead, descriptors of both.
+// functions that were used last, network slots made ahead, descriptors of both.
 const (
-	soakShells          = 4
+	soakShells          = 8
 	soakSlots           = soakShells + 16 // those that are kept for the next
 	soakMoreDescriptors = 24
 	soakMoreGoroutines  = 64
