@@ -3,10 +3,11 @@
 // It is a process of its own, since the server keeps globals and changes its
 // working directory.
 //
-//	skep-s3 [-listen 127.0.0.1:7090] [-dir DIR]
+//	skep-s3 [-listen 127.0.0.1:7090] [-dir DIR] [-bucket NAME]
 //
 // It makes the inputs when they are not there. Functions reach it through the
-// daemon's setting host_services.
+// daemon's setting host_services. With -bucket it serves a bucket of that name instead,
+// empty at first: a store of snapshots to try out (docs/store.md).
 package main
 
 import (
@@ -30,10 +31,11 @@ import (
 func main() {
 	listen := flag.String("listen", "127.0.0.1:7090", "`ADDRESS` to serve at")
 	dir := flag.String("dir", "", "`DIR` of the buckets (default skep/s3 in the user's cache)")
+	bucket := flag.String("bucket", "", "`NAME` of a bucket to make and serve instead of the inputs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *listen, *dir); err != nil {
+	if err := run(ctx, *listen, *dir, *bucket); err != nil {
 		fmt.Fprintln(os.Stderr, "skep-s3:", err)
 		os.Exit(1)
 	}
@@ -46,7 +48,7 @@ const (
 	region = "us-east-1"
 )
 
-func run(ctx context.Context, listen, dir string) error {
+func run(ctx context.Context, listen, dir, bucket string) error {
 	if dir == "" {
 		cache, err := os.UserCacheDir()
 		if err != nil {
@@ -54,11 +56,14 @@ func run(ctx context.Context, listen, dir string) error {
 		}
 		dir = filepath.Join(cache, "skep", "s3")
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	// A directory is a bucket.
+	if err := os.MkdirAll(filepath.Join(dir, bucket), 0o755); err != nil {
 		return err
 	}
-	if err := inputs.Write(dir); err != nil {
-		return err
+	if bucket == "" {
+		if err := inputs.Write(dir); err != nil {
+			return err
+		}
 	}
 	files, err := posix.New(dir, meta.NoMeta{}, posix.PosixOpts{})
 	if err != nil {

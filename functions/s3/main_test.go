@@ -25,7 +25,7 @@ func TestServesInputs(t *testing.T) {
 	dir := t.TempDir()
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- run(ctx, address, dir) }()
+	go func() { ended <- run(ctx, address, dir, "") }()
 
 	url := "http://" + address
 	client := s3.New(s3.Options{BaseEndpoint: &url, Region: region, UsePathStyle: true,

@@ -1,0 +1,202 @@
+package remote
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"slices"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// maxRange and maxGap bound what one request reads, and what of it may be unwanted,
+	// in bytes.
+	maxRange = 4 << 20
+	maxGap   = 64 << 10
+)
+
+// span is a part of a pack that is read at once, with the chunks in it that are wanted.
+type span struct {
+	pack   uint32
+	off    int64
+	end    int64
+	chunks []uint32 // indexes, by offset
+}
+
+// spans makes reads of chunks, given by index: neighbours in a pack are read together. They stand
+// in the order in which the first of their chunks was given.
+func (m *Manifest) spans(want []uint32) []span {
+	rank := make(map[uint32]int, len(want))
+	for i, c := range want {
+		if _, ok := rank[c]; !ok {
+			rank[c] = i
+		}
+	}
+	sorted := slices.Clone(want)
+	slices.SortFunc(sorted, func(a, b uint32) int {
+		x, y := &m.Chunks[a], &m.Chunks[b]
+		return cmp.Or(cmp.Compare(x.Pack, y.Pack), cmp.Compare(x.Offset, y.Offset), cmp.Compare(a, b))
+	})
+	var out []span
+	for _, i := range slices.Compact(sorted) {
+		c := &m.Chunks[i]
+		off, end := int64(c.Offset), int64(c.Offset)+int64(c.Stored)
+		if n := len(out); n > 0 {
+			last := &out[n-1]
+			if last.pack == c.Pack && off-last.end <= maxGap && end-last.off <= maxRange {
+				last.end = max(last.end, end)
+				last.chunks = append(last.chunks, i)
+				continue
+			}
+		}
+		out = append(out, span{c.Pack, off, end, []uint32{i}})
+	}
+	first := func(s span) int {
+		r := rank[s.chunks[0]]
+		for _, c := range s.chunks {
+			r = min(r, rank[c])
+		}
+		return r
+	}
+	slices.SortStableFunc(out, func(a, b span) int { return cmp.Compare(first(a), first(b)) })
+	return out
+}
+
+// chunksOf lists the chunks of a file in the order of its blocks.
+func (c Content) chunksOf() []uint32 {
+	var out []uint32
+	for _, r := range c.Runs {
+		for i := range r.Blocks {
+			out = append(out, r.Chunk+i)
+		}
+	}
+	return out
+}
+
+// Stored is how many bytes the chunks of a file occupy in the store.
+func (m *Manifest) Stored(c Content) int64 {
+	seen, n := map[uint32]bool{}, int64(0)
+	for _, i := range c.chunksOf() {
+		if !seen[i] {
+			seen[i] = true
+			n += int64(m.Chunks[i].Stored)
+		}
+	}
+	return n
+}
+
+// Target is where Fetch puts a file: all but its zeros, which nothing is written for.
+type Target struct {
+	Name string
+	To   io.WriterAt
+}
+
+// Fetch reads files of a snapshot, those that stand first first, several ranges at once,
+// and writes every chunk to where it belongs once its digest is right. Errors wrap
+// ErrNotThere, ErrFormat or ErrUnavailable, or are the target's; the targets then have some
+// of the content. progress, which may be nil, is told of bytes of the store.
+func (s *Store) Fetch(ctx context.Context, m *Manifest, files []Target, progress func(done, total int64)) error {
+	type place struct {
+		to  io.WriterAt
+		off int64
+	}
+	places := map[uint32][]place{}
+	var want []uint32
+	for _, t := range files {
+		c, ok := m.File(t.Name)
+		if !ok {
+			return fmt.Errorf("the snapshot has no file %s: %w", t.Name, ErrFormat)
+		}
+		for _, r := range c.Runs {
+			for i := range r.Blocks {
+				want = append(want, r.Chunk+i)
+				places[r.Chunk+i] = append(places[r.Chunk+i], place{t.To, int64(r.First+i) * int64(m.Block)})
+			}
+		}
+	}
+	return s.each(ctx, m, want, progress, func(i uint32, data []byte) error {
+		for _, p := range places[i] {
+			if _, err := p.to.WriteAt(data, p.off); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// each reads chunks and calls use with the content of each, from several goroutines.
+func (s *Store) each(ctx context.Context, m *Manifest, want []uint32, progress func(done, total int64), use func(chunk uint32, data []byte) error) error {
+	spans := m.spans(want)
+	var total int64
+	for _, sp := range spans {
+		total += sp.end - sp.off
+	}
+	g, reading := errgroup.WithContext(ctx)
+	g.SetLimit(s.o.Reads)
+	var done atomic.Int64
+	for _, sp := range spans {
+		if reading.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			if err := s.readSpan(reading, m, sp, use); err != nil {
+				return err
+			}
+			if n := done.Add(sp.end - sp.off); progress != nil {
+				progress(n, total)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+// readSpan reads a part of a pack and uses the chunks in it. What arrives damaged is
+// read once more, alone: it may have been damaged on the way.
+func (s *Store) readSpan(ctx context.Context, m *Manifest, sp span, use func(chunk uint32, data []byte) error) error {
+	id := m.Packs[sp.pack]
+	key := s.key(packsDir, id.String())
+	raw := make([]byte, sp.end-sp.off)
+	if err := s.o.Bucket.ReadAt(ctx, key, raw, sp.off); err != nil {
+		return fmt.Errorf("reading pack %s: %w", id, err)
+	}
+	buf := make([]byte, 0, m.Block)
+	for _, i := range sp.chunks {
+		c := m.Chunks[i]
+		at := int64(c.Offset) - sp.off
+		data, err := s.open(c, raw[at:at+int64(c.Stored)], buf)
+		if err != nil {
+			again := make([]byte, c.Stored)
+			if err := s.o.Bucket.ReadAt(ctx, key, again, int64(c.Offset)); err != nil {
+				return fmt.Errorf("reading pack %s: %w", id, err)
+			}
+			data, err = s.open(c, again, buf)
+		}
+		if err != nil {
+			return fmt.Errorf("pack %s, chunk at %d: %w", id, c.Offset, err)
+		}
+		if err := use(i, data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// open returns the content of a chunk from what is stored of it, verified.
+func (s *Store) open(c Chunk, stored, buf []byte) ([]byte, error) {
+	data, err := s.dec.DecodeAll(stored, buf[:0])
+	if err != nil {
+		return nil, refuse("it does not decompress (%v): it was changed or damaged", err)
+	}
+	if sum := sha256.Sum256(data); len(data) != int(c.Size) || Digest(sum) != c.Digest {
+		return nil, refuse("its content has digest %x, the manifest says %s: it was changed or damaged", sum, c.Digest)
+	}
+	return data, nil
+}
