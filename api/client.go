@@ -96,7 +96,7 @@ func readError(resp *http.Response) error {
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxError))
 	e := &Error{}
 	mt, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	if mt != "application/json" || json.Unmarshal(b, e) != nil || e.Message == "" {
+	if mt != ProblemType || json.Unmarshal(b, e) != nil || e.Message == "" {
 		e.Message = strings.TrimSpace(fmt.Sprintf("%s: %s", resp.Status, b))
 	}
 	e.Status = resp.StatusCode
@@ -214,8 +214,28 @@ func (c *Client) PruneImages(ctx context.Context) (is []Image, err error) {
 	return is, c.call(ctx, "POST", "/v1/images/prune", nil, &is)
 }
 
-// Invocations returns records, newest first.
-func (c *Client) Invocations(ctx context.Context, q InvocationQuery) (is []Invocation, err error) {
+// maxPage is how many records a daemon gives at once.
+const maxPage = 10_000
+
+// Invocations returns records, newest first; more than a daemon gives at once it asks
+// for page by page.
+func (c *Client) Invocations(ctx context.Context, q InvocationQuery) ([]Invocation, error) {
+	all := []Invocation{}
+	for left := q.Limit; ; left -= maxPage {
+		q.Limit = min(left, maxPage)
+		page, err := c.invocations(ctx, q)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, page...)
+		if left <= maxPage || len(page) < maxPage {
+			return all, nil
+		}
+		q.After = page[len(page)-1].ID
+	}
+}
+
+func (c *Client) invocations(ctx context.Context, q InvocationQuery) (is []Invocation, err error) {
 	path := "/v1/invocations"
 	if v := q.values(); len(v) > 0 {
 		path += "?" + v.Encode()

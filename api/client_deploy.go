@@ -17,7 +17,6 @@ type DeployLine struct {
 	Event    *DeployEvent `json:"event,omitempty"`
 	Function *Function    `json:"function,omitempty"`
 	Error    *Error       `json:"failure,omitempty"`
-	Status   int          `json:"status,omitempty"` // with Error: the HTTP status that fits it
 }
 
 // Deploy makes f a function, or replaces the one of that name, and returns it as
@@ -65,7 +64,6 @@ func (c *Client) change(ctx context.Context, method, name, call string, body any
 		}
 		switch {
 		case line.Error != nil:
-			line.Error.Status = line.Status
 			return Function{}, line.Error
 		case line.Function != nil:
 			return *line.Function, nil

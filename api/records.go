@@ -22,6 +22,7 @@ type InvocationQuery struct {
 	Instance string
 	Slower   time.Duration // whose total is longer
 	Limit    int           // the newest so many; 0: 100
+	After    string        // older than the record with this id: the page after the one that ended with it
 }
 
 // Container is what a record says of a container, under containerd.
@@ -103,6 +104,7 @@ func (q InvocationQuery) values() url.Values {
 		}
 	}
 	set("id", q.ID)
+	set("after", q.After)
 	set("function", q.Function)
 	set("status", q.Status)
 	set("failure", string(q.Failure))

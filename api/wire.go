@@ -1,19 +1,34 @@
 package api
 
 import (
+	"encoding/json"
 	"fmt"
+	"net/http"
 	"time"
 )
 
-// Error is the body of every answer of the control API that is not a success,
-// and what Client's methods return for it.
+// Error is the body of every answer of the control API that is not a success, and what
+// Client's methods return for it: a problem of RFC 9457, whose title is the status in
+// words, with a hint.
 type Error struct {
-	Status  int    `json:"-"`              // HTTP status
-	Message string `json:"error"`          // what failed, on which thing, and why
-	Hint    string `json:"hint,omitempty"` // what to do about it
+	Status  int    `json:"status,omitempty"` // HTTP status
+	Message string `json:"detail"`           // what failed, on which thing, and why
+	Hint    string `json:"hint,omitempty"`   // what to do about it
 }
 
+// ProblemType is the media type of an Error.
+const ProblemType = "application/problem+json"
+
 func (e *Error) Error() string { return e.Message }
+
+// MarshalJSON adds the title.
+func (e Error) MarshalJSON() ([]byte, error) {
+	type plain Error
+	return json.Marshal(struct {
+		Title string `json:"title,omitempty"`
+		plain
+	}{http.StatusText(e.Status), plain(e)})
+}
 
 // MaxRequest bounds the JSON that a client sends, in bytes.
 const MaxRequest = 1 << 20

@@ -2,31 +2,10 @@
 // socket, over TCP only with a token, and /metrics. It stands beside the way of
 // an invocation: package node does the work, the CLI and scripts ask for it
 // here through api.Client.
+// What calls there are is in routes.go, and, for clients, in openapi.json, which
+// GET /v1/openapi.json answers. Beside those there are
 //
-//	GET    /v1/version
-//	GET    /v1/functions                       all, a line each
-//	PUT    /v1/functions/{name}                deploy; answers a stream of api.DeployLine
-//	PATCH  /v1/functions/{name}                change what a JSON merge patch names; answers like PUT
-//	GET    /v1/functions/{name}/revisions      api.Revision, newest first
-//	POST   /v1/functions/{name}/rollback       api.RollbackRequest; answers like PUT
-//	GET    /v1/functions/{name}                one, with instances, snapshots, newest invocations
-//	DELETE /v1/functions/{name}
 //	ANY    /v1/functions/{name}/invoke/{path}  to the function, as the gateway would
-//	GET    /v1/functions/{name}/logs           ?tail=N&since=TIME&follow=true&instance=ID&invocation=ID
-//	POST   /v1/functions/{name}/exec           an upgrade to api.ExecProtocol: the frames of package guest's ExecPort
-//	GET    /v1/instances                       ?function=NAME
-//	POST   /v1/instances/{id}/exec             the same, into this instance
-//	GET    /v1/snapshots                       ?function=NAME
-//	POST   /v1/snapshots                       api.SnapshotRequest
-//	GET    /v1/snapshots/{id}                  the manifest
-//	GET    /v1/snapshots/{id}/memory           ?pages=true; api.SnapshotMemory
-//	POST   /v1/snapshots/{id}/verify
-//	DELETE /v1/snapshots/{id}
-//	GET    /v1/events                          server-sent events, each an api.Event: ?function=NAME&kind=KIND,KIND&after=ID, or Last-Event-ID
-//	GET    /v1/images
-//	POST   /v1/images/prune                    removes and answers those that nothing needs
-//	GET    /v1/invocations                     ?function=NAME&limit=N&since=TIME&until=TIME&status=5xx&failure=any&start=KIND&instance=ID&slower_than=1s&id=ID
-//	GET    /v1/invocations/{id}
 //	GET    /healthz                            200 unless the daemon has to be started anew; needs no token
 //	GET    /readyz                             200 when it takes requests; needs no token
 //	GET    /metrics                            Prometheus text
@@ -142,42 +121,3 @@ func New(o Options) *Server {
 
 // Handler returns the API without authentication.
 func (s *Server) Handler() http.Handler { return s.mux }
-
-func (s *Server) routes() {
-	for pattern, h := range map[string]handler{
-		"GET /v1/version":                    s.version,
-		"GET /v1/functions":                  s.functions,
-		"PUT /v1/functions/{name}":           s.deploy,
-		"GET /v1/functions/{name}":           s.function,
-		"DELETE /v1/functions/{name}":        s.remove,
-		"PATCH /v1/functions/{name}":         s.set,
-		"GET /v1/functions/{name}/revisions": s.revisions,
-		"POST /v1/functions/{name}/rollback": s.rollback,
-		"GET /v1/functions/{name}/logs":      s.logs,
-		"POST /v1/functions/{name}/exec":     s.execFunction,
-		"POST /v1/instances/{id}/exec":       s.execInstance,
-		"GET /v1/instances":                  s.instances,
-		"GET /v1/snapshots":                  s.snapshots,
-		"POST /v1/snapshots":                 s.createSnapshot,
-		"GET /v1/snapshots/{id}":             s.snapshot,
-		"GET /v1/snapshots/{id}/memory":      s.snapshotMemory,
-		"POST /v1/snapshots/{id}/verify":     s.verifySnapshot,
-		"DELETE /v1/snapshots/{id}":          s.removeSnapshot,
-		"GET /v1/events":                     s.events,
-		"GET /v1/images":                     s.images,
-		"POST /v1/images/prune":              s.pruneImages,
-		"GET /v1/invocations":                s.invocations,
-		"GET /v1/invocations/{id}":           s.invocation,
-	} {
-		s.mux.Handle(pattern, s.wrap(h))
-	}
-	if s.o.Invoke != nil {
-		s.mux.Handle("/v1/functions/{name}/invoke/{path...}", s.wrap(s.invoke))
-	}
-	if s.o.Metrics != nil {
-		s.mux.Handle("GET /metrics", s.o.Metrics)
-	}
-	s.mux.Handle("GET /healthz", Health(s.o.Node))
-	s.mux.Handle("GET /readyz", Health(s.o.Node))
-	s.mux.Handle("/", s.wrap(s.unknown))
-}

@@ -128,7 +128,7 @@ func TestErrorsReachTheClient(t *testing.T) {
 func second[T any](_ T, err error) error { return err }
 
 func TestStrictness(t *testing.T) {
-	h := control.New(control.Options{Node: controltest.New()}).Handler()
+	h := conforming(t, control.New(control.Options{Node: controltest.New()}).Handler())
 	for name, c := range map[string]struct {
 		method, path, body string
 		status             int
@@ -138,6 +138,8 @@ func TestStrictness(t *testing.T) {
 		"other name":       {"PUT", "/v1/functions/a", `{"name":"b","image":"x"}`, 400, `"b"`},
 		"two values":       {"PUT", "/v1/functions/a", `{"name":"a","image":"x"}{}`, 400, "goes on"},
 		"not JSON":         {"PUT", "/v1/functions/a", `name=a`, 400, "body"},
+		"null":             {"POST", "/v1/snapshots", `null`, 400, "want an object"},
+		"empty value":      {"GET", "/v1/invocations?until=", "", 400, "until is empty"},
 		"empty":            {"POST", "/v1/snapshots", ``, 400, "body"},
 		"too large":        {"POST", "/v1/snapshots", `{"function":"` + strings.Repeat("x", 1<<20) + `"}`, 413, "larger"},
 		"unknown query":    {"GET", "/v1/invocations?functoin=a", "", 400, "functoin"},
@@ -145,16 +147,16 @@ func TestStrictness(t *testing.T) {
 		"bad query":        {"GET", "/v1/invocations?limit=ten", "", 400, "ten"},
 		"bad time":         {"GET", "/v1/invocations?since=now", "", 400, "now"},
 		"bad follow":       {"GET", "/v1/functions/a/logs?follow=perhaps", "", 400, "perhaps"},
-		"query where none": {"GET", "/v1/functions?x=1", "", 400, "want none"},
+		"query where none": {"GET", "/v1/images?x=1", "", 400, "want none"},
 		"no such call":     {"GET", "/v2/functions", "", 404, "no such call"},
-		"no such method":   {"PATCH", "/v1/functions", "", 404, "no such call"},
+		"no such method":   {"PATCH", "/v1/functions", "", 405, "this takes GET, HEAD"},
 		"no metrics":       {"GET", "/metrics", "", 404, "no such call"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := httptest.NewRecorder()
 			h.ServeHTTP(w, httptest.NewRequest(c.method, c.path, strings.NewReader(c.body)))
 			var e api.Error
-			if err := json.Unmarshal(w.Body.Bytes(), &e); err != nil || w.Code != c.status || !strings.Contains(e.Message, c.says) {
+			if err := json.Unmarshal(w.Body.Bytes(), &e); err != nil || w.Code != c.status || e.Status != c.status || w.Header().Get("Content-Type") != api.ProblemType || !strings.Contains(e.Message, c.says) {
 				t.Fatalf("got %d %s (%v)", w.Code, w.Body, err)
 			}
 		})

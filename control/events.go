@@ -72,10 +72,7 @@ func (s *Server) untilClosed(ctx context.Context) (context.Context, context.Canc
 
 func eventQuery(r *http.Request) (api.EventQuery, error) {
 	var out api.EventQuery
-	q, err := queryOf(r, "function", "kind", "after")
-	if err != nil {
-		return out, err
-	}
+	q := r.URL.Query()
 	out.Function, out.After = q.Get("function"), q.Get("after")
 	if kinds := q.Get("kind"); kinds != "" {
 		for _, k := range strings.Split(kinds, ",") {

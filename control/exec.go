@@ -36,9 +36,6 @@ func (s *Server) execInstance(w http.ResponseWriter, r *http.Request) error {
 // exec makes of the request's connection one to the agent of an instance. What
 // passes is checked: neither side gets what the other may not send.
 func (s *Server) exec(w http.ResponseWriter, r *http.Request, function, instance string) error {
-	if _, err := queryOf(r); err != nil {
-		return err
-	}
 	if !strings.EqualFold(r.Header.Get("Upgrade"), api.ExecProtocol) {
 		return &api.Error{Status: http.StatusUpgradeRequired, Message: "this call needs HTTP/1.1 and the header Upgrade: " + api.ExecProtocol, Hint: "`skep exec` and `skep cp` speak it"}
 	}

@@ -49,7 +49,7 @@ func run(t testing.TB, l net.Listener, h http.Handler) {
 
 func clientOf(t testing.TB, o control.Options) (*api.Client, string) {
 	t.Helper()
-	path := serve(t, control.New(o).Handler())
+	path := serve(t, conforming(t, control.New(o).Handler()))
 	c := api.NewClient(api.ClientOptions{Socket: path})
 	t.Cleanup(c.Close)
 	return c, path

@@ -18,16 +18,10 @@ const recentInvocations = 20
 const progressInterval = 50 * time.Millisecond
 
 func (s *Server) version(w http.ResponseWriter, r *http.Request) error {
-	if _, err := queryOf(r); err != nil {
-		return err
-	}
 	return answer(w, s.o.Version)
 }
 
 func (s *Server) functions(w http.ResponseWriter, r *http.Request) error {
-	if _, err := queryOf(r); err != nil {
-		return err
-	}
 	instances := map[string]map[api.InstanceState]int{}
 	for _, i := range s.o.Node.Instances("") {
 		if instances[i.Function] == nil {
@@ -48,7 +42,7 @@ func (s *Server) functions(w http.ResponseWriter, r *http.Request) error {
 	for i, f := range list {
 		out[i] = api.FunctionStatus{Function: f.Hide(), URL: s.url(f.Name), Instances: instances[f.Name], Snapshots: snapshots[f.Name]}
 	}
-	return answer(w, out)
+	return answerPage(w, r, out, functionPlace)
 }
 
 func (s *Server) url(function string) string {
@@ -89,10 +83,7 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) function(w http.ResponseWriter, r *http.Request) error {
-	q, err := queryOf(r, "env")
-	if err != nil {
-		return err
-	}
+	q := r.URL.Query()
 	tell, err := queryBool(q, "env")
 	if err != nil {
 		return err
@@ -134,9 +125,6 @@ func list[T any](l []T) []T {
 }
 
 func (s *Server) remove(w http.ResponseWriter, r *http.Request) error {
-	if _, err := queryOf(r); err != nil {
-		return err
-	}
 	f, err := s.find(r.PathValue("name"))
 	if err != nil {
 		return err
@@ -150,9 +138,6 @@ func (s *Server) remove(w http.ResponseWriter, r *http.Request) error {
 // deploy answers with a stream: an event a line, then the function or what went
 // wrong. What is wrong with the request itself is an ordinary error.
 func (s *Server) deploy(w http.ResponseWriter, r *http.Request) error {
-	if _, err := queryOf(r); err != nil {
-		return err
-	}
 	var f api.Function
 	if err := decode(w, r, &f); err != nil {
 		return err
@@ -178,7 +163,7 @@ func (s *Server) stream(w http.ResponseWriter, name string, change func(func(api
 	if err != nil {
 		s.log.Warn("deploy failed", "function", name, "error", err)
 		e := s.asError(err)
-		lines.write(api.DeployLine{Error: e, Status: e.Status})
+		lines.write(api.DeployLine{Error: e})
 		return
 	}
 	f = f.Hide()

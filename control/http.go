@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/skep-dev/skep/api"
 )
@@ -24,7 +25,10 @@ type handler func(w http.ResponseWriter, r *http.Request) error
 
 func (s *Server) wrap(h handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		err := h(w, r)
+		err := utf8Path(r)
+		if err == nil {
+			err = h(w, r)
+		}
 		if err == nil {
 			return
 		}
@@ -32,7 +36,7 @@ func (s *Server) wrap(h handler) http.Handler {
 		if e.Status >= 500 && r.Context().Err() == nil {
 			s.log.Warn("control request failed", "method", r.Method, "path", r.URL.Path, "error", err)
 		}
-		writeJSON(w, e.Status, e)
+		WriteError(w, e)
 	})
 }
 
@@ -62,6 +66,22 @@ func badRequest(format string, args ...any) error {
 	return &api.Error{Status: http.StatusBadRequest, Message: fmt.Sprintf(format, args...)}
 }
 
+// utf8Path refuses a path that no JSON could name things by.
+func utf8Path(r *http.Request) error {
+	if !utf8.ValidString(r.URL.Path) {
+		return badRequest("the path is not UTF-8")
+	}
+	return nil
+}
+
+// notAllowed answers a path that is there with another method.
+func notAllowed(methods []string) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		w.Header().Set("Allow", strings.Join(methods, ", "))
+		return &api.Error{Status: http.StatusMethodNotAllowed, Message: fmt.Sprintf("%s %s: this takes %s", r.Method, r.URL.Path, strings.Join(methods, ", "))}
+	}
+}
+
 func (s *Server) unknown(_ http.ResponseWriter, r *http.Request) error {
 	return &api.Error{
 		Status:  http.StatusNotFound,
@@ -70,36 +90,41 @@ func (s *Server) unknown(_ http.ResponseWriter, r *http.Request) error {
 	}
 }
 
-func writeJSON(w http.ResponseWriter, status int, v any) {
+func writeJSON(w http.ResponseWriter, status int, mediaType string, v any) error {
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(v); err != nil {
-		http.Error(w, `{"error":"encoding the answer"}`, http.StatusInternalServerError)
-		return
+		return fmt.Errorf("encoding the answer: %w", err)
 	}
-	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Type", mediaType)
+	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
 	_, _ = w.Write(buf.Bytes()) // the client may have gone; nobody is left to tell
+	return nil
 }
 
 // WriteError answers with an error, for handlers beside the server's own.
-func WriteError(w http.ResponseWriter, e *api.Error) { writeJSON(w, e.Status, e) }
+func WriteError(w http.ResponseWriter, e *api.Error) {
+	_ = writeJSON(w, e.Status, api.ProblemType, e) // strings and a number
+}
 
 // answer writes v as the success that it is.
 func answer(w http.ResponseWriter, v any) error {
-	writeJSON(w, http.StatusOK, v)
-	return nil
+	return writeJSON(w, http.StatusOK, "application/json", v)
 }
 
 // decode reads the body strictly into v.
 func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, api.MaxRequest))
 	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
+	if err := d.Decode(&v); err != nil {
 		var big *http.MaxBytesError
 		if errors.As(err, &big) {
 			return &api.Error{Status: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf("the body is larger than %d bytes", api.MaxRequest)}
 		}
 		return badRequest("the body is not what is expected: %v", err)
+	}
+	if v == nil { // which JSON's null made of the pointer
+		return badRequest("the body is null: want an object")
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return badRequest("the body goes on after its JSON value")
@@ -124,6 +149,9 @@ func queryOf(r *http.Request, allowed ...string) (url.Values, error) {
 		}
 		if len(q[name]) > 1 {
 			return nil, badRequest("query: %s is given %d times", name, len(q[name]))
+		}
+		if q.Get(name) == "" {
+			return nil, badRequest("query: %s is empty: give it a value, or leave it out", name)
 		}
 	}
 	return q, nil

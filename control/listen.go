@@ -137,7 +137,8 @@ func RequireToken(token string, next http.Handler) (http.Handler, error) {
 		have := sha256.Sum256([]byte(r.Header.Get("Authorization")))
 		if subtle.ConstantTimeCompare(have[:], want[:]) != 1 {
 			w.Header().Set("WWW-Authenticate", "Bearer")
-			writeJSON(w, http.StatusUnauthorized, &api.Error{
+			WriteError(w, &api.Error{
+				Status:  http.StatusUnauthorized,
 				Message: "the control API needs a bearer token",
 				Hint:    "give the token with --control-token-file or SKEP_CONTROL_TOKEN_FILE",
 			})

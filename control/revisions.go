@@ -11,9 +11,6 @@ import (
 // set changes what the body, a JSON merge patch, names. What is wrong with the
 // request itself is an ordinary error, the rest a stream like a deploy's.
 func (s *Server) set(w http.ResponseWriter, r *http.Request) error {
-	if _, err := queryOf(r); err != nil {
-		return err
-	}
 	f, err := s.find(r.PathValue("name"))
 	if err != nil {
 		return err
@@ -40,9 +37,6 @@ func (s *Server) set(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) revisions(w http.ResponseWriter, r *http.Request) error {
-	if _, err := queryOf(r); err != nil {
-		return err
-	}
 	f, err := s.find(r.PathValue("name"))
 	if err != nil {
 		return err
@@ -57,10 +51,10 @@ func (s *Server) revisions(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, list(revisions))
 }
 
+// maxRevision bounds the number of a revision.
+const maxRevision = 1 << 31
+
 func (s *Server) rollback(w http.ResponseWriter, r *http.Request) error {
-	if _, err := queryOf(r); err != nil {
-		return err
-	}
 	f, err := s.find(r.PathValue("name"))
 	if err != nil {
 		return err
@@ -69,7 +63,7 @@ func (s *Server) rollback(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(w, r, &body); err != nil {
 		return err
 	}
-	if body.Revision < 0 {
+	if body.Revision < 0 || body.Revision > maxRevision {
 		return badRequest("revision is %d: want the number of one that is kept, or 0 for the one before", body.Revision)
 	}
 	s.stream(w, f.Name, func(progress func(api.DeployEvent)) (api.Function, error) {

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net/http"
@@ -8,29 +9,24 @@ import (
 	"github.com/skep-dev/skep/api"
 )
 
-const (
-	maxInvocations = 10_000  // of one answer
-	maxTail        = 1 << 20 // lines
-)
+// maxTail bounds the lines of a log that one may ask for the last of.
+const maxTail = 1 << 20
+
+// defaultPage is how many records a query without a limit gets.
+const defaultPage = 100
 
 func (s *Server) instances(w http.ResponseWriter, r *http.Request) error {
-	q, err := queryOf(r, "function")
-	if err != nil {
-		return err
-	}
+	q := r.URL.Query()
 	if name := q.Get("function"); name != "" {
 		if _, err := s.find(name); err != nil {
 			return err
 		}
 	}
-	return answer(w, list(s.o.Node.Instances(q.Get("function"))))
+	return answerPage(w, r, s.o.Node.Instances(q.Get("function")), instancePlace)
 }
 
 func (s *Server) snapshots(w http.ResponseWriter, r *http.Request) error {
-	q, err := queryOf(r, "function")
-	if err != nil {
-		return err
-	}
+	q := r.URL.Query()
 	if name := q.Get("function"); name != "" {
 		if _, err := s.find(name); err != nil {
 			return err
@@ -40,7 +36,7 @@ func (s *Server) snapshots(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return fmt.Errorf("listing snapshots: %w", err)
 	}
-	return answer(w, list(all))
+	return answerPage(w, r, all, snapshotPlace)
 }
 
 func (s *Server) createSnapshot(w http.ResponseWriter, r *http.Request) error {
@@ -59,9 +55,6 @@ func (s *Server) createSnapshot(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) snapshot(w http.ResponseWriter, r *http.Request) error {
-	if _, err := queryOf(r); err != nil {
-		return err
-	}
 	m, err := s.o.Node.SnapshotManifest(r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
@@ -70,10 +63,7 @@ func (s *Server) snapshot(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) snapshotMemory(w http.ResponseWriter, r *http.Request) error {
-	q, err := queryOf(r, "pages")
-	if err != nil {
-		return err
-	}
+	q := r.URL.Query()
 	pages, err := queryBool(q, "pages")
 	if err != nil {
 		return err
@@ -100,9 +90,6 @@ func (s *Server) removeSnapshot(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) images(w http.ResponseWriter, r *http.Request) error {
-	if _, err := queryOf(r); err != nil {
-		return err
-	}
 	all, err := s.o.Node.Images(r.Context())
 	if err != nil {
 		return err
@@ -119,14 +106,12 @@ func (s *Server) pruneImages(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) invocations(w http.ResponseWriter, r *http.Request) error {
-	q, err := queryOf(r, "id", "function", "limit", "since", "until", "status", "failure", "start", "instance", "slower_than")
-	if err != nil {
-		return err
-	}
+	q := r.URL.Query()
 	want := api.InvocationQuery{
 		ID: q.Get("id"), Function: q.Get("function"), Instance: q.Get("instance"), Status: q.Get("status"),
-		Failure: api.Failure(q.Get("failure")), Start: api.StartKind(q.Get("start")),
+		Failure: api.Failure(q.Get("failure")), Start: api.StartKind(q.Get("start")), After: q.Get("after"),
 	}
+	var err error
 	if s := q.Get("slower_than"); s != "" {
 		var d api.Duration
 		if err := d.UnmarshalText([]byte(s)); err != nil {
@@ -140,7 +125,7 @@ func (s *Server) invocations(w http.ResponseWriter, r *http.Request) error {
 	if want.Until, err = queryTime(q, "until"); err != nil {
 		return err
 	}
-	if want.Limit, err = queryInt(q, "limit", maxInvocations); err != nil {
+	if want.Limit, err = queryInt(q, "limit", maxPage); err != nil {
 		return err
 	}
 	if want.Since, err = queryTime(q, "since"); err != nil {
@@ -149,6 +134,9 @@ func (s *Server) invocations(w http.ResponseWriter, r *http.Request) error {
 	recs, err := s.o.Node.Invocations(r.Context(), want)
 	if err != nil {
 		return fmt.Errorf("reading invocations: %w", err)
+	}
+	if n := len(recs); n > 0 && n == cmp.Or(want.Limit, defaultPage) {
+		linkNext(w, r, recs[n-1].ID)
 	}
 	return answer(w, list(recs))
 }
@@ -162,10 +150,8 @@ func (s *Server) invocation(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) logs(w http.ResponseWriter, r *http.Request) error {
-	q, err := queryOf(r, "tail", "follow", "instance", "invocation", "since")
-	if err != nil {
-		return err
-	}
+	q := r.URL.Query()
+	var err error
 	want := api.LogQuery{Function: r.PathValue("name"), Instance: q.Get("instance"), Invocation: q.Get("invocation")}
 	if want.Tail, err = queryInt(q, "tail", maxTail); err != nil {
 		return err

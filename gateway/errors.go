@@ -12,9 +12,12 @@ import (
 	"github.com/skep-dev/skep/node"
 )
 
-// Problem is the body of every answer that is the gateway's own.
+// Problem is the body of every answer that is the gateway's own: one of RFC 9457, as
+// those of the control API.
 type Problem struct {
-	Error      string   `json:"error"`
+	Title      string   `json:"title"`
+	Status     int      `json:"status"`
+	Error      string   `json:"detail"`
 	Function   string   `json:"function,omitempty"`
 	Instance   string   `json:"instance,omitempty"`
 	Invocation string   `json:"invocation,omitempty"`
@@ -125,7 +128,11 @@ func (x *exchange) untried(err error) bool {
 }
 
 func writeProblem(w http.ResponseWriter, status int, p Problem) {
-	w.Header().Set("Content-Type", "application/json")
+	p.Title, p.Status = http.StatusText(status), status
+	if p.Title == "" { // 499 is not of HTTP itself
+		p.Title = "Client Closed Request"
+	}
+	w.Header().Set("Content-Type", api.ProblemType)
 	w.Header().Set(HeaderError, "true")
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(p)

@@ -227,6 +227,8 @@ func selected(f InvocationFilter) (where string, args []any, err error) {
 	and(!f.Since.IsZero(), "time_ns >= ?", f.Since.UnixNano())
 	and(!f.Until.IsZero(), "time_ns < ?", f.Until.UnixNano())
 	and(f.ID != "", "id = ?", f.ID)
+	// When that one has been deleted, so have all that are older, and none is after it.
+	and(f.After != "", "(time_ns, seq) < (SELECT time_ns, seq FROM invocations WHERE id = ?)", f.After)
 	and(f.Function != "", "function = ?", f.Function)
 	and(f.Instance != "", "instance = ?", f.Instance)
 	and(f.Start != "", "start = ?", string(f.Start))

@@ -234,7 +234,7 @@ func TestJSONOutput(t *testing.T) {
 
 func TestSnapshotMap(t *testing.T) {
 	socket, n := fakeDaemon(t)
-	n.SnapshotList = []api.Snapshot{{ID: "newer", Function: "echo"}, {ID: "usable", Function: "echo", Usable: true}, {ID: "older", Function: "echo", Usable: true}}
+	n.SnapshotList = []api.Snapshot{{ID: "newer", Function: "echo", Created: time.Unix(3, 0)}, {ID: "usable", Function: "echo", Created: time.Unix(2, 0), Usable: true}, {ID: "older", Function: "echo", Created: time.Unix(1, 0), Usable: true}}
 	for name, begins := range map[string]string{"map.svg": "<svg ", "map.PNG": "\x89PNG"} {
 		file := filepath.Join(t.TempDir(), name)
 		code, stdout, stderr := skep(t, socket, "snapshot", "inspect", "echo", "--map", file, "--json")

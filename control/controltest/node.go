@@ -37,6 +37,7 @@ type Node struct {
 	mu        sync.Mutex // guards what follows
 	functions map[string]api.Function
 	revisions []api.Revision // newest first
+	made      int            // snapshots
 }
 
 var _ control.Node = (*Node)(nil)
@@ -184,7 +185,9 @@ func (n *Node) Instances(function string) []api.Instance {
 }
 
 func (n *Node) Snapshots(context.Context, string) ([]api.Snapshot, error) {
-	return n.SnapshotList, nil
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.SnapshotList), nil
 }
 
 func (n *Node) SnapshotManifest(_ context.Context, id string) (any, error) {
@@ -224,7 +227,10 @@ func snapshotMemory(s api.Snapshot, pages bool) api.SnapshotMemory {
 }
 
 func (n *Node) CreateSnapshot(_ context.Context, function string) (api.Snapshot, error) {
-	s := api.Snapshot{ID: "s1", Function: function, Usable: true, DiskBytes: 4096}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.made++
+	s := api.Snapshot{ID: fmt.Sprint("s", n.made), Function: function, Usable: true, DiskBytes: 4096}
 	n.SnapshotList = append(n.SnapshotList, s)
 	return s, nil
 }
@@ -237,6 +243,12 @@ func (n *Node) VerifySnapshot(_ context.Context, id string) error {
 }
 
 func (n *Node) RemoveSnapshot(_ context.Context, id string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if i := slices.IndexFunc(n.SnapshotList, func(s api.Snapshot) bool { return s.ID == id }); i >= 0 {
+		n.SnapshotList = slices.Delete(slices.Clone(n.SnapshotList), i, i+1)
+		return nil
+	}
 	return fmt.Errorf("snapshot %q: %w", id, control.ErrNotFound)
 }
 
