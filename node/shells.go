@@ -43,9 +43,10 @@ type ahead struct {
 
 // shell is one process.
 type shell struct {
-	id string
-	of *ahead
-	at *place // where it waits; nil while it is being made
+	id    string
+	of    *ahead
+	begun bool   // its turn to be made has come
+	at    *place // where it waits; nil while it is being made
 
 	// stop is closed when it is decided what becomes of it, taken set before; gone
 	// when the goroutine that watches it has let go of it.
@@ -65,7 +66,8 @@ func newShells(n *Node) *shells {
 }
 
 // take returns the place of a shell that was made for this snapshot, now the
-// caller's; nil if there is none.
+// caller's; nil if there is none. It waits for one whose making has begun, which takes no longer
+// than to begin with another.
 func (s *shells) take(d *deployment, snap string) *place {
 	sh := s.find(d, snap)
 	if sh == nil {
@@ -86,15 +88,18 @@ func (s *shells) find(d *deployment, snap string) *shell {
 		s.dropAll(d.fn.Name)
 		return nil
 	}
-	for _, sh := range slices.Clone(a.list) {
-		if sh.at == nil {
-			continue
-		}
+	for sh := a.waiting(); sh != nil; sh = a.waiting() {
 		sh.taken = !ended(sh.at.shell.Done()) // else its watcher ends it
 		a.drop(sh)
 		if sh.taken {
 			return sh
 		}
+	}
+	if i := slices.IndexFunc(a.list, func(sh *shell) bool { return sh.begun }); i >= 0 {
+		sh := a.list[i]
+		sh.taken = true
+		a.drop(sh)
+		return sh
 	}
 	a.demand.Missed(time.Now())
 	return nil
@@ -310,13 +315,16 @@ func (s *shells) run(sh *shell) {
 
 // make makes one when its turn has come; nil, without an error, if it is not wanted any more.
 func (s *shells) make(sh *shell) (*place, error) {
-	if err := s.making.Acquire(s.n.ctx, 1); err != nil || ended(sh.stop) {
-		if err == nil {
-			s.making.Release(1)
-		}
+	if s.making.Acquire(s.n.ctx, 1) != nil {
 		return nil, nil // the node closes
 	}
 	defer s.making.Release(1)
+	s.mu.Lock()
+	sh.begun = !ended(sh.stop)
+	s.mu.Unlock()
+	if !sh.begun {
+		return nil, nil
+	}
 	ctx, cancel := context.WithTimeout(s.n.ctx, 30*time.Second)
 	defer cancel()
 	return s.begin(ctx, sh)

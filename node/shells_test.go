@@ -20,6 +20,9 @@ type shelling struct {
 	*world
 	live map[string]*fakeShell // guarded by world.mu
 	used int                   // guarded by world.mu
+
+	shellTime time.Duration // guarded by world.mu: what one takes to be made
+	shellErr  error         // guarded by world.mu
 }
 
 type fakeShell struct {
@@ -33,6 +36,12 @@ func (w *shelling) Shell(ctx context.Context, spec vmm.RestoreSpec) (vmm.Shell, 
 		return nil, err
 	}
 	if _, err := os.Stat(spec.State); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	took, err := w.shellTime, w.shellErr
+	w.mu.Unlock()
+	if err := errors.Join(pass(ctx, took), err); err != nil {
 		return nil, err
 	}
 	sh := &fakeShell{w: w, spec: spec, done: make(chan struct{})}
@@ -239,6 +248,32 @@ func TestShellsForBursts(t *testing.T) {
 		synctest.Wait()
 		if live, _ := w.count(); live != 3 {
 			t.Errorf("after an hour: %d wait, want one for each function", live)
+		}
+	})
+}
+
+// A start that finds one being made waits for that, and does without when it fails; one that
+// has not been begun is not waited for.
+func TestShellsBeingMade(t *testing.T) {
+	withShells(t, 4, func(t *testing.T, w *shelling, n *Node) {
+		w.set(func() { w.shellTime = time.Second })
+		deploy(t, n, named("hello"))
+		synctest.Wait()
+		time.Sleep(700 * time.Millisecond)
+		began := time.Now()
+		l := acquireOf(t, n, "hello")
+		if took := time.Since(began); took != 300*time.Millisecond+w.restoreTime || w.used != 1 {
+			t.Errorf("it took %v, %d were used", took, w.used)
+		}
+		if l.Phases().Slot != 300*time.Millisecond {
+			t.Errorf("phases %+v", l.Phases())
+		}
+		w.set(func() { w.shellErr = errors.New("no memory") })
+		l.Release(api.Invocation{Status: 200})
+		synctest.Wait()
+		cold(t, n, "hello", "reap")
+		if live, used := w.count(); live != 0 || used != 1 {
+			t.Errorf("after one that could not be made: %d wait, %d were used", live, used)
 		}
 	})
 }

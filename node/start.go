@@ -198,11 +198,13 @@ func (n *Node) restore(ctx context.Context, inst *instance, snap *snapshot.Snaps
 // new one.
 func (n *Node) restoreSpec(ctx context.Context, inst *instance, snap *snapshot.Snapshot, session memory.Session) (microvm.RestoreSpec, error) {
 	var ahead *place
+	began := time.Now()
 	if !session.Mapped() {
 		ahead = n.shells.take(inst.dep, snap.Manifest.ID)
 	}
 	if ahead != nil {
 		inst.sit(ahead)
+		inst.phases.Slot = time.Since(began)
 	} else if err := n.seat(ctx, inst); err != nil {
 		return microvm.RestoreSpec{}, err
 	}
