@@ -36,7 +36,7 @@ func file(name, body string) entry {
 	return entry{tar.Header{Name: name, Mode: 0o644, Typeflag: tar.TypeReg}, body}
 }
 
-func layerOf(t *testing.T, es ...entry) []byte {
+func layerOf(t testing.TB, es ...entry) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -54,7 +54,7 @@ func layerOf(t *testing.T, es ...entry) []byte {
 	return b.Bytes()
 }
 
-func imageOf(t *testing.T, layers ...[]byte) v1.Image {
+func imageOf(t testing.TB, layers ...[]byte) v1.Image {
 	t.Helper()
 	img := empty.Image
 	for _, l := range layers {
@@ -77,7 +77,7 @@ func imageOf(t *testing.T, layers ...[]byte) v1.Image {
 }
 
 // writeLayout writes an image as an OCI layout and returns its reference.
-func writeLayout(t *testing.T, img v1.Image) (ref, dir string) {
+func writeLayout(t testing.TB, img v1.Image) (ref, dir string) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), "layout")
 	p, err := layout.Write(dir, empty.Index)

@@ -40,8 +40,15 @@ type Store struct {
 	dir  string
 	opts Options
 
-	mu   sync.Mutex // guards used
-	used map[string]*filelock.Lock
+	mu    sync.Mutex // guards what follows
+	used  map[string]*filelock.Lock
+	metas map[string]readMetaFile // by path
+}
+
+// readMetaFile is an image.json that was read, and what it was then. Every start asks for it.
+type readMetaFile struct {
+	stamp stamp
+	meta  meta
 }
 
 const (
@@ -58,7 +65,7 @@ var _ Fetcher = (*Store)(nil)
 // Open opens the store in dir, makes it if it is not there, and removes what dead
 // processes left half made.
 func Open(dir string, opts Options) (*Store, error) {
-	s := &Store{dir: dir, opts: opts.withDefaults(), used: map[string]*filelock.Lock{}}
+	s := &Store{dir: dir, opts: opts.withDefaults(), used: map[string]*filelock.Lock{}, metas: map[string]readMetaFile{}}
 	if err := errors.Join(os.MkdirAll(dir, 0o711), s.clean()); err != nil {
 		return nil, fmt.Errorf("opening the image store: %w", err)
 	}
@@ -137,7 +144,7 @@ func (s *Store) Get(digest string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	m, err := readMeta(filepath.Join(dir, metaFile))
+	m, err := s.meta(filepath.Join(dir, metaFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return Image{}, fmt.Errorf("%w: %s", ErrNotFound, digest)
 	}
@@ -290,6 +297,37 @@ func publish(ctx context.Context, staged *atomicfile.Staged, final string, m met
 	}
 	return staged.Publish(final)
 }
+
+// meta reads an image.json, unless it is the file that was read last: it is replaced by
+// another, never changed. What it returns shares memory, and is not to be changed.
+func (s *Store) meta(path string) (meta, error) {
+	now, err := stampOf(path)
+	if err != nil {
+		return meta{}, err
+	}
+	s.mu.Lock()
+	known, ok := s.metas[path]
+	s.mu.Unlock()
+	if ok && known.stamp == now {
+		return known.meta, nil
+	}
+	m, err := readMeta(path)
+	if err != nil {
+		return meta{}, err
+	}
+	if again, err := stampOf(path); err == nil && again == now { // else it is not known which was read
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(s.metas) >= maxMetas {
+			clear(s.metas)
+		}
+		s.metas[path] = readMetaFile{now, m}
+	}
+	return m, nil
+}
+
+// maxMetas bounds what is remembered.
+const maxMetas = 256
 
 func readMeta(path string) (m meta, err error) {
 	b, err := readSmall(path, maxMeta)

@@ -12,7 +12,7 @@ import (
 // there; from then on it belongs to the server's goroutine.
 type plan struct {
 	runs   []planned
-	byPage []uint32 // indices of runs, sorted by their first page; runs do not overlap
+	byPage []uint32 // indices of runs, sorted by their first page; runs do not overlap; shared and read-only
 	left   int      // runs that are not done
 	pages  int64
 }
@@ -33,13 +33,24 @@ const pieceLimit = 64
 // each time: what it waits for is among them.
 const maxPiece = 8 * pieceLimit
 
-// newPlan also cuts runs where their contents, laid one after the other, cross
+// layout is what a plan is made of, the same for every restore: runs cut into pieces, in the
+// order in which they are to be installed.
+type layout struct {
+	runs     []workingset.Run
+	byPage   []uint32 // as a plan's
+	pages    int64
+	mayLeave int // runs that need not be installed when the vCPUs begin to run, where installing goes on
+}
+
+func newPlan(runs []workingset.Run) *plan { return newLayout(runs).plan() }
+
+// newLayout also cuts runs where their contents, laid one after the other, cross
 // from a part that is read at once to the next, so that each lies in one buffer.
-func newPlan(runs []workingset.Run) *plan {
-	p := &plan{runs: make([]planned, 0, len(runs))}
+func newLayout(runs []workingset.Run) *layout {
+	l := &layout{runs: make([]workingset.Run, 0, len(runs))}
 	filled := int64(0) // bytes of contents so far
 	for _, r := range runs {
-		p.pages += int64(r.Pages)
+		l.pages += int64(r.Pages)
 		for r.Pages > 0 {
 			piece := r
 			piece.Pages = min(r.Pages, pieceLimit)
@@ -47,16 +58,25 @@ func newPlan(runs []workingset.Run) *plan {
 				piece.Pages = min(piece.Pages, uint32(partLeft(filled)/pageSize))
 				filled += piece.Bytes()
 			}
-			p.runs = append(p.runs, planned{Run: piece})
+			l.runs = append(l.runs, piece)
 			r.First, r.Pages = piece.End(), r.Pages-piece.Pages
 		}
 	}
-	p.left = len(p.runs)
-	p.byPage = make([]uint32, len(p.runs))
-	for i := range p.byPage {
-		p.byPage[i] = uint32(i)
+	l.byPage = make([]uint32, len(l.runs))
+	for i := range l.byPage {
+		l.byPage[i] = uint32(i)
 	}
-	slices.SortFunc(p.byPage, func(a, b uint32) int { return cmp.Compare(p.runs[a].First, p.runs[b].First) })
+	slices.SortFunc(l.byPage, func(a, b uint32) int { return cmp.Compare(l.runs[a].First, l.runs[b].First) })
+	l.mayLeave = mayLeave(l.runs)
+	return l
+}
+
+// plan begins a restore's plan.
+func (l *layout) plan() *plan {
+	p := &plan{runs: make([]planned, len(l.runs)), byPage: l.byPage, left: len(l.runs), pages: l.pages}
+	for i, r := range l.runs {
+		p.runs[i].Run = r
+	}
 	return p
 }
 

@@ -31,12 +31,13 @@ type Options struct {
 }
 
 // Policies is the table of policies and what they share: buffers, a bound on
-// reads, what is known of memory files. One daemon has one.
+// reads, what is known of memory files and working sets. One daemon has one.
 type Policies struct {
 	policies []Policy
 	pool     *pool
 	slots    chan struct{}
 	holes    holeMaps
+	sets     setCache
 	spin     spinners
 	turns    *semaphore.Weighted // of sessions that read their working set
 	frozen   bool

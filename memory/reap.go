@@ -50,7 +50,7 @@ func (o *Policies) openWhole(ctx context.Context, name string, src Source, direc
 
 // setFile is a working set open for reading its contents.
 type setFile struct {
-	*workingset.Set
+	readySet
 	file *os.File
 	path string
 }
@@ -59,12 +59,12 @@ type setFile struct {
 // there is none to use, it records one instead and the setFile is nil; else the
 // caller sees to its closing.
 func (o *Policies) openSet(ctx context.Context, name string, src Source) (*session, *setFile, error) {
-	set, file, why := workingset.LoadSet(src.Dir, src.of())
+	set, file, why := o.sets.load(src)
 	s, err := o.open(ctx, name, src, func(*backing) (*plan, error) {
 		if why != nil {
 			return nil, nil
 		}
-		return newPlan(set.Runs), nil
+		return set.layout.plan(), nil
 	})
 	if err != nil {
 		if file != nil {
@@ -82,7 +82,7 @@ func (o *Policies) openSet(ctx context.Context, name string, src Source) (*sessi
 		s.others = o.openRecording(s, why)
 		return s, nil, nil
 	}
-	return s, &setFile{Set: set, file: file, path: filepath.Join(src.Dir, workingset.SetFile)}, nil
+	return s, &setFile{readySet: set, file: file, path: filepath.Join(src.Dir, workingset.SetFile)}, nil
 }
 
 // makeDirect makes reads by-pass the page cache, where the file system can.

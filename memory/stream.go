@@ -59,7 +59,7 @@ func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 		}
 		s.server.beside = newBeside(s.back.pages)
 	}
-	s.server.mayLeave = s.server.plan.mayLeave()
+	s.server.mayLeave = f.layout.mayLeave
 	p.readFor(s, f)
 	return s, nil
 }
@@ -68,8 +68,8 @@ func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 // far, from the memory file, whose pages that one has brought into the page cache.
 func (s *session) follow() {
 	hole := func(page uint32) bool { return !s.back.data.has(page) }
-	s.server.plan = newPlan(workingset.Runs(merge(s.trial, s.others, nil), hole, 0))
-	s.server.mayLeave = s.server.plan.mayLeave()
+	l := newLayout(workingset.Runs(merge(s.trial, s.others, nil), hole, 0))
+	s.server.plan, s.server.mayLeave = l.plan(), l.mayLeave
 	s.say("prefetching what that has touched")
 	spans := s.server.plan.spans(bufferSize) // from Attach on the plan is the server's
 	s.begin = func() { s.fetchMemory(spans, streamReaders) }
@@ -87,20 +87,20 @@ const (
 // the vCPUs begin to run: installing goes on, and stays ahead of a guest that
 // is no faster than when it was recorded. A guest that does nothing but touch
 // pages is better off with all of them there.
-func (p *plan) mayLeave() int {
+func mayLeave(runs []workingset.Run) int {
 	var ahead time.Duration // the head start that installing needs
 	pages := time.Duration(0)
-	for i := range p.runs {
-		pages += time.Duration(p.runs[i].Pages)
-		used := time.Duration(p.runs[i].At)*time.Microsecond - pages*recordedCost
+	for i := range runs {
+		pages += time.Duration(runs[i].Pages)
+		used := time.Duration(runs[i].At)*time.Microsecond - pages*recordedCost
 		ahead = max(ahead, pages*installCost-max(used, 0))
 	}
 	need := ahead / installCost // pages
-	for i := range p.runs {
+	for i := range runs {
 		if need <= 0 {
-			return len(p.runs) - i
+			return len(runs) - i
 		}
-		need -= time.Duration(p.runs[i].Pages)
+		need -= time.Duration(runs[i].Pages)
 	}
 	return 0
 }

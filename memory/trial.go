@@ -52,15 +52,15 @@ func (s *session) openTrial() *setFile {
 		s.refuseTrial(err)
 		return nil
 	}
-	set, file, err := workingset.LoadSet(src.Dir, src.of())
+	set, file, err := s.owner.sets.load(src)
 	if err != nil {
 		s.refuseTrial(err)
 		return nil
 	}
 	s.trial = trace.Touches
-	s.server.plan = newPlan(set.Runs)
+	s.server.plan = set.layout.plan()
 	s.say("prefetching what a trial touched")
-	return &setFile{Set: set, file: file, path: filepath.Join(src.Dir, workingset.SetFile)}
+	return &setFile{readySet: set, file: file, path: filepath.Join(src.Dir, workingset.SetFile)}
 }
 
 func (s *session) refuseTrial(err error) {

@@ -232,13 +232,14 @@ func (m *Manifest) Match(w Want) error {
 const accelTCG = "tcg"
 
 func missingFeatures(need, have []string) []string {
-	var missing []string
-	for _, f := range need {
-		if !slices.Contains(have, f) {
-			missing = append(missing, f)
-		}
+	if slices.Equal(need, have) { // as on the host that made it
+		return nil
 	}
-	return missing
+	has := make(map[string]bool, len(have))
+	for _, f := range have {
+		has[f] = true
+	}
+	return slices.DeleteFunc(slices.Clone(need), func(f string) bool { return has[f] })
 }
 
 func show(v any) string {
