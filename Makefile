@@ -31,11 +31,17 @@ demo: build ## set up, build, and show one function boot, sleep and start from i
 	bin/skep setup
 	bin/skep demo
 
-OUT ?= paper
+# VMM=firecracker: in the testbed, or here where there is hardware KVM. PAPER: flags
+# of its own, as --functions pyaes.
+OUT ?= paper$(if $(filter firecracker,$(VMM)),-firecracker)
 
-paper: build s3 ## re-create the paper's figures in OUT; goes on where it was interrupted; QUICK=1: some five minutes
+paper: build s3 ## re-create the paper's figures in OUT; goes on where it was interrupted; QUICK=1: some five minutes; VMM=firecracker
 	bin/skep setup
-	bin/skep experiment all $(if $(QUICK),--quick) --out $(OUT)
+ifeq ($(VMM),firecracker)
+	@$(GO) run ./testbed paper $(if $(QUICK),--quick) --out $(OUT) $(PAPER)
+else
+	bin/skep experiment all $(if $(VMM),--vmm $(VMM)) $(if $(QUICK),--quick) --out $(OUT) $(PAPER)
+endif
 
 build: setup ## build bin/skep, its agent, its shim for containerd and bin/skep-hello
 	@$(MAKE) --no-print-directory binaries

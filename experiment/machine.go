@@ -35,6 +35,10 @@ type Session struct {
 // Emulated says that guest code was translated by software.
 func (s Session) Emulated() bool { return strings.Contains(s.VMM, "tcg") }
 
+// Nested says that the machine itself is emulated, as the testbed's host is, with
+// the virtualisation that it offers.
+func (s Session) Nested() bool { return strings.Contains(s.CPU, "QEMU TCG") }
+
 // Describe says what the machine is.
 func Describe(v api.Version, dataDir string, set Settings) Session {
 	s := Session{

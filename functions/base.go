@@ -21,27 +21,32 @@ import (
 // done to it, changes.
 const baseVersion = "4"
 
-// pythonBase makes the layer with the packages, from the host's own package
-// sources, once for each release and list of packages. It stays as it is until
-// the cache is removed.
-func pythonBase(ctx context.Context, cacheDir string, packages []string, step func(string)) (path, key string, err error) {
-	release, err := debian.Release()
-	if err != nil {
-		return "", "", err
-	}
-	key = strings.Join(append([]string{baseVersion, release}, packages...), " ")
-	sum := sha256.Sum256([]byte(key))
+// pythonBase is the layer with some packages of a release: made from the host's
+// own package sources, once for each release and list of packages. It stays as it
+// is until the cache is removed.
+type pythonBase struct {
+	release  string
+	packages []string
+}
+
+// key is what the base is known by.
+func (b pythonBase) key() string {
+	return strings.Join(append([]string{baseVersion, b.release}, b.packages...), " ")
+}
+
+// make returns the base's path, and makes it if it is not there.
+func (b pythonBase) make(ctx context.Context, cacheDir string, step func(string)) (path string, err error) {
+	sum := sha256.Sum256([]byte(b.key()))
 	path = filepath.Join(cacheDir, "base-"+hex.EncodeToString(sum[:8])+".tar")
 	if _, err := os.Stat(path); err == nil {
-		return path, key, nil
+		return path, nil
 	}
-	step("making the base from packages: " + strings.Join(packages, " "))
-	root, err := baseRoot(release, filepath.Join(cacheDir, "packages"), packages)
+	step("making the base from packages: " + strings.Join(b.packages, " "))
+	root, err := baseRoot(b.release, filepath.Join(cacheDir, "packages"), b.packages)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
-	err = atomicfile.Write(path, 0o644, func(w io.Writer) error { return bootstrap(ctx, root, w) })
-	return path, key, err
+	return path, atomicfile.Write(path, 0o644, func(w io.Writer) error { return bootstrap(ctx, root, w) })
 }
 
 // compileHook has Python compile its library in the new root. Packages do that

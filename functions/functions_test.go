@@ -8,6 +8,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/image"
+	"github.com/skep-dev/skep/internal/debian"
 	"github.com/skep-dev/skep/internal/testenv"
 )
 
@@ -57,6 +58,37 @@ func TestBuildTwice(t *testing.T) {
 				t.Errorf("the disk: %v, %d bytes", err, st.Size())
 			}
 		})
+	}
+}
+
+// TestImageOutlivesItsBase finds an image where its base is not and cannot be
+// made, as on a host that was brought the image alone.
+func TestImageOutlivesItsBase(t *testing.T) {
+	release, err := debian.Release()
+	if err != nil {
+		t.Skip("images of Python functions are made on Debian and Ubuntu: ", err)
+	}
+	t.Setenv("PATH", "") // without mmdebstrap
+	dir := t.TempDir()
+	if _, err := Build(t.Context(), dir, "helloworld", nil); err == nil {
+		t.Fatal("an image was made of nothing")
+	}
+	f := bench[0]
+	files, err := f.files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := sources.ReadFile("base/" + f.base + ".txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := pythonBase{release: release, packages: strings.Fields(string(list))}
+	made := filepath.Join(dir, "helloworld-"+digest(b.key(), files))
+	if err := os.Mkdir(made, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if ref, err := Build(t.Context(), dir, "helloworld", nil); err != nil || ref != "oci:"+made {
+		t.Errorf("%s, %v; want what is there", ref, err)
 	}
 }
 

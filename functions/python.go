@@ -24,6 +24,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/skep-dev/skep/internal/atomicfile"
+	"github.com/skep-dev/skep/internal/debian"
 )
 
 // pythonFunction is a function in Python: the files of its directory, those of
@@ -45,13 +46,18 @@ func buildPython(ctx context.Context, cacheDir string, f pythonFunction, step fu
 	if err != nil {
 		return "", err
 	}
-	base, key, err := pythonBase(ctx, cacheDir, strings.Fields(string(list)), step)
+	release, err := debian.Release()
 	if err != nil {
 		return "", err
 	}
-	final := filepath.Join(cacheDir, f.name+"-"+digest(key, files))
-	if _, err := os.Stat(final); err == nil {
+	b := pythonBase{release: release, packages: strings.Fields(string(list))}
+	final := filepath.Join(cacheDir, f.name+"-"+digest(b.key(), files))
+	if _, err := os.Stat(final); err == nil { // what it was made of need not be there any more
 		return "oci:" + final, nil
+	}
+	base, err := b.make(ctx, cacheDir, step)
+	if err != nil {
+		return "", err
 	}
 	if files["app/model.py"] != nil {
 		step("training the model")

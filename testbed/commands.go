@@ -98,7 +98,7 @@ func upCommand(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			m, err := o.start(ctx, p, runDir)
+			m, err := o.start(ctx, p, nil, runDir)
 			if err != nil {
 				return err
 			}

@@ -7,6 +7,7 @@
 //
 //	go run ./testbed test                      the default packages' tests
 //	go run ./testbed test --run Clones ./vmm/firecracker
+//	go run ./testbed paper --out DIR           the paper's experiments, on Firecracker
 //	go run ./testbed run -- firecracker --version
 //	go run ./testbed shell
 //	go run ./testbed up                        a host that the others use while it is there
@@ -20,6 +21,8 @@
 //	         programs that tests start, Firecracker, a containerd. Made again when one differs;
 //	         a host that is up already is sent those that do.
 //	scratch  ext4: what is written. Gone with the host.
+//	images   ext4, read-only, for `paper` alone: functions' images and root disks,
+//	         made on this machine, since the host has no network and little speed.
 //
 // The initramfs has testbed/init, which puts the three together, becomes systemd
 // and, as its one service, answers the driver on a virtio port (package remote).

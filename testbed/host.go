@@ -35,7 +35,7 @@ func (o *options) host(ctx context.Context, p payload, runDir string) (*host, er
 		h := &host{dial: func() (net.Conn, error) { return net.Dial("unix", socket) }, done: func() error { return nil }}
 		return h, h.update(ctx, p)
 	}
-	m, err := o.start(ctx, p, runDir)
+	m, err := o.start(ctx, p, nil, runDir)
 	if err != nil {
 		return nil, err
 	}

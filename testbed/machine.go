@@ -43,9 +43,10 @@ type machine struct {
 	files   []*os.File // disks and ends of sockets, ours
 }
 
-// start boots a host with a payload. It is called from the main goroutine,
+// start boots a host with a payload and, unless it is nil, a disk of images,
+// which is the machine's from then on. It is called from the main goroutine,
 // whose thread lives as long as the driver: QEMU is killed with that thread.
-func (o *options) start(ctx context.Context, p payload, runDir string) (m *machine, err error) {
+func (o *options) start(ctx context.Context, p payload, images *os.File, runDir string) (m *machine, err error) {
 	m = &machine{ended: make(chan struct{}), runDir: runDir}
 	defer func() {
 		if err != nil {
@@ -53,7 +54,7 @@ func (o *options) start(ctx context.Context, p payload, runDir string) (m *machi
 		}
 	}()
 	began := time.Now()
-	args, err := m.prepare(ctx, o, p)
+	args, err := m.prepare(ctx, o, p, images)
 	if err != nil {
 		return m, err
 	}
@@ -74,7 +75,12 @@ func (m *machine) console() string { return filepath.Join(m.runDir, "console.log
 
 // prepare makes what the host is started with, and QEMU's command line. Files
 // are handed over as descriptors, from 3.
-func (m *machine) prepare(ctx context.Context, o *options, p payload) ([]string, error) {
+func (m *machine) prepare(ctx context.Context, o *options, p payload, images *os.File) (_ []string, err error) {
+	defer func() {
+		if images != nil { // last of the disks
+			m.files = append(m.files, images)
+		}
+	}()
 	k, err := guestKernel(ctx)
 	if err != nil {
 		return nil, err
@@ -102,14 +108,24 @@ func (m *machine) prepare(ctx context.Context, o *options, p payload) ([]string,
 		}
 		m.files = append(m.files, f)
 	}
-	return append(o.hardware(ctx, k.Path, initrd),
+	disks := []string{readOnly, readOnly, writable}
+	if images != nil {
+		disks = append(disks, readOnly)
+	}
+	return append(o.hardware(ctx, k.Path, initrd, disks),
 		"-chardev", "file,id=console,path="+strings.ReplaceAll(m.console(), ",", ",,"), "-serial", "chardev:console",
 	), nil
 }
 
+// What QEMU's option readonly says of a disk.
+const (
+	readOnly = "on"
+	writable = "off"
+)
+
 // hardware is QEMU's command line but for the console. The disks are
-// descriptors 3 to 5, the port is 6.
-func (o *options) hardware(ctx context.Context, kernel, initrd string) []string {
+// descriptors from 3, the port is the one after them.
+func (o *options) hardware(ctx context.Context, kernel, initrd string, disks []string) []string {
 	accel, cpu, cpus := "kvm", "host", min(runtime.NumCPU(), 4)
 	if err := vmm.HardwareKVM(ctx); err != nil {
 		// AMD's virtualisation is what QEMU can emulate, nested paging included.
@@ -124,10 +140,10 @@ func (o *options) hardware(ctx context.Context, kernel, initrd string) []string 
 		"-kernel", kernel, "-initrd", initrd,
 		"-append", "console=ttyS0 panic=-1 reboot=t loglevel=4 rdinit=/init mitigations=off random.trust_cpu=on no_timer_check tsc=reliable cryptomgr.notests audit=0",
 		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
-		"-chardev", "socket,id=driver,fd=6", "-device", "virtserialport,chardev=driver,name=testbed"}
-	for i, readOnly := range []string{"on", "on", "off"} {
+		"-chardev", fmt.Sprintf("socket,id=driver,fd=%d", 3+len(disks)), "-device", "virtserialport,chardev=driver,name=testbed"}
+	for i, kind := range disks {
 		args = append(args,
-			"-drive", fmt.Sprintf("if=none,id=disk%d,format=raw,cache=unsafe,readonly=%s,file.locking=off,file=/dev/fd/%d", i, readOnly, 3+i),
+			"-drive", fmt.Sprintf("if=none,id=disk%d,format=raw,cache=unsafe,readonly=%s,file.locking=off,file=/dev/fd/%d", i, kind, 3+i),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d", i))
 	}
 	return args

@@ -60,7 +60,7 @@ func command() *cobra.Command {
 	flags.IntVar(&o.memoryMiB, "memory", 6144, "memory of the host in MiB; it is taken as it is used")
 	flags.DurationVar(&o.timeout, "timeout", 2*time.Hour, "end everything after this time; 0 is never")
 	flags.StringVar(&o.firecracker, "firecracker", os.Getenv("SKEP_FIRECRACKER"), "path of firecracker; jailer is taken from beside it (default: from the PATH)")
-	root.AddCommand(testCommand(&o), runCommand(&o), shellCommand(&o), upCommand(&o))
+	root.AddCommand(testCommand(&o), paperCommand(&o), runCommand(&o), shellCommand(&o), upCommand(&o))
 	return root
 }
 

@@ -61,13 +61,8 @@ func (p payload) add(to, from string) error {
 // gather builds the tests of packages (paths within the module) and the programs.
 func gather(ctx context.Context, packages []string, firecracker string) (payload, error) {
 	p := payload{}
-	built := filepath.Join(cacheDir, "built")
 	for _, pkg := range programs {
-		out := filepath.Join(built, "programs", pkg)
-		if err := goTool(ctx, "build", "-trimpath", "-ldflags=-s -w", "-o", out, "./"+pkg); err != nil {
-			return nil, err
-		}
-		if err := p.add(path.Join(programsIn, pkg), out); err != nil {
+		if err := p.addProgram(ctx, pkg); err != nil {
 			return nil, err
 		}
 	}
@@ -75,7 +70,7 @@ func gather(ctx context.Context, packages []string, firecracker string) (payload
 		p[path.Join(binIn, name)] = p[path.Join(programsIn, pkg)]
 	}
 	for _, pkg := range packages {
-		out := filepath.Join(built, "tests", pkg, "test")
+		out := filepath.Join(cacheDir, "built", "tests", pkg, "test")
 		if err := goTool(ctx, "test", "-c", "-trimpath", "-ldflags=-s -w", "-o", out, "./"+pkg); err != nil {
 			return nil, err
 		}
@@ -90,6 +85,18 @@ func gather(ctx context.Context, packages []string, firecracker string) (payload
 		return nil, err
 	}
 	return p, p.addSources()
+}
+
+// builtProgram is where the driver builds a program, for the host and for itself.
+func builtProgram(pkg string) string { return filepath.Join(cacheDir, "built", "programs", pkg) }
+
+// addProgram builds a program and adds it.
+func (p payload) addProgram(ctx context.Context, pkg string) error {
+	out := builtProgram(pkg)
+	if err := goTool(ctx, "build", "-trimpath", "-ldflags=-s -w", "-o", out, "./"+pkg); err != nil {
+		return err
+	}
+	return p.add(path.Join(programsIn, pkg), out)
 }
 
 // addContainerd adds the programs of a containerd that tests meet beside the

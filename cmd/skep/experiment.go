@@ -55,6 +55,7 @@ type experimentFlags struct {
 	out     string
 	mbs     int64
 	cluster string
+	only    []string // of the experiments of `all`
 }
 
 func (c *cli) runExperimentCmd(name, short, long string, experiments []string) *cobra.Command {
@@ -70,6 +71,9 @@ gone. Variants take turns, run by run.`,
 		Args:    nArgs(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.set.Experiments = experiments
+			if cmd.Flags().Changed("only") {
+				o.set.Experiments = o.only
+			}
 			if err := o.complete(cmd); err != nil {
 				return err
 			}
@@ -88,6 +92,9 @@ gone. Variants take turns, run by run.`,
 	f.IntVar(&o.set.MaxReplays, "max-replays", 64, "replays at once, in concurrency")
 	f.Int64Var(&o.mbs, "slow-mbs", 100, "MB/s of the slow disk")
 	f.Int64Var(&o.set.Storage.IOPS, "slow-iops", 500, "reads a second of the slow disk")
+	if len(experiments) > 1 {
+		f.StringSliceVar(&o.only, "only", nil, "these `EXPERIMENTS`, in this order")
+	}
 	if slices.Contains(experiments, "stack") {
 		f.StringVar(&o.cluster, "cluster", "", "`DIRECTORY` of the cluster that stack is measured on (default: KUBECONFIG's, or "+cluster.DefaultDir+")")
 	}
@@ -119,10 +126,17 @@ func (o *experimentFlags) complete(cmd *cobra.Command) error {
 		return usagef(cmd, "--runs is %d: want 1 or more", o.set.Runs)
 	case len(o.set.Functions) == 0:
 		return usagef(cmd, "--functions is empty")
+	case len(o.set.Experiments) == 0:
+		return usagef(cmd, "--only is empty")
 	case o.set.Storage.BPS < 1 || o.set.Storage.IOPS < 1:
 		return usagef(cmd, "--slow-mbs and --slow-iops want 1 or more")
 	case !slices.Contains([]string{experiment.ColdNone, experiment.ColdFiles, experiment.ColdAll}, o.set.Cold):
 		return usagef(cmd, "--cold is %q: want none, files or all", o.set.Cold)
+	}
+	for _, name := range o.set.Experiments {
+		if _, err := experiment.Find(name); err != nil {
+			return usagef(cmd, "--only: %v", err)
+		}
 	}
 	for _, f := range o.set.Functions {
 		if !slices.Contains(functions.Names(), f) {

@@ -110,6 +110,10 @@ func reasons(s experiment.Session) []string {
 		out = append(out,
 			"Guest code is emulated (TCG): every instruction is translated, at a tenth of the processor's speed or less, and code that a restored guest runs for the first time is translated first. Connection and processing are longer for it, and what page faults cost is a smaller share of the whole: gains are smaller than with KVM.")
 	}
+	if s.Nested() {
+		out = append(out,
+			"The machine is emulated, its KVM too: the host's own instructions are translated as the guest's are, and each exit of a guest is some thousand of them. A page fault, which leaves the guest for the kernel and, under userfaultfd, for another process, costs milliseconds; so do copies of pages and digests. Times compare with each other, not with other machines'.")
+	}
 	if kb := s.ReadAhead; kb != "" && kb != "128" {
 		out = append(out, fmt.Sprintf("The disk's read-ahead is %s KiB, where Linux has 128 unless it is told otherwise: a mapped snapshot is paged in by few large reads, which makes mmap faster than the paper's baseline.", kb))
 	}

@@ -108,3 +108,17 @@ func TestPartial(t *testing.T) {
 		t.Error("a report of nothing was made")
 	}
 }
+
+// What is emulated is said, of the guest and of the machine.
+func TestReasons(t *testing.T) {
+	for _, test := range []struct{ vmm, cpu, want, not string }{
+		{"qemu 7.2 tcg", "AMD EPYC", "Guest code is emulated", "its KVM too"},
+		{"firecracker 1.16.1 kvm", "QEMU TCG CPU version 2.5+", "its KVM too", "Guest code is emulated"},
+		{"firecracker 1.16.1 kvm", "AMD EPYC", "processors", "emulated"},
+	} {
+		said := strings.Join(reasons(experiment.Session{VMM: test.vmm, CPU: test.cpu}), "\n")
+		if !strings.Contains(said, test.want) || strings.Contains(said, test.not) {
+			t.Errorf("%s on %s: %s", test.vmm, test.cpu, said)
+		}
+	}
+}
