@@ -42,6 +42,7 @@ require (
 )
 
 require (
+	github.com/HdrHistogram/hdrhistogram-go v1.4.0
 	github.com/containerd/containerd/api v1.12.0
 	github.com/containerd/errdefs v1.0.0
 	github.com/containerd/errdefs/pkg v0.3.0
@@ -53,6 +54,7 @@ require (
 	github.com/opencontainers/runtime-spec v1.3.0
 	github.com/tmaxmax/go-sse v0.12.0
 	go.opentelemetry.io/collector/pdata v1.71.0
+	gonum.org/v1/gonum v0.17.0
 )
 
 require (

@@ -6,7 +6,6 @@
 package scale
 
 import (
-	"container/heap"
 	"slices"
 	"time"
 )
@@ -70,12 +69,33 @@ func (l *Load) service() time.Duration {
 	return slices.Max(l.Running)
 }
 
-// late returns how many of the waiting requests are worth a start.
+// late returns how many of the waiting requests are worth a start: those that the
+// places that there are will not have begun within the limit. A place that is free in
+// a time begins one then and one more after each service.
 func (l *Load) late(per int, service time.Duration) int {
 	limit := l.Start + l.Start/2
-	places := &places{}
-	for range l.Free {
-		*places = append(*places, 0)
+	begun := 0
+	place := func(n int, left time.Duration) (enough bool) {
+		switch {
+		case n == 0 || left > limit:
+		case service <= 0:
+			begun = l.Waiting
+		default:
+			begun += n * (1 + int((limit-left)/service))
+		}
+		return begun >= l.Waiting
+	}
+	if place(max(0, l.Free), 0) {
+		return 0
+	}
+	for i := range l.Starting {
+		left := l.Start
+		if i < len(l.Underway) {
+			left = max(0, l.Start-l.Underway[i])
+		}
+		if place(per, left) {
+			return 0
+		}
 	}
 	for _, age := range l.Running {
 		left := service - age
@@ -84,40 +104,12 @@ func (l *Load) late(per int, service time.Duration) int {
 			// that has run for a little longer it would else be about to end for ever.
 			left = max(left, age)
 		}
-		*places = append(*places, left)
-	}
-	for i := range l.Starting {
-		left := l.Start
-		if i < len(l.Underway) {
-			left = max(0, l.Start-l.Underway[i])
-		}
-		for range per {
-			*places = append(*places, left)
+		if place(1, left) {
+			return 0
 		}
 	}
-	if len(*places) == 0 {
-		return l.Waiting
-	}
-	heap.Init(places)
-	for served := range l.Waiting {
-		wait := (*places)[0]
-		if wait > limit {
-			return l.Waiting - served // nor does any after it wait for less
-		}
-		(*places)[0] = wait + service
-		heap.Fix(places, 0)
-	}
-	return 0
+	return l.Waiting - begun
 }
-
-// places are the times until each place is free, a heap.
-type places []time.Duration
-
-func (p places) Len() int           { return len(p) }
-func (p places) Less(i, j int) bool { return p[i] < p[j] }
-func (p places) Swap(i, j int)      { p[i], p[j] = p[j], p[i] }
-func (p *places) Push(any)          {}
-func (p *places) Pop() any          { return nil }
 
 // Average returns a running average of durations with one more in it: the last
 // five count for two thirds. The first is taken as it is.
