@@ -33,6 +33,7 @@ func main() {
 		port = "8080"
 	}
 	fillTable()
+	calibrate()
 	l, err := listen(port)
 	if err != nil {
 		log.Fatal(err)
@@ -114,6 +115,7 @@ func routes() http.Handler {
 		fmt.Fprintln(w, clones.Add(1))
 	})
 	mux.HandleFunc("GET /clone", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, clones.Load()) })
+	mux.HandleFunc("/work", work)
 	misdeeds(mux)
 	return mux
 }
