@@ -130,6 +130,10 @@ func (n *node) suite(dir string) suite {
 		}
 		n.apply(string(b))
 	}
+	// As Knative has them for these tests: a domain needs no claim of an administrator's, and a
+	// revision that does not come up has failed before they give up.
+	n.kubectl("-n", "knative-serving", "patch", "configmap/config-network", "--type=merge", "--patch", `{"data": {"autocreate-cluster-domain-claims": "true"}}`)
+	n.kubectl("-n", "knative-serving", "patch", "configmap/config-deployment", "--type=merge", "--patch", `{"data": {"progress-deadline": "120s"}}`)
 	s := suite{node: n, dir: filepath.Join(n.c.Dir(), "conformance")}
 	tests, err := filepath.Glob(filepath.Join(dir, "*.test"))
 	if err != nil || len(tests) == 0 {
