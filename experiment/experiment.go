@@ -47,6 +47,8 @@ type Experiment struct {
 	// Unavailable says why it cannot be measured here, "" if it can.
 	Unavailable func(Settings) string
 
+	// Functions are those that are measured where nobody says which; nil: all.
+	Functions []string
 	// Runs of each variant, where nobody says how many; 0: 10. Fewer where what is
 	// counted hardly varies, or a run is many samples.
 	Runs int

@@ -39,6 +39,7 @@ var stack = &Experiment{
 	Name: "stack", Figure: "The stack", Title: "A cold start through Knative, part by part",
 	Question:    "What share of a cold start through Knative can a snapshot take away at all, and what is next to be taken away?",
 	Unavailable: func(set Settings) string { return set.WithoutCluster },
+	Functions:   stackFunctions,
 	Runs:        5,
 	Points: func(set Settings) (points []Point) {
 		variants := []string{"runc"}
@@ -51,7 +52,7 @@ var stack = &Experiment{
 		for _, p := range policies {
 			variants = append(variants, nodePrefix+p)
 		}
-		points = turns(set, stackFunctions(set), variants)
+		points = turns(set, stackOf(set), variants)
 		for i := range points {
 			if !strings.HasPrefix(points[i].Variant, nodePrefix) {
 				points[i].Seconds += stackSeconds
@@ -78,12 +79,15 @@ func stackPolicies(set Settings) []string {
 	return []string{"mmap", "reap", "stream"}
 }
 
-// stackFunctions are the least of them, a small one and a large one; of those that
-// somebody has named all but what needs a service of the host, which pods do not reach.
-func stackFunctions(set Settings) []string {
+// stackFunctions are the least, a small one and a large one.
+var stackFunctions = []string{"helloworld", "pyaes", "cnn_serving"}
+
+// stackOf are, of the functions that somebody has named, all but what needs a service of
+// the host, which pods do not reach.
+func stackOf(set Settings) []string {
 	return slices.DeleteFunc(slices.Clone(set.Functions), func(f string) bool {
 		if !set.Chosen {
-			return !slices.Contains([]string{"helloworld", "pyaes", "cnn_serving"}, f)
+			return !slices.Contains(stackFunctions, f)
 		}
 		s, err := functions.Settings(f)
 		return err == nil && s.Egress == api.EgressHost

@@ -41,7 +41,11 @@ runs. Running with the same --out again goes on where it was interrupted.`,
 	var names []string
 	for _, e := range experiment.All() {
 		names = append(names, e.Name)
-		cmd.AddCommand(c.runExperimentCmd(e.Name, e.Figure+": "+e.Title, e.Question, []string{e.Name}))
+		one := c.runExperimentCmd(e.Name, e.Figure+": "+e.Title, e.Question, []string{e.Name})
+		if e.Functions != nil { // the flag's value is what it may take of
+			one.Flags().Lookup("functions").DefValue = "[" + strings.Join(e.Functions, ",") + "]"
+		}
+		cmd.AddCommand(one)
 	}
 	cmd.AddCommand(
 		c.runExperimentCmd("all", "every figure of the paper, and a report", "Run every experiment, one after the other.", names),
