@@ -127,7 +127,7 @@ func (l *Lab) makeRecording(ctx context.Context, subject, dir string) error {
 		return err
 	}
 	r.SnapshotID, r.Size = src.SnapshotID, src.Size
-	if err := r.save(staged.Dir, src); err != nil {
+	if err := r.save(ctx, staged.Dir, src); err != nil {
 		return err
 	}
 	l.log.Info("recorded", "function", name, "vmm", r.VMM, "own work", r.Work[1], "pages", len(r.traces[1].Touches))
@@ -143,7 +143,7 @@ func saveTrace(dir string, t *workingset.Trace) error {
 
 // save fills the directory with the rest. The memory file is the snapshot's, which
 // can go: nobody writes to it.
-func (r *recorded) save(dir string, src memory.Source) error {
+func (r *recorded) save(ctx context.Context, dir string, src memory.Source) error {
 	if err := os.Link(src.Path, filepath.Join(dir, "memory")); err != nil {
 		return err
 	}
@@ -152,7 +152,7 @@ func (r *recorded) save(dir string, src memory.Source) error {
 		return err
 	}
 	src.Path, src.Dir = filepath.Join(dir, "memory"), dir
-	if err := memory.EnsureSet(src, first); err != nil {
+	if err := memory.EnsureSet(ctx, src, first); err != nil {
 		return err
 	}
 	b, err := json.Marshal(r)

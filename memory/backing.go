@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,43 +13,69 @@ import (
 
 const pageSize = 4096
 
-// backing is the memory file of a snapshot, open for one session. It is only
-// ever read with pread: a file that is cut short or fails gives an error, where
-// a mapping would raise SIGBUS and take the daemon down.
+// backing is a snapshot's memory, open for one session.
 type backing struct {
-	file  *os.File
-	fd    int
+	from  Pages
 	pages uint32
 	data  bitmap // pages that are not holes; shared and read-only
 	slots chan struct{}
 }
 
-// openBacking opens the memory file and checks its size.
-func openBacking(src Source, maps *holeMaps, slots chan struct{}) (*backing, error) {
+// openBacking opens a snapshot's memory.
+func openBacking(ctx context.Context, src Source, maps *holeMaps, slots chan struct{}) (*backing, error) {
 	if src.Size <= 0 || src.Size%pageSize != 0 || src.Size/pageSize > 1<<32-1 {
 		return nil, fmt.Errorf("guest memory of %d bytes: want a multiple of %d", src.Size, pageSize)
 	}
-	f, err := os.Open(src.Path)
+	b := &backing{pages: uint32(src.Size / pageSize), slots: slots}
+	var err error
+	if src.Open == nil {
+		err = b.openFile(src, maps)
+	} else if b.from, err = src.Open(ctx); err == nil {
+		err = b.findData()
+	}
 	if err != nil {
-		return nil, fmt.Errorf("opening the snapshot's memory: %w", err)
-	}
-	st, err := f.Stat()
-	if err == nil && st.Size() != src.Size {
-		err = fmt.Errorf("%w: %s has %d bytes, the snapshot's memory %d: it was cut short or replaced; the snapshot is no longer usable", ErrRead, src.Path, st.Size(), src.Size)
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	b := &backing{file: f, fd: int(f.Fd()), pages: uint32(src.Size / pageSize), slots: slots}
-	if b.data, err = maps.get(f, src.Size); err != nil {
-		f.Close()
+		if b.from != nil {
+			b.from.Close()
+		}
 		return nil, err
 	}
 	return b, nil
 }
 
-func (b *backing) close() { b.file.Close() }
+func (b *backing) openFile(src Source, maps *holeMaps) error {
+	f, err := openFile(src)
+	if err != nil {
+		return err
+	}
+	b.from = f
+	b.data, err = maps.get(f)
+	return err
+}
+
+// findData asks where there are other pages than zeros.
+func (b *backing) findData() error {
+	extents, err := b.from.Data()
+	if err != nil {
+		return fmt.Errorf("looking for holes in the snapshot's memory: %w", err)
+	}
+	b.data, err = pagesOf(extents, b.pages)
+	return err
+}
+
+// pagesOf is the set of the pages of extents.
+func pagesOf(extents []Extent, pages uint32) (bitmap, error) {
+	m, end := newBitmap(int(pages)), uint64(0)
+	for _, e := range extents {
+		if uint64(e.First) < end || uint64(e.First)+uint64(e.Pages) > uint64(pages) {
+			return nil, fmt.Errorf("the snapshot's memory has %d pages, and none from %d to %d after %d", pages, e.First, uint64(e.First)+uint64(e.Pages), end)
+		}
+		end = uint64(e.First) + uint64(e.Pages)
+		m.setRange(e.First, uint32(end))
+	}
+	return m, nil
+}
+
+func (b *backing) close() { b.from.Close() }
 
 // ErrRead is wrapped by the failure of a session that could not read the
 // snapshot's memory: nothing else that goes wrong is the snapshot's doing.
@@ -57,34 +84,24 @@ var ErrRead = errors.New("the snapshot's memory cannot be read")
 // errShort is a memory file that ends before the guest's memory does.
 var errShort = errors.New("the memory file ends early: it was cut short while in use")
 
-// read fills p, whole pages, from page first of the memory file. What the page
-// cache has is read at once; only a read that must wait for the disk takes one
-// of the slots that bound the threads waiting in the kernel.
-func (b *backing) read(p []byte, first uint32) error {
-	off := int64(first) * pageSize
-	n, err := preadNoWait(b.fd, p, off)
-	if err == nil && n == len(p) {
-		return nil
+// read fills p, whole pages, from page first of the memory. What needs no waiting
+// is read at once; only a read that must wait takes one
+// of the slots that bound those.
+func (b *backing) read(ctx context.Context, p []byte, first uint32) error {
+	if ok, err := b.from.ReadNow(p, first); ok || err != nil {
+		return err
 	}
-	b.slots <- struct{}{}
-	defer func() { <-b.slots }()
-	return readFull(b.fd, p, off)
+	return b.readWaiting(ctx, p, first)
 }
 
-func readFull(fd int, p []byte, off int64) error {
-	for len(p) > 0 {
-		n, err := unix.Pread(fd, p, off)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
-			return fmt.Errorf("%w: %w", ErrRead, os.NewSyscallError("pread", err))
-		case n == 0:
-			return fmt.Errorf("%w: %w", ErrRead, errShort)
-		}
-		p, off = p[n:], off+int64(n)
+func (b *backing) readWaiting(ctx context.Context, p []byte, first uint32) error {
+	select {
+	case b.slots <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	return nil
+	defer func() { <-b.slots }()
+	return b.from.Read(ctx, p, first)
 }
 
 // holeMaps remembers which pages of memory files are data, by file identity:
@@ -111,8 +128,8 @@ func identify(f *os.File) (fileID, error) {
 	return fileID{uint64(s.Dev), s.Ino, s.Size, s.Mtim.Nano()}, nil
 }
 
-func (h *holeMaps) get(f *os.File, size int64) (bitmap, error) {
-	id, err := identify(f)
+func (h *holeMaps) get(f *filePages) (bitmap, error) {
+	id, err := identify(f.file)
 	if err != nil {
 		return nil, err
 	}
@@ -122,9 +139,12 @@ func (h *holeMaps) get(f *os.File, size int64) (bitmap, error) {
 	if ok {
 		return m, nil
 	}
-	m, err = dataPages(f, size)
+	extents, err := f.Data()
+	if err == nil {
+		m, err = pagesOf(extents, uint32(f.size/pageSize))
+	}
 	if err != nil {
-		return nil, fmt.Errorf("looking for holes in %s: %w", f.Name(), err)
+		return nil, fmt.Errorf("looking for holes in %s: %w", f.file.Name(), err)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -141,28 +161,31 @@ func (h *holeMaps) get(f *os.File, size int64) (bitmap, error) {
 	return m, nil
 }
 
-// dataPages asks the file system which pages are not holes. One that does not
+// Data asks the file system which pages are not holes. One that does not
 // know says that all is data.
-func dataPages(f *os.File, size int64) (bitmap, error) {
-	m := newBitmap(int(size / pageSize))
-	for off := int64(0); off < size; {
-		start, err := f.Seek(off, unix.SEEK_DATA)
+func (f *filePages) Data() ([]Extent, error) {
+	var out []Extent
+	for off := int64(0); off < f.size; {
+		start, err := f.file.Seek(off, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
 			break // holes up to the end
 		}
 		if err != nil {
 			return nil, err
 		}
-		end, err := f.Seek(start, unix.SEEK_HOLE)
+		end, err := f.file.Seek(start, unix.SEEK_HOLE)
 		if err != nil {
 			return nil, err
 		}
 		if end <= start {
 			return nil, io.ErrUnexpectedEOF
 		}
-		end = min(end, size)
-		m.setRange(uint32(start/pageSize), uint32((end+pageSize-1)/pageSize))
-		off = end
+		off = min(end, f.size)
+		first, after := uint32(start/pageSize), uint32((off+pageSize-1)/pageSize)
+		if n := len(out); n > 0 && out[n-1].First+out[n-1].Pages > first { // file systems have smaller blocks
+			first = out[n-1].First + out[n-1].Pages
+		}
+		out = append(out, Extent{first, after - first})
 	}
-	return m, nil
+	return out, nil
 }

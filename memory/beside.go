@@ -1,10 +1,6 @@
 package memory
 
-import (
-	"fmt"
-	"sync"
-	"time"
-)
+import "time"
 
 // beside is what is installed beside the pages that a guest misses. An input
 // larger than the recorded one takes memory by its neighbourhood, and a fault for
@@ -85,37 +81,6 @@ func (s *server) installBlock() error {
 		s.beside.queue = s.beside.queue[1:]
 	}
 	return err
-}
-
-// clusters are the buffers that clusters are read into. No instance keeps one.
-var clusters = sync.Pool{New: func() any { return new([clusterPages * pageSize]byte) }}
-
-// serveCluster answers a miss from the memory file, and installs with it what
-// its cluster lacks of contents.
-func (s *server) serveCluster(page uint32, addr uint64) (again bool, err error) {
-	first := page - page%clusterPages
-	end := min(first+clusterPages, s.back.pages)
-	buf := clusters.Get().(*[clusterPages * pageSize]byte)
-	defer clusters.Put(buf)
-	contents := func(p, n uint32) []byte { return buf[(p-first)*pageSize : (p-first+n)*pageSize] }
-	if err := s.back.read(contents(first, end-first), first); err != nil {
-		return false, fmt.Errorf("reading pages %d to %d of the snapshot's memory for a fault: %w", first, end-1, err)
-	}
-	s.counter.bytesRead.Add(int64(end-first) * pageSize)
-	_, err = s.guest.FD.Copy(addr, contents(page, 1), 0)
-	if again, err := s.answered(addr, err); again || err != nil {
-		return again, err
-	}
-	s.counter.faults.Add(1)
-	s.present.set(page)
-	s.beside.finished.set(page / clusterPages)
-	// Those that must wait for events to be read can be asked for.
-	_, err = s.install(first, end, s.unplanned, func(p, n uint32, addr uint64) (uint32, error) {
-		bytes, err := s.guest.FD.Copy(addr, contents(p, n), 0)
-		s.installedBeside(p, uint32(bytes/pageSize))
-		return uint32(bytes / pageSize), err
-	})
-	return false, err
 }
 
 // unplanned says that a page is lacking and has contents which are not to come

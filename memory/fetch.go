@@ -54,7 +54,7 @@ func (s *session) fetchSpan(sp span) error {
 			bytes += p.runs[i].Bytes()
 			end = p.runs[i].End()
 		}
-		if err := s.back.read(data[:bytes], first); err != nil {
+		if err := s.back.read(s.ctx, data[:bytes], first); err != nil {
 			c.buf.unref()
 			return err
 		}

@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -15,7 +16,7 @@ import (
 // page by page.
 func Inspect(src Source, pages bool) api.SnapshotMemory {
 	in := inspection{src: src, out: api.SnapshotMemory{Snapshot: src.SnapshotID, MemoryBytes: src.Size}}
-	back, err := openBacking(src, &holeMaps{}, make(chan struct{}, 1))
+	back, err := openBacking(context.Background(), src, &holeMaps{}, make(chan struct{}, 1))
 	if err != nil {
 		in.out.Problem = err.Error()
 	} else {
@@ -145,7 +146,7 @@ func (in *inspection) zerosOf(t *workingset.Trace) (bitmap, error) {
 	zeros := in.bitmap()
 	if len(unknown) > 0 {
 		var err error
-		if zeros, err = in.back.zeroPages(unknown); err != nil {
+		if zeros, err = in.back.zeroPages(context.Background(), unknown); err != nil {
 			return nil, err
 		}
 	}

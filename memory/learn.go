@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"context"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -330,7 +331,7 @@ func (s *session) apply(v verdict) error {
 		if err := workingset.SaveTrace(s.src.Dir, t); err != nil {
 			return err
 		}
-		if err := saveSet(s.src, s.back, t); err != nil {
+		if err := saveSet(context.WithoutCancel(s.ctx), s.src, s.back, t); err != nil {
 			return err
 		}
 	}

@@ -19,6 +19,9 @@ type Source struct {
 	SnapshotID string
 	Path       string // the memory file: sparse, holes are zero pages
 	Size       int64  // bytes; the file must be exactly this long
+	// Open opens the snapshot's memory where it is not in a file, for each session anew;
+	// nil for the file at Path. What the VMM maps itself must be a file.
+	Open func(context.Context) (Pages, error)
 	// Dir is where trace and working-set files of this snapshot live. They
 	// belong to the snapshot and die with it.
 	Dir string

@@ -23,6 +23,9 @@ func (mmapPolicy) Open(_ context.Context, src Source) (Session, error) {
 }
 
 func openMapped(policy string, src Source, note string) (Session, error) {
+	if src.Open != nil {
+		return nil, fmt.Errorf("memory policy %s: the snapshot's memory is not in a file of this host, which the VMM could map", policy)
+	}
 	// The VMM would die of SIGBUS in the middle of the guest's run.
 	st, err := os.Stat(src.Path)
 	if err == nil && st.Size() != src.Size {

@@ -24,7 +24,7 @@ func BenchmarkOpen(b *testing.B) {
 			if err := workingset.SaveTrace(im.Dir, trace); err != nil {
 				b.Fatal(err)
 			}
-			if err := memory.EnsureSet(im.Source, trace); err != nil {
+			if err := memory.EnsureSet(b.Context(), im.Source, trace); err != nil {
 				b.Fatal(err)
 			}
 			p, err := table.Lookup(policy)

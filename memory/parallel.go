@@ -78,7 +78,7 @@ func (s *session) fetchPagesFrom(next *atomic.Int64) error {
 				free = buf.mem
 			}
 			c.data, free = free[:pageSize:pageSize], free[pageSize:]
-			if err := s.back.read(c.data, runs[i].First); err != nil {
+			if err := s.back.read(s.ctx, c.data, runs[i].First); err != nil {
 				return err
 			}
 			s.count.bytesRead.Add(pageSize)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 
@@ -17,6 +18,8 @@ type Options struct {
 	// BufferBytes bounds the memory through which prefetching reads, over all
 	// instances at once; default 512 MiB.
 	BufferBytes int64
+	// ReadLimit is how long a guest waits for a page before it is ended; default 30 s.
+	ReadLimit time.Duration
 	// Reads bounds the reads that wait for the disk at once, over all instances;
 	// default 64. Each holds a thread.
 	Reads int
@@ -41,7 +44,8 @@ type Policies struct {
 	spin     spinners
 	turns    *semaphore.Weighted // of sessions that read their working set
 	frozen   bool
-	sampling uint32 // one restore in so many
+	sampling uint32        // one restore in so many
+	limit    time.Duration // of reading a page that a guest waits for
 
 	mu        sync.Mutex
 	reads     map[fileID]*sharedRead // guarded by mu: reads that may be joined, by file
@@ -57,6 +61,9 @@ func New(o Options) *Policies {
 	if o.BufferBytes <= 0 {
 		o.BufferBytes = 512 << 20
 	}
+	if o.ReadLimit <= 0 {
+		o.ReadLimit = 30 * time.Second
+	}
 	if o.Reads <= 0 {
 		o.Reads = 64
 	}
@@ -64,7 +71,7 @@ func New(o Options) *Policies {
 		o.SampleEvery = sampleEvery
 	}
 	t := &Policies{pool: newPool(o.BufferBytes), slots: make(chan struct{}, o.Reads), recording: make(map[string]*recorder), turns: semaphore.NewWeighted(streamTurns),
-		frozen: o.Frozen, sampling: uint32(o.SampleEvery), reads: make(map[fileID]*sharedRead), histories: make(map[string]*history)}
+		frozen: o.Frozen, sampling: uint32(o.SampleEvery), limit: o.ReadLimit, reads: make(map[fileID]*sharedRead), histories: make(map[string]*history)}
 	if o.Lone {
 		t.pool.keep = 0
 	}

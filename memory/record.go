@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -104,7 +105,7 @@ func (s *session) Abandoned() {
 // save writes what was recorded, and what was prefetched meanwhile of a trial set,
 // whose place it takes.
 func (s *session) save(touches []workingset.Touch) error {
-	if err := saveBoth(s.src, s.back, merge(s.trial, touches, nil)); err != nil {
+	if err := saveBoth(context.WithoutCancel(s.ctx), s.src, s.back, merge(s.trial, touches, nil)); err != nil {
 		return err
 	}
 	return errors.Join(s.removeTrial(), s.owner.history(s.src).recorded())
@@ -112,31 +113,31 @@ func (s *session) save(touches []workingset.Touch) error {
 
 // saveBoth writes trace and working set. The working set comes last: a trace alone
 // does no harm.
-func saveBoth(src Source, back *backing, touches []workingset.Touch) error {
+func saveBoth(ctx context.Context, src Source, back *backing, touches []workingset.Touch) error {
 	t := &workingset.Trace{Of: src.of(), Touches: touches}
 	if err := workingset.SaveTrace(src.Dir, t); err != nil {
 		return err
 	}
-	return saveSet(src, back, t)
+	return saveSet(ctx, src, back, t)
 }
 
 // saveSet makes the working set of a trace's pages.
-func saveSet(src Source, back *backing, t *workingset.Trace) error {
-	zeros, err := back.zeroPages(t.Pages())
+func saveSet(ctx context.Context, src Source, back *backing, t *workingset.Trace) error {
+	zeros, err := back.zeroPages(ctx, t.Pages())
 	if err != nil {
 		return fmt.Errorf("recording the working set: %w", err)
 	}
 	runs := workingset.Runs(t.Touches, zeros.has, 0)
-	return workingset.SaveSet(src.Dir, t.Of, runs, back.read)
+	return workingset.SaveSet(src.Dir, t.Of, runs, func(p []byte, first uint32) error { return back.read(ctx, p, first) })
 }
 
 // zeroPages finds the pages among those given that hold zeros, holes or not.
-func (b *backing) zeroPages(pages []uint32) (bitmap, error) {
+func (b *backing) zeroPages(ctx context.Context, pages []uint32) (bitmap, error) {
 	zeros := newBitmap(int(b.pages))
 	buf := make([]byte, pageSize)
 	for _, p := range pages {
 		if b.data.has(p) {
-			if err := b.read(buf, p); err != nil {
+			if err := b.read(ctx, buf, p); err != nil {
 				return nil, err
 			}
 			if !allZero(buf) {
@@ -160,14 +161,14 @@ func allZero(p []byte) bool {
 
 // EnsureSet makes the working set of a snapshot from its trace when there is
 // none that can be used.
-func EnsureSet(src Source, t *workingset.Trace) error {
+func EnsureSet(ctx context.Context, src Source, t *workingset.Trace) error {
 	if _, f, err := workingset.LoadSet(src.Dir, src.of()); err == nil {
 		return f.Close()
 	}
-	back, err := openBacking(src, &holeMaps{}, make(chan struct{}, 1))
+	back, err := openBacking(ctx, src, &holeMaps{}, make(chan struct{}, 1))
 	if err != nil {
 		return err
 	}
 	defer back.close()
-	return saveSet(src, back, t)
+	return saveSet(ctx, src, back, t)
 }

@@ -62,14 +62,8 @@ func (s *server) serveFault(ev userfaultfd.Event) (again bool, err error) {
 		_, err = s.zeroPages(addr, pageSize)
 	case held != nil:
 		_, err = s.guest.FD.Copy(addr, held, 0)
-	case s.beside != nil && s.unplanned(page) && s.beside.second(page/clusterPages):
-		return s.serveCluster(page, addr)
 	default:
-		if err := s.back.read(s.buf[:pageSize], page); err != nil {
-			return false, fmt.Errorf("reading page %d of the snapshot's memory for a fault: %w", page, err)
-		}
-		s.counter.bytesRead.Add(pageSize)
-		_, err = s.guest.FD.Copy(addr, s.buf[:pageSize], 0)
+		return s.serveMiss(ev, page)
 	}
 	again, err = s.answered(addr, err)
 	if err == nil && !again {

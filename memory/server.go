@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,9 +19,8 @@ import (
 // installs what is queued, a piece at a time. That is what makes removals
 // right without a lock: a page can only be installed between two reads, the
 // kernel refuses to install while a removal is unread (EAGAIN), and once it is
-// read no later install brings old content back. Reading from disk is done
-// elsewhere and reaches it through the queue; only the page of a fault is read
-// in place.
+// read no later install brings old content back. Reading is done elsewhere and
+// reaches it through queues, but for the pages of a fault that need no waiting.
 type server struct {
 	guest   userfaultfd.Guest
 	back    *backing
@@ -35,7 +35,11 @@ type server struct {
 	removed bitmap // given back by the guest: zeros from then on
 	present bitmap // installed: only a hint, and only for prefetching
 	faults  []userfaultfd.Event
-	waiting []userfaultfd.Event // faults on pages whose contents are being read
+	waiting []userfaultfd.Event // faults on pages of the plan whose contents are being read
+	reading map[uint32]*miss    // pages that are being read for a fault
+	came    []*miss             // whose contents have come
+	spare   *miss               // for the next; nil: there is none
+	relief  *time.Timer         // goes off when loop reads a miss itself and takes long
 	evs     [userfaultfd.MaxBatch]userfaultfd.Event
 	buf     []byte // of a page that is read for a fault
 	zero    []byte // pages of zeros, where the kernel has no zero page; made on first use
@@ -46,18 +50,24 @@ type server struct {
 
 	mu      sync.Mutex
 	queue   []chunk // guarded by mu: waiting for loop
+	misses  []*miss // guarded by mu: as the queue
 	closing bool    // guarded by mu
 	started bool    // guarded by mu: guest is set
 	abandon bool    // guarded by mu: forget what of the plan has not come
 	sampled bool    // guarded by mu: nothing is held back from now on
 	work    atomic.Bool
-	issued  atomic.Int32 // runs of the plan, the first so many, that are being read or have come
+	here    atomic.Pointer[miss] // that loop reads itself, or has read last
+	issued  atomic.Int32         // runs of the plan, the first so many, that are being read or have come
 
 	enough   chan struct{} // closed when so much of the plan is done that the vCPUs may run
 	isEnough bool          // owned by loop: enough is closed
 	mayLeave int           // runs that need not be done for that; set before start
-	stopped  chan struct{} // closed when loop has ended
-	failed   chan struct{} // closed when memory can no longer be served
+
+	ctx      context.Context // of reads for faults
+	limit    time.Duration   // of one
+	spawn    func(func())    // for reads: who owns the server waits for them
+	stopped  chan struct{}   // closed when loop has ended
+	failed   chan struct{}   // closed when memory can no longer be served
 	failOnce sync.Once
 	err      error // set before failed is closed
 }
@@ -72,12 +82,15 @@ type counters struct {
 var errGone = errors.New("the guest's memory is gone")
 
 func newServer(back *backing, p *plan, c *counters) *server {
-	return &server{
+	s := &server{
 		back: back, plan: p, counter: c,
 		removed: newBitmap(int(back.pages)), present: newBitmap(int(back.pages)),
 		faults: make([]userfaultfd.Event, 0, 2*userfaultfd.MaxBatch),
 		enough: make(chan struct{}), stopped: make(chan struct{}), failed: make(chan struct{}),
 	}
+	s.relief = time.AfterFunc(time.Hour, s.takeOver)
+	s.relief.Stop() // until there is something to take over
+	return s
 }
 
 // checkGuest refuses guest memory that this snapshot cannot fill.
@@ -113,7 +126,7 @@ func (s *server) start(g userfaultfd.Guest) bool {
 		return false
 	}
 	s.guest, s.started = g, true
-	go s.loop()
+	s.spawn(s.loop)
 	return true
 }
 
@@ -158,24 +171,26 @@ func (s *server) tell(change func()) bool {
 	return true
 }
 
-// loop is the owner of the guest's memory until it ends.
+// loop is the owner of the guest's memory until it ends, or another goroutine's takes
+// over.
 func (s *server) loop() {
-	defer close(s.stopped)
-	defer s.letGo()
 	if s.plan == nil {
 		s.letRun()
 	}
-	for {
-		err := s.turn()
-		switch {
-		case err == nil:
-		case errors.Is(err, errGone), errors.Is(err, os.ErrClosed):
-			return
-		default:
-			s.fail(err)
-			return
-		}
+	var err error
+	for err == nil {
+		err = s.turn()
 	}
+	switch {
+	case err == errTaken:
+		return
+	case errors.Is(err, errGone), errors.Is(err, os.ErrClosed):
+	default:
+		s.fail(err)
+	}
+	s.relief.Stop()
+	s.letGo()
+	close(s.stopped)
 }
 
 // letRun says that the vCPUs may run.
@@ -196,8 +211,11 @@ func (s *server) turn() error {
 	if s.plan != nil && s.plan.left <= s.mayLeave {
 		s.letRun()
 	}
-	busy := len(s.faults) > 0 || len(s.ready) > 0 || s.beside.waits()
+	busy := len(s.faults) > 0 || len(s.came) > 0 || len(s.ready) > 0 || s.beside.waits()
 	if err := s.readEvents(!busy); err != nil {
+		return err
+	}
+	if err := s.serveMisses(); err != nil {
 		return err
 	}
 	if len(s.faults) > 0 {
@@ -240,6 +258,8 @@ func (s *server) takeWork() error {
 	if s.closing {
 		return errGone
 	}
+	s.came = append(s.came, s.misses...)
+	s.misses = s.misses[:0]
 	if len(s.queue) > 0 || s.abandon {
 		s.retry()
 	}

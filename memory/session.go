@@ -60,7 +60,7 @@ type session struct {
 // open begins a session that serves faults; plan makes what is to be installed
 // ahead of them, nil for nothing.
 func (o *Policies) open(ctx context.Context, name string, src Source, makePlan func(*backing) (*plan, error)) (*session, error) {
-	back, err := openBacking(src, &o.holes, o.slots)
+	back, err := openBacking(ctx, src, &o.holes, o.slots)
 	if err != nil {
 		return nil, fmt.Errorf("memory policy %s: %w", name, err)
 	}
@@ -73,9 +73,9 @@ func (o *Policies) open(ctx context.Context, name string, src Source, makePlan f
 	}
 	s := &session{owner: o, policy: name, src: src, back: back, missed: -1, wasted: -1}
 	s.server = newServer(back, p, &s.count)
-	s.server.spin = &o.spin
 	// The request that opens a session ends before the session does.
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	s.server.spin, s.server.ctx, s.server.limit, s.server.spawn = &o.spin, s.ctx, o.limit, s.work.Go
 	s.trace(ctx)
 	return s, nil
 }

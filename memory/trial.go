@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -40,7 +41,7 @@ func (s *session) Tried() error {
 	if err := os.Mkdir(src.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("recording what a trial touched: %w", err)
 	}
-	return saveBoth(src, s.back, touches)
+	return saveBoth(context.WithoutCancel(s.ctx), src, s.back, touches)
 }
 
 // openTrial has a session without a working set, which has not begun yet, prefetch

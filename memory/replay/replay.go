@@ -114,7 +114,7 @@ func Run(ctx context.Context, o Options) (Report, error) {
 		defer o.Table.Close()
 	}
 	o = o.withDefaults()
-	traces, err := loadTraces(o.Sources)
+	traces, err := loadTraces(ctx, o.Sources)
 	if err != nil {
 		return Report{}, err
 	}
@@ -154,7 +154,7 @@ func host() Host {
 }
 
 // loadTraces reads the traces and makes sure that the working sets are there.
-func loadTraces(sources []memory.Source) ([]*workingset.Trace, error) {
+func loadTraces(ctx context.Context, sources []memory.Source) ([]*workingset.Trace, error) {
 	if len(sources) == 0 {
 		return nil, errors.New("no snapshot to replay")
 	}
@@ -165,7 +165,7 @@ func loadTraces(sources []memory.Source) ([]*workingset.Trace, error) {
 		if err != nil {
 			return nil, fmt.Errorf("snapshot %s has no usable trace (one restore under lazy or reap records it): %w", src.SnapshotID, err)
 		}
-		if err := memory.EnsureSet(src, t); err != nil {
+		if err := memory.EnsureSet(ctx, src, t); err != nil {
 			return nil, err
 		}
 		traces = append(traces, t)
