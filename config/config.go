@@ -57,6 +57,12 @@ type Config struct {
 	Nameservers  []string // that functions with egress get; empty: the host's
 	HostServices []string // PORT=ADDRESS:PORT: what functions with egress host reach at their gateway's PORT
 
+	StoreBucket    string   // of an S3-compatible object store, for snapshots; empty: none
+	StorePrefix    string   // of the keys in it
+	StoreEndpoints []string // URLs of that store; empty: AWS's
+	StoreRegion    string   // empty: what AWS's variables and files say
+	StorePush      bool     // push snapshots when they are made
+
 	KeepRecords     int          // invocation records kept in all; 0: none
 	KeepImages      api.Duration // that nothing needs; 0: for ever
 	ImageBudget     int          // MiB that images may take before those that nothing needs go; 0: no bound
@@ -91,6 +97,7 @@ func Default() Config {
 		Shells:          8,
 		NATPool:         "10.211.0.0/16",
 		HostServices:    []string{"7090=127.0.0.1:7090"}, // `skep functions s3`
+		StorePush:       true,
 		KeepRecords:     100_000,
 		KeepImages:      api.Duration(7 * 24 * time.Hour),
 		KeepSnapshots:   api.Duration(7 * 24 * time.Hour),
@@ -151,6 +158,11 @@ var Keys = []Key{
 	{"nat_pool", "IPv4 prefix for functions with egress nat", func(c *Config) any { return &c.NATPool }},
 	{"nameservers", "name servers of functions with egress nat (default: the host's)", func(c *Config) any { return &c.Nameservers }},
 	{"host_services", "PORT=ADDRESS:PORT of services on this host that functions with egress host reach, at their gateway's PORT", func(c *Config) any { return &c.HostServices }},
+	{"store_bucket", "bucket of an S3-compatible object store that nodes share snapshots through (default: none)", func(c *Config) any { return &c.StoreBucket }},
+	{"store_prefix", "prefix of the keys in store_bucket, such as team-a/", func(c *Config) any { return &c.StorePrefix }},
+	{"store_endpoints", "URLs of that object store, the next where one does not answer (default: AWS's); credentials are found as AWS's programs do", func(c *Config) any { return &c.StoreEndpoints }},
+	{"store_region", "region of that object store (default: what AWS's variables and files say, or us-east-1)", func(c *Config) any { return &c.StoreRegion }},
+	{"store_push", "push snapshots to the object store when they are made", func(c *Config) any { return &c.StorePush }},
 	{"keep_records", "invocation records kept in all (0: none)", func(c *Config) any { return &c.KeepRecords }},
 	{"keep_images", "time that root disks are kept that no function, snapshot or kept revision needs (0: for ever)", func(c *Config) any { return &c.KeepImages }},
 	{"image_budget_mib", "MiB of root disks beyond which those that nothing needs go before their time, the longest unused first (0: no bound)", func(c *Config) any { return &c.ImageBudget }},

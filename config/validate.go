@@ -67,6 +67,17 @@ func (c Config) validateAddresses() error {
 	if u, err := url.Parse(c.OTLPEndpoint); c.OTLPEndpoint != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "") {
 		errs = append(errs, fmt.Errorf("otlp_endpoint is %q: want a collector's address, such as http://127.0.0.1:4318", c.OTLPEndpoint))
 	}
+	for _, e := range c.StoreEndpoints {
+		if u, err := url.Parse(e); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.User != nil {
+			errs = append(errs, fmt.Errorf("store_endpoints has %q: want an object store's URL, such as http://127.0.0.1:9000", e))
+		}
+	}
+	if c.StoreBucket == "" && (len(c.StoreEndpoints) > 0 || c.StorePrefix != "" || c.StoreRegion != "") {
+		errs = append(errs, errors.New("store_endpoints, store_prefix or store_region is set without store_bucket: name the bucket"))
+	}
+	if strings.Contains("/"+c.StorePrefix+"/", "/../") || strings.HasPrefix(c.StorePrefix, "/") || strings.ContainsFunc(c.StorePrefix, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		errs = append(errs, fmt.Errorf("store_prefix is %q: want a prefix of keys, such as team-a/", c.StorePrefix))
+	}
 	if c.ControlListen != "" && c.ControlTokenFile == "" {
 		errs = append(errs, errors.New("control_listen is set without control_token_file: the control API is served over TCP only with a token"))
 	}

@@ -55,6 +55,7 @@ type Node interface {
 	CreateSnapshot(ctx context.Context, function string) (api.Snapshot, error)
 	VerifySnapshot(ctx context.Context, id string) error
 	RemoveSnapshot(ctx context.Context, id string) error
+	Store
 	Images(ctx context.Context) ([]api.Image, error)
 	// PruneImages removes the images that neither a function nor a snapshot needs.
 	PruneImages(ctx context.Context) ([]api.Image, error)

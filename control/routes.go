@@ -60,6 +60,9 @@ var ofFunction = param{"function", aText, "only this function's"}
 // changes are the statuses of what changes a function.
 var changes = []int{http.StatusNotFound, http.StatusRequestEntityTooLarge}
 
+// ofStore are the statuses of what is asked of the object store.
+var ofStore = []int{http.StatusNotFound, http.StatusConflict, http.StatusUnprocessableEntity, http.StatusBadGateway, http.StatusServiceUnavailable}
+
 // table is the API.
 func (s *Server) table() []route {
 	return []route{
@@ -89,6 +92,17 @@ func (s *Server) table() []route {
 		{method: "GET", path: "/v1/snapshots/{id}/memory", id: "getSnapshotMemory", about: "what is known of how guests use its memory", handle: s.snapshotMemory,
 			query: []param{{"pages", aBool, "with a map of the pages"}}, gives: api.SnapshotMemory{}, fails: []int{http.StatusNotFound}},
 		{method: "POST", path: "/v1/snapshots/{id}/verify", id: "verifySnapshot", about: "read all of it and compare digests", handle: s.verifySnapshot, fails: []int{http.StatusNotFound, http.StatusConflict}},
+		{method: "POST", path: "/v1/snapshots/{id}/push", id: "pushSnapshot", about: "store it, with its root disk, in the object store", handle: s.pushSnapshot, gives: api.PushedSnapshot{}, fails: ofStore},
+		{method: "GET", path: "/v1/store/snapshots", id: "listRemoteSnapshots", about: "those in the object store, newest first, and whether a start here could use them", handle: s.remoteSnapshots,
+			query: []param{ofFunction}, gives: []api.RemoteSnapshot{}, fails: ofStore},
+		{method: "DELETE", path: "/v1/store/snapshots/{function}/{id}", id: "removeRemoteSnapshot", about: "take it out of the object store", handle: s.removeRemoteSnapshot, fails: ofStore},
+		{method: "POST", path: "/v1/store/pull", id: "pullSnapshot", about: "bring one here from the object store", handle: s.pullSnapshot, takes: api.PullRequest{}, gives: api.Snapshot{},
+			fails: append([]int{http.StatusRequestEntityTooLarge}, ofStore...)},
+		{method: "POST", path: "/v1/store/gc", id: "collectStore", about: "delete from the object store what no snapshot needs", handle: s.collectStore, takes: api.CollectRequest{}, gives: api.Collected{},
+			fails: append([]int{http.StatusRequestEntityTooLarge}, ofStore...)},
+		{method: "POST", path: "/v1/store/verify", id: "verifyStore", about: "read the snapshots in the object store, and compare digests", handle: s.verifyStore,
+			query: []param{ofFunction, {"quick", aBool, "read no content"}}, gives: api.StoreVerified{}, fails: ofStore},
+		{method: "GET", path: "/v1/store/usage", id: "getStoreUsage", about: "what the snapshots in the object store take", handle: s.storeUsage, query: []param{ofFunction}, gives: api.StoreUsage{}, fails: ofStore},
 		{method: "GET", path: "/v1/events", id: "followEvents", about: "what happens, while it happens: server-sent events, the data of each an Event", handle: s.events, as: eventStream, gives: api.Event{},
 			query: []param{ofFunction, {"kind", aKinds, "only of these kinds"}, {"after", aText, "those after the event with this id; a Last-Event-ID header goes before it"}}},
 		{method: "GET", path: "/v1/images", id: "listImages", about: "root disks in the store", handle: s.images, gives: []api.Image{}},

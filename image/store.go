@@ -277,6 +277,32 @@ func (s *Store) once(ctx context.Context, digest, ref string, make func(dir stri
 	return s.Get(digest)
 }
 
+// Import puts an image into the store whose root disk was made elsewhere, unless it is there: fill
+// writes the disk into an empty file, which must then have img's digest.
+func (s *Store) Import(ctx context.Context, img Image, fill func(disk *os.File) error) (Image, error) {
+	if err := img.Config.check(); err != nil {
+		return Image{}, fmt.Errorf("image %s: %w", img.Digest, err)
+	}
+	return s.once(ctx, img.Digest, "an object store", func(dir string) (Config, error) {
+		path := filepath.Join(dir, diskFile)
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return Config{}, err
+		}
+		if err = f.Truncate(img.DiskBytes); err == nil {
+			err = fill(f)
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
+			return Config{}, err
+		}
+		sum, err := fileDigest(ctx, path)
+		if err == nil && sum != img.DiskDigest {
+			err = fmt.Errorf("%w: its root disk has digest %s, want %s", ErrDamaged, sum, img.DiskDigest)
+		}
+		return img.Config, err
+	})
+}
+
 func publish(ctx context.Context, staged *atomicfile.Staged, final string, m meta) (err error) {
 	disk := filepath.Join(staged.Dir, diskFile)
 	if err := os.Chmod(staged.Dir, 0o711); err != nil {

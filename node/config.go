@@ -20,6 +20,7 @@ import (
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/microvm"
 	"github.com/skep-dev/skep/network"
+	"github.com/skep-dev/skep/remote"
 	"github.com/skep-dev/skep/vmm"
 )
 
@@ -50,6 +51,7 @@ type Config struct {
 	ImageGrace   time.Duration
 	ImageBytes   int64
 	Shells       int           // VMM processes that wait for the functions that were used last, at most; default none
+	Push         bool          // snapshots to the object store, in the background
 	Nameservers  []string      // of guests that have egress; default the host's, but for loopback ones
 	DrainTimeout time.Duration // how long Close and Remove wait for requests in flight; default 30s
 	StopGrace    time.Duration // SIGTERM to SIGKILL of a function that is removed or shut down; default 2s; negative: none
@@ -171,6 +173,9 @@ type Deps struct {
 	// Dial reaches the guest's port within a slot; default (*network.Slot).Dial.
 	Dial func(ctx context.Context, s *network.Slot, port int) (net.Conn, error)
 	Log  *slog.Logger // default: none
+	// Remote is the snapshots in an object store; nil: none. With Config.Push those that
+	// are made here are pushed to it by themselves.
+	Remote *remote.Store
 	// OnRecord is called for each invocation's record, off the request's way and
 	// never twice at once: for metrics.
 	OnRecord func(api.Invocation)

@@ -158,6 +158,13 @@ func (n *Node) fetch(ctx context.Context, ref string, progress func(api.DeployEv
 // tryOut boots the deployment, has its snapshot taken if the rule says so, and
 // puts it into service.
 func (n *Node) tryOut(ctx context.Context, p *pool, d *deployment, change string, progress func(api.DeployEvent)) (api.Snapshot, error) {
+	snap, took, err := n.tryPulled(ctx, p, d, progress)
+	if err != nil {
+		return api.Snapshot{}, err
+	}
+	if snap.ID != "" {
+		return snap, n.commitWith(ctx, p, d, snap.ID, took, change)
+	}
 	if err := n.reserve(ctx, d.fn.MemoryMiB); err != nil {
 		return api.Snapshot{}, err
 	}
@@ -172,27 +179,34 @@ func (n *Node) tryOut(ctx context.Context, p *pool, d *deployment, change string
 	}
 	end()
 	tell(progress, api.DeployEvent{Stage: api.StageReady, Took: sum(t.phases)})
-	var snap api.Snapshot
-	var took time.Duration // of a start from it
 	if rule := d.fn.Snapshot; !rule.Off && rule.AfterInvocations == 0 {
 		if snap, took, err = n.publishTrial(ctx, t, progress); err != nil {
 			return api.Snapshot{}, err
 		}
 	}
-	if err := n.commit(ctx, p, d, snap.ID, change); err != nil {
-		return api.Snapshot{}, errors.Join(err, n.unpublish(d.fn.Name, snap.ID))
-	}
-	if snap.ID != "" {
-		p.mu.Lock()
-		p.startTook(api.StartRestore, took)
-		p.mu.Unlock()
-		return snap, nil
+	if err := n.commitWith(ctx, p, d, snap.ID, took, change); err != nil || snap.ID != "" {
+		return snap, err
 	}
 	// It works, so it may as well serve.
 	fit, err := n.fitting(d)
 	t.noSnapshot = err == nil && len(fit) == 0
 	t.adopt()
 	return snap, nil
+}
+
+// commitWith is commit with the deployment's own snapshot, "" for none, from which a start took so
+// long; when it fails that goes.
+func (n *Node) commitWith(ctx context.Context, p *pool, d *deployment, snap string, took time.Duration, change string) error {
+	if err := n.commit(ctx, p, d, snap, change); err != nil {
+		return errors.Join(err, n.unpublish(d.fn.Name, snap))
+	}
+	if snap != "" {
+		p.mu.Lock()
+		p.startTook(api.StartRestore, took)
+		p.mu.Unlock()
+		n.pushSoon()
+	}
+	return nil
 }
 
 // publishTrial ends the trial for its snapshot, and starts another from that, to

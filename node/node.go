@@ -104,7 +104,10 @@ type Node struct {
 	events  *events
 	shells  *shells
 	alive   liveness
-	names   keyedLock // serialises deploy, remove and snapshot of one name
+	pushNow chan struct{} // has the pusher look
+	names   keyedLock     // serialises deploy, remove and snapshot of one name
+
+	receiving keyedLock // one pull of a snapshot at a time
 
 	deploying sync.RWMutex // held for reading by deploys, so that no image goes that one fetched
 

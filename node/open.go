@@ -38,8 +38,8 @@ func Open(ctx context.Context, cfg Config, deps Deps) (*Node, error) {
 		cfg: cfg, deps: deps, log: deps.Log, lock: lock, pools: map[string]*pool{},
 		budget:  newBudget(cfg.MaxInstances, cfg.MemoryMiB),
 		starter: microvm.Starter{VMM: deps.VMM, Connect: deps.Connect, Log: deps.Log},
-		drain:   make(chan struct{}),
-		events:  newEvents(),
+		drain:   make(chan struct{}), pushNow: make(chan struct{}, 1),
+		events: newEvents(),
 	}
 	n.ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := n.open(ctx); err != nil {
@@ -49,6 +49,9 @@ func Open(ctx context.Context, cfg Config, deps Deps) (*Node, error) {
 	n.spawn(n.shells.wantLast)
 	n.rec = newRecorder(n.db.records, cfg.KeepRecords, deps.OnRecord, n.log)
 	n.collectImages()
+	if n.deps.Remote != nil && n.cfg.Push {
+		n.spawn(n.pushSnapshots)
+	}
 	return n, nil
 }
 

@@ -48,6 +48,7 @@ type pool struct {
 	snapshotting bool        // one is being made
 	stopSnapshot func(error) // ends the making in the background
 	snapshotAt   time.Time   // not before, after one failed
+	remoteAt     time.Time   // the object store is not asked for a snapshot before
 	published    *deployment // that has a snapshot as far as we know
 
 	empty chan struct{} // closed when the last instance is gone, if someone waits for that

@@ -209,6 +209,7 @@ func (p *pool) snapshotEnded(d *deployment, err error) {
 	p.snapshotting, p.stopSnapshot = false, nil
 	if err == nil {
 		p.published = d
+		p.n.pushSoon()
 		p.n.spawn(func() { p.n.shells.wantNewest(p.n.ctx, d) })
 		return
 	}

@@ -66,6 +66,13 @@ func (n *Node) startEither(ctx context.Context, inst *instance) error {
 	}
 	snap, reason := n.usable(ctx, inst.dep)
 	if snap == nil {
+		if err := n.pullForStart(ctx, inst.pool, inst.dep); err != nil {
+			reason = errors.Join(reason, err)
+		} else if n.deps.Remote != nil {
+			snap, reason = n.usable(ctx, inst.dep)
+		}
+	}
+	if snap == nil {
 		if inst.wanted == api.StartRestore {
 			return fmt.Errorf("%w: %w", ErrNoSnapshot, reason)
 		}

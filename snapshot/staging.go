@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -87,34 +88,43 @@ func (g *Staging) publish(ctx context.Context, m Manifest) (api.Snapshot, error)
 	if err := m.validate(); err != nil {
 		return api.Snapshot{}, err
 	}
-	b, err := m.Encode()
-	if err != nil {
-		return api.Snapshot{}, err
-	}
-	if err := os.WriteFile(filepath.Join(g.Dir, manifestName), b, 0o600); err != nil {
-		return api.Snapshot{}, err
-	}
 	if err := os.Mkdir(filepath.Join(g.Dir, traceName), 0o700); err != nil {
 		return api.Snapshot{}, err
 	}
-	seen, err := statParts(g.Dir)
+	e, err := g.put(ctx, m)
 	if err != nil {
 		return api.Snapshot{}, err
 	}
+	return e.describe(nil), nil
+}
+
+// put publishes what is complete but for its manifest.
+func (g *Staging) put(ctx context.Context, m Manifest) (*entry, error) {
+	b, err := m.Encode()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(g.Dir, manifestName), b, 0o600); err != nil {
+		return nil, err
+	}
+	seen, err := statParts(g.Dir)
+	if err != nil {
+		return nil, err
+	}
 	if err := writeStamps(g.Dir, seen); err != nil {
-		return api.Snapshot{}, err
+		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
-		return api.Snapshot{}, err
+		return nil, err
 	}
 	e := &entry{id: m.ID, dir: filepath.Join(g.store.dir, m.ID), manifest: m, stamps: seen}
 	if err := g.staged.Publish(e.dir); err != nil {
-		if isDir(e.dir) {
+		if isDir(e.dir) && !errors.Is(err, fs.ErrExist) {
 			err = errors.Join(err, g.store.Remove(m.ID)) // it may be gone after a crash
 		}
-		return api.Snapshot{}, err
+		return nil, err
 	}
-	return e.describe(nil), nil
+	return e, nil
 }
 
 // seal makes a part the daemon's own and read-only, makes its zeros holes,

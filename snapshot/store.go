@@ -243,7 +243,7 @@ func (s *Store) use(ctx context.Context, e *entry, w *Want) (*Snapshot, error) {
 	s.mu.Lock()
 	err := e.problem
 	s.mu.Unlock()
-	if err == nil {
+	if err == nil && w != nil {
 		err = e.manifest.Match(*w)
 	}
 	if err != nil {

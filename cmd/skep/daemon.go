@@ -21,6 +21,8 @@ import (
 	"github.com/skep-dev/skep/internal/tracing/export"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/node"
+	objects "github.com/skep-dev/skep/remote"
+	"github.com/skep-dev/skep/remote/bucket"
 	"github.com/skep-dev/skep/vmm"
 	"github.com/skep-dev/skep/vmm/choose"
 )
@@ -40,6 +42,8 @@ type daemon struct {
 	node    *node.Node
 	view    *nodeView
 	images  *image.Store
+	bucket  *bucket.Bucket // nil: no object store
+	remote  *objects.Store
 	gateway *gateway.Gateway
 	spans   *export.Provider
 	metrics *control.Metrics
@@ -83,6 +87,9 @@ func (d *daemon) openNode(ctx context.Context) error {
 	if _, err := d.policy.Lookup(d.cfg.MemoryPolicy); err != nil {
 		return &usageError{msg: err.Error()}
 	}
+	if err := d.openStore(ctx); err != nil {
+		return err
+	}
 	var err error
 	if d.vmm, err = choose.VMM(ctx, d.cfg, d.log); err != nil {
 		return err
@@ -120,6 +127,20 @@ func (d *daemon) openNode(ctx context.Context) error {
 		DrainTimeout: controlGrace, Log: d.log, Traces: d.spans.Requests(),
 	})
 	return nil
+}
+
+// openStore opens the object store of snapshots, if one is configured. Whether it answers is seen when
+// it is needed: a daemon starts, and serves, without.
+func (d *daemon) openStore(ctx context.Context) (err error) {
+	c := d.cfg
+	if c.StoreBucket == "" {
+		return nil
+	}
+	if d.bucket, err = bucket.Open(ctx, bucket.Options{Name: c.StoreBucket, Endpoints: c.StoreEndpoints, Region: c.StoreRegion}); err != nil {
+		return err
+	}
+	d.remote, err = objects.New(objects.Options{Bucket: d.bucket, Prefix: c.StorePrefix, Log: d.log})
+	return err
 }
 
 // listen opens every address, and only then is anything answered.
@@ -255,6 +276,9 @@ func (d *daemon) close() error {
 	}
 	if d.policy != nil {
 		errs = append(errs, d.policy.Close())
+	}
+	if d.bucket != nil {
+		d.bucket.Close()
 	}
 	d.spans.Close()
 	return errors.Join(errs...)

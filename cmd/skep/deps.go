@@ -35,6 +35,7 @@ func nodeConfig(cfg config.Config) node.Config {
 		KeepRevisions: cfg.KeepRevisions,
 		DrainTimeout:  cfg.DrainTimeout.D(),
 		Nameservers:   cfg.Nameservers,
+		Push:          cfg.StorePush,
 	}
 	if c.ImageGrace, c.ImageBytes = cfg.KeepImages.D(), int64(cfg.ImageBudget)<<20; c.ImageGrace == 0 {
 		c.ImageGrace = -1
@@ -77,6 +78,7 @@ func (d *daemon) deps() node.Deps {
 		OpenImages:  d.openImages,
 		OpenKernel:  d.openKernel,
 		Connect:     microvm.Connect,
+		Remote:      d.remote,
 		Log:         d.log,
 		OnRecord:    d.metrics.Observe,
 	}

@@ -14,13 +14,13 @@ func (c *cli) snapshotCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "snapshot",
 		Aliases: []string{"snap"},
-		Short:   "make, list, check and delete snapshots",
+		Short:   "make, list, check, share and delete snapshots",
 		Example: `  skep snapshot create hello
   skep snapshot ls hello
   skep snapshot inspect ID`,
 	}
 	onlyVerbs(cmd)
-	cmd.AddCommand(c.snapshotCreateCmd(), c.snapshotLsCmd(), c.snapshotInspectCmd(), c.snapshotVerifyCmd(), c.snapshotRmCmd())
+	cmd.AddCommand(c.snapshotCreateCmd(), c.snapshotLsCmd(), c.snapshotInspectCmd(), c.snapshotVerifyCmd(), c.snapshotRmCmd(), c.snapshotPushCmd(), c.snapshotPullCmd())
 	return cmd
 }
 
@@ -51,12 +51,14 @@ func (c *cli) snapshotCreateCmd() *cobra.Command {
 }
 
 func (c *cli) snapshotLsCmd() *cobra.Command {
-	return &cobra.Command{
+	var remote bool
+	cmd := &cobra.Command{
 		Use:     "ls [NAME]",
 		Aliases: []string{"list"},
 		Short:   "list snapshots, newest first",
 		Example: `  skep snapshot ls
-  skep snapshot ls hello --json`,
+  skep snapshot ls hello --json
+  skep snapshot ls --remote`,
 		Args:              nArgs(0, 1),
 		ValidArgsFunction: c.complete(1, functionNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -68,6 +70,9 @@ func (c *cli) snapshotLsCmd() *cobra.Command {
 			name := ""
 			if len(args) > 0 {
 				name = args[0]
+			}
+			if remote {
+				return c.listRemote(cmd.Context(), client, name)
 			}
 			list, err := client.Snapshots(cmd.Context(), name)
 			if err != nil {
@@ -83,6 +88,8 @@ func (c *cli) snapshotLsCmd() *cobra.Command {
 			return table(c.out, snapshotRows(list))
 		},
 	}
+	cmd.Flags().BoolVar(&remote, "remote", false, "list those in the object store (store_bucket) instead, whichever node made them")
+	return cmd
 }
 
 func snapshotRows(list []api.Snapshot) [][]string {
@@ -118,19 +125,28 @@ func (c *cli) snapshotVerifyCmd() *cobra.Command {
 }
 
 func (c *cli) snapshotRmCmd() *cobra.Command {
-	return &cobra.Command{
-		Use:               "rm ID...",
-		Aliases:           []string{"remove"},
-		Short:             "delete snapshots; the function boots, or uses an older one",
-		Example:           `  skep snapshot rm ID`,
+	var remote bool
+	cmd := &cobra.Command{
+		Use:     "rm ID...",
+		Aliases: []string{"remove"},
+		Short:   "delete snapshots; the function boots, or uses an older one",
+		Long: `Delete snapshots of this node, or, with --remote, take some out of the object
+store. Their chunks go with ` + "`skep store gc`" + `, if no other snapshot has them.`,
+		Example: `  skep snapshot rm ID
+  skep snapshot rm --remote hello/ID`,
 		Args:              nArgs(1, 1000),
 		ValidArgsFunction: c.complete(1000, snapshotIDs),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if remote {
+				return c.removeRemote(cmd, args)
+			}
 			return c.eachSnapshot(args, "removed", func(client *api.Client, id string) error {
 				return client.RemoveSnapshot(cmd.Context(), id)
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&remote, "remote", false, "from the object store, each as FUNCTION/ID")
+	return cmd
 }
 
 // eachSnapshot does something with every id and says so, or joins what failed.

@@ -13,6 +13,7 @@ import (
 	"github.com/skep-dev/skep/gateway"
 	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/node"
+	objects "github.com/skep-dev/skep/remote"
 	"github.com/skep-dev/skep/snapshot"
 )
 
@@ -63,6 +64,14 @@ func (v *nodeView) CreateSnapshot(ctx context.Context, function string) (api.Sna
 	return v.Node.CreateSnapshot(ctx, function, nil)
 }
 
+func (v *nodeView) PushSnapshot(ctx context.Context, id string) (api.PushedSnapshot, error) {
+	return v.Node.PushSnapshot(ctx, id, nil)
+}
+
+func (v *nodeView) PullSnapshot(ctx context.Context, function, id string) (api.Snapshot, error) {
+	return v.Node.PullSnapshot(ctx, function, id, nil)
+}
+
 func (v *nodeView) Visit(ctx context.Context, function, instance string) (control.Visit, error) {
 	visit, err := v.Node.Visit(ctx, function, instance)
 	if err != nil {
@@ -103,6 +112,14 @@ func statusOf(err error) (status int, hint string) {
 		return http.StatusNotFound, "`skep ls` lists the functions that exist"
 	case errors.Is(err, snapshot.ErrNotFound):
 		return http.StatusNotFound, "`skep snapshot ls` lists the snapshots that exist"
+	case errors.Is(err, node.ErrNoStore):
+		return http.StatusConflict, "set store_bucket, and store_endpoints unless it is one of AWS: docs/store.md"
+	case errors.Is(err, objects.ErrUnavailable):
+		return http.StatusBadGateway, "is the store up, does it have the bucket, and may the daemon's credentials use it?"
+	case errors.Is(err, objects.ErrNotThere):
+		return http.StatusNotFound, "`skep snapshot ls --remote` lists what there is"
+	case errors.Is(err, objects.ErrFormat):
+		return http.StatusUnprocessableEntity, "`skep store verify` says what else is damaged"
 	case errors.Is(err, node.ErrNoRevision):
 		return http.StatusNotFound, "`skep revisions` lists those that are kept"
 	case errors.Is(err, node.ErrNotRunning):

@@ -252,6 +252,47 @@ func (n *Node) RemoveSnapshot(_ context.Context, id string) error {
 	return fmt.Errorf("snapshot %q: %w", id, control.ErrNotFound)
 }
 
+func (n *Node) PushSnapshot(_ context.Context, id string) (api.PushedSnapshot, error) {
+	if id == "bad" {
+		return api.PushedSnapshot{}, fmt.Errorf("snapshot %q: %w", id, control.ErrNotFound)
+	}
+	return api.PushedSnapshot{ID: id, Function: "hello", Content: 100, New: 50, Written: 25, Took: api.Duration(time.Second)}, nil
+}
+
+func (n *Node) PullSnapshot(_ context.Context, function, id string) (api.Snapshot, error) {
+	if id == "" {
+		id = "newest"
+	}
+	return api.Snapshot{ID: id, Function: function}, nil
+}
+
+func (n *Node) RemoteSnapshots(_ context.Context, function string) ([]api.RemoteSnapshot, error) {
+	return []api.RemoteSnapshot{{ID: "s1", Function: "hello", Stored: 25, Usable: true}, {ID: "s0", Function: function, Problem: "it does not match"}}, nil
+}
+
+func (n *Node) RemoveRemoteSnapshot(_ context.Context, function, id string) error {
+	if id == "bad" {
+		return fmt.Errorf("snapshot %s of %s: %w", id, function, control.ErrNotFound)
+	}
+	return nil
+}
+
+func (n *Node) CollectStore(_ context.Context, o api.CollectRequest) (api.Collected, error) {
+	return api.Collected{Packs: 3, Bytes: 300, Deleted: o.Keep, Freed: int64(o.Grace.D() / time.Second)}, nil
+}
+
+func (n *Node) VerifyStore(_ context.Context, function string, quick bool) (api.StoreVerified, error) {
+	v := api.StoreVerified{Snapshots: 2, Chunks: 7, Bytes: 70}
+	if !quick {
+		v.Problems = []api.StoreProblem{{Snapshot: function + "/s0", Error: "chunk 3: damaged"}}
+	}
+	return v, nil
+}
+
+func (n *Node) StoreUsage(context.Context, string) (api.StoreUsage, error) {
+	return api.StoreUsage{Packs: 3, PackBytes: 300, Needed: 250, Snapshots: []api.SnapshotUsage{{ID: "s1", Function: "hello", Length: 1000, Content: 500, Stored: 250, Own: 100}}}, nil
+}
+
 func (n *Node) Images(context.Context) ([]api.Image, error) {
 	return []api.Image{
 		{Digest: "sha256:aaaa", DiskBytes: 1 << 20, Functions: []string{"echo"}, Snapshots: []string{"s1", "s2"}},
