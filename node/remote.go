@@ -62,6 +62,8 @@ func (n *Node) PushSnapshot(ctx context.Context, id string, progress func(done, 
 	if n.deps.Remote == nil {
 		return api.PushedSnapshot{}, ErrNoStore
 	}
+	ctx, stop := n.until(ctx)
+	defer stop()
 	snap, err := n.snaps.Take(ctx, id)
 	if err != nil {
 		return api.PushedSnapshot{}, err
@@ -204,6 +206,7 @@ func (n *Node) receive(ctx context.Context, r *receivable, progress func(done, t
 			n.log.Warn("noting where a snapshot came from", "snapshot", snap.ID, "error", err)
 		}
 	}
+	n.events.tell(api.Event{Kind: api.EventSnapshot, Function: r.entry.Function, Snapshot: &snap, Reason: "pulled from the object store"})
 	n.log.Info("snapshot pulled", "function", r.entry.Function, "snapshot", snap.ID, "bytes", snap.DiskBytes, "took", time.Since(began).String())
 	return snap, nil
 }
@@ -363,6 +366,8 @@ func (n *Node) PullSnapshot(ctx context.Context, function, id string, progress f
 	if n.deps.Remote == nil {
 		return api.Snapshot{}, ErrNoStore
 	}
+	ctx, stop := n.until(ctx)
+	defer stop()
 	if id != "" {
 		e, err := n.deps.Remote.Find(ctx, function, id)
 		if err != nil {
