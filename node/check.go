@@ -16,7 +16,7 @@ import (
 
 const (
 	// checkLimit is how long a function that is ready has to answer a request that
-	// comes from outside its guest.
+	// comes from outside its guest: see answerLimit.
 	checkLimit = 10 * time.Second
 	// settle is for how long it has to go on running then, before it is taken for
 	// one that does.
@@ -43,8 +43,15 @@ func (n *Node) check(ctx context.Context, inst *instance, long bool) error {
 	return &StartError{Function: inst.dep.fn.Name, Instance: inst.id, Err: cause.Because(ctx, err), Logs: inst.vm.LastLines()}
 }
 
+// answerLimit is checkLimit, and more as ready_timeout is beyond its default, for
+// hosts that are slower than that.
+func (i *instance) answerLimit() time.Duration {
+	return max(checkLimit, i.dep.fn.ReadyTimeout.D()/6)
+}
+
 func (i *instance) answersOutside(ctx context.Context) error {
-	limited, cancel := context.WithTimeoutCause(ctx, checkLimit, fmt.Errorf("no answer within %v", checkLimit))
+	limit := i.answerLimit()
+	limited, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %v", limit))
 	defer cancel()
 	err := i.vm.Answers(limited)
 	switch port := i.dep.fn.Port; {

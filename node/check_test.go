@@ -51,6 +51,23 @@ func TestDeployedMeansThatItAnswers(t *testing.T) {
 	}
 }
 
+// Who gives a function longer to become ready says that the host is slow: it has
+// longer to answer, too.
+func TestSlowHostHasLongerToAnswer(t *testing.T) {
+	w := newWorld(t)
+	synctest.Test(t, func(t *testing.T) {
+		n := w.open(t, nil)
+		defer n.Close(context.Background())
+		w.set(func() { w.hang = func(*http.Request) bool { return true } })
+		for ready, want := range map[time.Duration]string{5 * time.Second: "within 10s", time.Minute: "within 10s", 10 * time.Minute: "within 1m40s"} {
+			_, err := n.Deploy(t.Context(), hello(func(f *api.Function) { f.ReadyTimeout = api.Duration(ready) }), nil)
+			if err == nil || !strings.Contains(err.Error(), "no answer "+want) {
+				t.Errorf("with ready_timeout %v: %v, want %q", ready, err, want)
+			}
+		}
+	})
+}
+
 // What the restored instance of a deployment touched is kept when it has answered,
 // and only then.
 func TestTrialIsKept(t *testing.T) {
