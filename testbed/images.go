@@ -31,7 +31,7 @@ import (
 const imagesIn = "/testbed/images"
 
 // imagesVersion is part of the disk's key: raise it when its form changes.
-const imagesVersion = "1"
+const imagesVersion = "2"
 
 // imagesDisk opens the disk with the images of functions.
 func imagesDisk(ctx context.Context, names []string) (*os.File, error) {
@@ -79,6 +79,9 @@ func archiveImages(ctx context.Context, refs map[string]string, s3 string, w io.
 	defer store.Close()
 	t := tar.NewWriter(w)
 	a := archive{w: t, dirs: map[string]bool{".": true}}
+	if err := addDirs(t, a.dirs, "cache"); err != nil { // also where no function has an image
+		return err
+	}
 	for name, ref := range refs {
 		layoutDir, ok := strings.CutPrefix(ref, "oci:")
 		if !ok {

@@ -234,6 +234,21 @@ func TestArchiveImages(t *testing.T) {
 	}
 }
 
+// Of functions that the host makes by itself the disk has nothing, but it is one.
+func TestArchiveNoImages(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.MkdirAll(cacheDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := archiveImages(t.Context(), nil, "", &b); err != nil {
+		t.Fatal(err)
+	}
+	if h, err := tar.NewReader(&b).Next(); err != nil || h.Name != "cache/" {
+		t.Errorf("%+v, %v; want the directory that the host takes into its cache", h, err)
+	}
+}
+
 // The experiments of hello, measured in a real host that is ended after the first
 // sample, and gone on with in another.
 func TestPaperInHosts(t *testing.T) {
