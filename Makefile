@@ -74,6 +74,10 @@ ifeq ($(PKG),./...)
 	@$(GO) run ./testbed test --if-found ./vmm/...
 endif
 
+.PHONY: test-page
+test-page: ## run the tests of the page in a real Chromium (needs chromium, and SKEP_AXE: axe-core's axe.min.js)
+	cd test/page && $(GO) test .
+
 test-firecracker: setup-test ## run the tests of VMMs, of containerd and the end-to-end tests on a real Firecracker
 	@$(MAKE) --no-print-directory firecracker-tests
 

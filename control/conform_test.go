@@ -202,6 +202,8 @@ func TestEveryCallIsAsDocumented(t *testing.T) {
 		"getHealthz":           {"GET", "/healthz", "", 200},
 		"getReadyz":            {"GET", "/readyz", "", 200},
 		"getMetrics":           {"GET", "/metrics", "", 200},
+		"getUsage":             {"GET", "/v1/usage", "", 200},
+		"createSession":        {"POST", "/v1/sessions", "", 200},
 	}
 	n := controltest.New("hello", "other")
 	n.SnapshotList = []api.Snapshot{{ID: "s0", Function: "hello", Created: time.Unix(9, 0), Usable: true}}

@@ -71,6 +71,8 @@ type Node interface {
 	// Events reads what happens from now on, or after the event with that id. Unless
 	// it goes on there without a gap, the first is an api.EventResync.
 	Events(after string) Events
+	// Usage reads what the host and the instances use.
+	Usage() (api.Usage, error)
 	// Logs writes a function's output to w; with Follow until ctx ends.
 	Logs(ctx context.Context, q api.LogQuery, w io.Writer) error
 }
@@ -99,15 +101,20 @@ type Options struct {
 	// Closing, when closed, ends answers that never end by themselves (logs that
 	// are followed), so that the daemon can.
 	Closing <-chan struct{}
-	Log     *slog.Logger // nil: discarded
+	// PageAddress is where the page is served (Page), host:port; "": nowhere.
+	PageAddress string
+	// Sessions are those of the page; nil: New makes them.
+	Sessions *Sessions
+	Log      *slog.Logger // nil: discarded
 }
 
 // Server answers the control API. Serve it with ServeUnix and ServeTCP, or use
 // Handler in a server of one's own.
 type Server struct {
-	o   Options
-	mux *http.ServeMux
-	log *slog.Logger
+	o        Options
+	mux      *http.ServeMux
+	log      *slog.Logger
+	sessions *Sessions
 }
 
 // New returns a server; it listens nowhere yet.
@@ -115,7 +122,10 @@ func New(o Options) *Server {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{o: o, mux: http.NewServeMux(), log: o.Log}
+	s := &Server{o: o, mux: http.NewServeMux(), log: o.Log, sessions: o.Sessions}
+	if s.sessions == nil {
+		s.sessions = NewSessions()
+	}
 	s.routes()
 	return s
 }

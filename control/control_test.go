@@ -230,7 +230,7 @@ func TestInvokePassesThrough(t *testing.T) {
 
 func TestToken(t *testing.T) {
 	token := strings.Repeat("k", 32)
-	h, err := control.RequireToken(token, control.New(control.Options{Node: controltest.New()}).Handler())
+	h, err := control.RequireToken(token, nil, control.New(control.Options{Node: controltest.New()}).Handler())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +253,7 @@ func TestToken(t *testing.T) {
 	if _, err := c.Version(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if _, err := control.RequireToken("", http.NotFoundHandler()); err == nil {
+	if _, err := control.RequireToken("", nil, http.NotFoundHandler()); err == nil {
 		t.Error("an empty token was accepted")
 	}
 }

@@ -14,7 +14,7 @@ import (
 // How the daemon is can be asked without a token, and nothing else can.
 func TestHealth(t *testing.T) {
 	n := controltest.New()
-	h, err := control.RequireToken("0123456789abcdef", control.New(control.Options{Node: n}).Handler())
+	h, err := control.RequireToken("0123456789abcdef", nil, control.New(control.Options{Node: n}).Handler())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -121,9 +121,9 @@ func ReadToken(path string) (string, error) {
 	return token, nil
 }
 
-// RequireToken lets through requests that carry the bearer token, and those that
-// ask how the daemon is.
-func RequireToken(token string, next http.Handler) (http.Handler, error) {
+// RequireToken lets through requests that carry the bearer token, or that of one of the
+// sessions (nil: there are none), and those that ask how the daemon is.
+func RequireToken(token string, sessions *Sessions, next http.Handler) (http.Handler, error) {
 	if len(token) < minToken {
 		return nil, fmt.Errorf("control token: want at least %d characters", minToken)
 	}
@@ -135,7 +135,7 @@ func RequireToken(token string, next http.Handler) (http.Handler, error) {
 		}
 		// Hashed first, so that the comparison tells nothing of the length either.
 		have := sha256.Sum256([]byte(r.Header.Get("Authorization")))
-		if subtle.ConstantTimeCompare(have[:], want[:]) != 1 {
+		if subtle.ConstantTimeCompare(have[:], want[:]) != 1 && (sessions == nil || !sessions.Valid(bearer(r))) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			WriteError(w, &api.Error{
 				Status:  http.StatusUnauthorized,

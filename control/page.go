@@ -1,84 +1,80 @@
 package control
 
 import (
-	"cmp"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"io/fs"
+	"mime"
 	"net/http"
-	"slices"
-	"strconv"
-	"strings"
-	"time"
+	"path"
 
 	"github.com/skep-dev/skep/api"
 )
 
-// maxPage bounds how many items one page of a list may have.
-const maxPage = 10_000
+// web is the page: HTML, a style sheet and ES modules, as they are served.
+//
+//go:embed web
+var web embed.FS
 
-// place is where in its list an item is. Lists that change between two pages are read
-// on from there, whether or not the item still exists.
-type place struct {
-	order int64
-	name  string
-}
+// pagePolicy lets the page have its own files and the API of where it came from, and
+// nothing else: no script within HTML, no other host, no frame around it.
+const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; " +
+	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-func (p place) compare(o place) int {
-	return cmp.Or(cmp.Compare(p.order, o.order), strings.Compare(p.name, o.name))
-}
-
-// String is the place as a page's address has it.
-func (p place) String() string { return strconv.FormatInt(p.order, 10) + ":" + p.name }
-
-func parsePlace(s string) (place, error) {
-	order, name, ok := strings.Cut(s, ":")
-	n, err := strconv.ParseInt(order, 10, 64)
-	if !ok || err != nil {
-		return place{}, badRequest("query: after is %q: want it as the Link header of the page before has it", s)
+// Page serves the page at / and its files below /ui/, without a token, since there is
+// nothing of the node in them; and makes sessions of tickets. All else is next's, which
+// wants a token.
+func Page(sessions *Sessions, next http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /{$}", asset("index.html"))
+	entries, err := fs.ReadDir(web, "web")
+	if err != nil { // which is compiled in
+		return next
 	}
-	return place{n, name}, nil
+	for _, e := range entries {
+		mux.Handle("GET /ui/"+e.Name(), asset(e.Name()))
+	}
+	mux.HandleFunc("POST /ui/session", func(w http.ResponseWriter, r *http.Request) {
+		var t api.TicketRequest
+		if err := decode(w, r, &t); err != nil {
+			WriteError(w, &api.Error{Status: http.StatusBadRequest, Message: err.Error()})
+			return
+		}
+		session, ok := sessions.Redeem(t.Ticket)
+		if !ok {
+			WriteError(w, &api.Error{Status: http.StatusForbidden, Message: "the link has been used, or is too old", Hint: "`skep dashboard` makes another"})
+			return
+		}
+		_ = answer(w, session) // strings
+	})
+	mux.Handle("/", next)
+	return mux
 }
 
-// Places of what is listed, in the order in which it is.
-func functionPlace(f api.FunctionStatus) place { return place{0, f.Name} }
-func instancePlace(i api.Instance) place       { return place{nanos(i.Created), i.ID} }
-func snapshotPlace(s api.Snapshot) place       { return place{-nanos(s.Created), s.ID} }
-
-// nanos is a time since 1970, 0 for the zero time, which is beyond what fits.
-func nanos(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixNano()
-}
-
-// answerPage answers with the part of a list that the query's limit and after ask for.
-func answerPage[T any](w http.ResponseWriter, r *http.Request, all []T, at func(T) place) error {
-	q := r.URL.Query()
-	limit, err := queryInt(q, "limit", maxPage)
-	if err != nil {
-		return err
-	}
-	slices.SortStableFunc(all, func(a, b T) int { return at(a).compare(at(b)) })
-	if after := q.Get("after"); after != "" {
-		last, err := parsePlace(after)
+// asset serves one of the page's files.
+func asset(name string) http.Handler {
+	b, err := web.ReadFile("web/" + name)
+	sum := sha256.Sum256(b)
+	tag := `"` + hex.EncodeToString(sum[:8]) + `"`
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
-			return err
+			http.NotFound(w, r)
+			return
 		}
-		first := slices.IndexFunc(all, func(item T) bool { return at(item).compare(last) > 0 })
-		if first < 0 {
-			first = len(all)
+		h := w.Header()
+		h.Set("Content-Security-Policy", pagePolicy)
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		h.Set("Cache-Control", "no-cache")
+		h.Set("ETag", tag)
+		if r.Header.Get("If-None-Match") == tag {
+			w.WriteHeader(http.StatusNotModified)
+			return
 		}
-		all = all[first:]
-	}
-	if limit > 0 && len(all) > limit {
-		all = all[:limit]
-		linkNext(w, r, at(all[limit-1]).String())
-	}
-	return answer(w, list(all))
-}
-
-// linkNext says where the next page is (RFC 8288).
-func linkNext(w http.ResponseWriter, r *http.Request, after string) {
-	q := r.URL.Query()
-	q.Set("after", after)
-	w.Header().Set("Link", "<"+r.URL.EscapedPath()+"?"+q.Encode()+`>; rel="next"`)
+		h.Set("Content-Type", mime.TypeByExtension(path.Ext(name)))
+		_, _ = w.Write(b)
+	})
 }

@@ -18,7 +18,7 @@ func TestProperties(t *testing.T) {
 	n.Records = []api.Invocation{{ID: "r1", Function: "hello", Status: 200}}
 	token := strings.Repeat("t", 32)
 	m := control.NewMetrics(n, api.Version{}, nil)
-	h, err := control.RequireToken(token, control.New(control.Options{Node: n, Metrics: m.Handler(), Version: api.Version{Version: "v1", Go: "go1"}}).Handler())
+	h, err := control.RequireToken(token, nil, control.New(control.Options{Node: n, Metrics: m.Handler(), Version: api.Version{Version: "v1", Go: "go1"}}).Handler())
 	if err != nil {
 		t.Fatal(err)
 	}

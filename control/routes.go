@@ -105,6 +105,8 @@ func (s *Server) table() []route {
 		{method: "GET", path: "/v1/store/usage", id: "getStoreUsage", about: "what the snapshots in the object store take", handle: s.storeUsage, query: []param{ofFunction}, gives: api.StoreUsage{}, fails: ofStore},
 		{method: "GET", path: "/v1/events", id: "followEvents", about: "what happens, while it happens: server-sent events, the data of each an Event", handle: s.events, as: eventStream, gives: api.Event{},
 			query: []param{ofFunction, {"kind", aKinds, "only of these kinds"}, {"after", aText, "those after the event with this id; a Last-Event-ID header goes before it"}}},
+		{method: "GET", path: "/v1/usage", id: "getUsage", about: "memory of the host and of each instance, and who waits", handle: s.usage, gives: api.Usage{}},
+		{method: "POST", path: "/v1/sessions", id: "createSession", about: "a ticket with which one browser is let in to the page, once", handle: s.createSession, gives: api.Ticket{}},
 		{method: "GET", path: "/v1/images", id: "listImages", about: "root disks in the store", handle: s.images, gives: []api.Image{}},
 		{method: "POST", path: "/v1/images/prune", id: "pruneImages", about: "remove, and answer, those that nothing needs", handle: s.pruneImages, gives: []api.Image{}, fails: []int{http.StatusConflict}},
 		{method: "GET", path: "/v1/invocations", id: "listInvocations", about: "records of invocations, newest first", handle: s.invocations, gives: []api.Invocation{},

@@ -89,6 +89,14 @@ func (s *Server) removeSnapshot(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, struct{}{})
 }
 
+func (s *Server) usage(w http.ResponseWriter, _ *http.Request) error {
+	u, err := s.o.Node.Usage()
+	if err != nil {
+		return err
+	}
+	return answer(w, u)
+}
+
 func (s *Server) images(w http.ResponseWriter, r *http.Request) error {
 	all, err := s.o.Node.Images(r.Context())
 	if err != nil {

@@ -89,7 +89,7 @@ func (c *cli) root() *cobra.Command {
 			root.AddCommand(v)
 		}
 	}
-	add("start", c.doctorCmd(), c.setupCmd(), c.demoCmd(), c.upCmd())
+	add("start", c.doctorCmd(), c.setupCmd(), c.demoCmd(), c.upCmd(), c.dashboardCmd())
 	add("functions", c.deployCmd(), c.invokeCmd(), c.lsCmd(), c.inspectCmd(), c.logsCmd(), c.eventsCmd(), c.execCmd(), c.cpCmd(), c.recordsCmd(), c.traceCmd(), c.setCmd(), c.revisionsCmd(), c.rollbackCmd(), c.rmCmd(), c.snapshotCmd(), c.imageCmd())
 	add("measure", c.experimentCmd(), c.benchCmd(), c.replayCmd(), c.loadCmd(), c.simulateCmd(), c.workloadCmd())
 	add("host", c.configCmd(), c.storeCmd(), c.serviceCmd(), c.containerdCmd(), c.versionCmd())
@@ -177,17 +177,23 @@ func (c *cli) client() (*api.Client, error) {
 		return nil, err
 	}
 	cfg := r.Config
-	if cfg.Address == "" {
-		return api.NewClient(api.ClientOptions{Socket: cfg.Socket}), nil
-	}
-	if cfg.ControlTokenFile == "" {
-		return nil, &usageError{msg: "address is set without control_token_file: the control API over TCP needs its token"}
-	}
-	token, err := os.ReadFile(cfg.ControlTokenFile)
+	token, err := c.token(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return api.NewClient(api.ClientOptions{Address: cfg.Address, Token: strings.TrimSpace(string(token))}), nil
+	return api.NewClient(api.ClientOptions{Socket: cfg.Socket, Address: cfg.Address, Token: token}), nil
+}
+
+// token is that of the control API at the configuration's address; "" for its socket.
+func (c *cli) token(cfg config.Config) (string, error) {
+	if cfg.Address == "" {
+		return "", nil
+	}
+	if cfg.ControlTokenFile == "" {
+		return "", &usageError{msg: "address is set without control_token_file: the control API over TCP needs its token"}
+	}
+	token, err := os.ReadFile(cfg.ControlTokenFile)
+	return strings.TrimSpace(string(token)), err
 }
 
 // terminal tells whether w is one.

@@ -74,7 +74,7 @@ func serveControl(t *testing.T, n control.Node, invoke http.Handler) string {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	h := control.New(control.Options{
-		Node: n, Invoke: invoke, Version: api.Version{Version: "v9", VMM: "fake"},
+		Node: n, Invoke: invoke, Version: api.Version{Version: "v9", VMM: "fake"}, PageAddress: "127.0.0.1:7070",
 		URL: func(f string) string { return "http://" + f + ".localhost:7080/" },
 	}).Handler()
 	go func() { done <- control.Serve(ctx, l, h, time.Second) }()
@@ -123,6 +123,7 @@ func TestExitCodes(t *testing.T) {
 		{"bad time", socket, []string{"logs", "echo", "--since", "yesterday"}, exitUsage, "15m"},
 		{"bad record time", socket, []string{"records", "--until", "-5m"}, exitUsage, "15m"},
 		{"nothing to compare with", socket, []string{"bench", "herd", "--max", "1"}, exitUsage, "2 or more"},
+		{"page for others", socket, []string{"dashboard", "--listen", "0.0.0.0:1"}, exitUsage, "loopback"},
 		{"bad kind of event", socket, []string{"events", "--kind", "birth"}, exitUsage, "function_removed"},
 		{"bad failure", socket, []string{"records", "--failure", "mine"}, exitUsage, "platform"},
 		{"no limit", socket, []string{"records", "-n", "0"}, exitUsage, "1 or more"},
@@ -180,6 +181,7 @@ func TestVerbs(t *testing.T) {
 		{"invoke many", []string{"invoke", "echo", "-n", "5", "-c", "2"}, []string{"restore reap", "5"}, nil},
 		{"logs", []string{"logs", "echo", "--tail", "1"}, []string{"line 2\n"}, nil},
 		{"logs since", []string{"logs", "echo", "--since", "15m", "--invocation", "r1"}, []string{"line 2\n"}, nil},
+		{"dashboard link", []string{"dashboard", "--no-open"}, []string{"http://127.0.0.1:7070/#ticket="}, nil},
 		{"events", []string{"events", "echo", "--after", "0", "-n", "3"}, []string{"i-1 starting", "i-1 spawn took 50.0 ms", "r1 restore start, status 200, 190 ms"}, nil},
 		{"records", []string{"records", "echo", "--since", "1h", "--status", "2xx", "--slower-than", "1ms"}, []string{"r1", "echo", "190"}, nil},
 		{"snapshot create", []string{"snapshot", "create", "echo"}, []string{"s1\n"}, nil},

@@ -149,7 +149,9 @@ func (d *daemon) listen(ctx context.Context) error {
 	if d.functions, err = net.Listen("tcp", d.cfg.Listen); err != nil {
 		return fmt.Errorf("listening for functions: %w; another address can be set with --listen", err)
 	}
-	api := d.control().Handler()
+	// The page's address is told before it is listened at.
+	sessions := control.NewSessions()
+	api := d.control(sessions).Handler()
 	unix, err := control.ListenUnix(ctx, d.cfg.Socket)
 	if err != nil {
 		return err
@@ -160,11 +162,11 @@ func (d *daemon) listen(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		guarded, err := control.RequireToken(token, api)
+		guarded, err := control.RequireToken(token, sessions, api)
 		if err != nil {
 			return err
 		}
-		if err := d.listenTCP(d.cfg.ControlListen, guarded); err != nil {
+		if err := d.listenTCP(d.cfg.ControlListen, control.Page(sessions, guarded)); err != nil {
 			return err
 		}
 	}
@@ -186,7 +188,7 @@ func (d *daemon) listenTCP(addr string, h http.Handler) error {
 	return nil
 }
 
-func (d *daemon) control() *control.Server {
+func (d *daemon) control(sessions *control.Sessions) *control.Server {
 	v := d.version
 	v.Gateway, v.Domain, v.PID, v.Started, v.Policies = d.gatewayAddr(), d.cfg.Domain, os.Getpid(), time.Now().UTC(), d.policy.Names()
 	return control.New(control.Options{
@@ -196,9 +198,21 @@ func (d *daemon) control() *control.Server {
 		Version: v,
 		URL:     func(f string) string { return functionURL(d.cfg, d.gatewayAddr(), f) },
 		Status:  statusOf,
-		Closing: d.closing,
-		Log:     d.log,
+		Closing: d.closing, PageAddress: pageAddress(d.cfg.ControlListen), Sessions: sessions,
+		Log: d.log,
 	})
+}
+
+// pageAddress is where a browser on this host finds what listens there.
+func pageAddress(listen string) string {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return "" // none
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port)
 }
 
 // checkPolicy refuses an invocation under a memory policy that does not exist

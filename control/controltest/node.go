@@ -58,6 +58,12 @@ func (n *Node) Visit(_ context.Context, function, instance string) (control.Visi
 	return n.Visits(function, instance)
 }
 
+// Usage says that half of the host's memory is used, a part of it by i1.
+func (n *Node) Usage() (api.Usage, error) {
+	return api.Usage{MemoryBytes: 8 << 30, AvailableBytes: 4 << 30, Waiting: n.Waiting(),
+		Instances: []api.InstanceUsage{{ID: "i1", Function: "hello", ResidentBytes: 80 << 20}}}, nil
+}
+
 type events struct {
 	r      *feed.Reader[api.Event]
 	resync bool

@@ -1,0 +1,79 @@
+import { enter, useToken, follow } from './api.js';
+import { load, apply, sample } from './state.js';
+import { overview, functions, oneFunction, requests, snapshots, oneSnapshot } from './views.js';
+import { el, field } from './parts.js';
+
+const main = document.getElementById('main'), status = document.getElementById('status');
+let view = null, loaded = false, due = false;
+
+// redraw shows what has changed, four times a second at most.
+function redraw() {
+  if (due || !loaded) return;
+  due = true;
+  setTimeout(() => requestAnimationFrame(() => { due = false; view?.redraw?.(); }), 250);
+}
+
+function route() {
+  const [, where = '', name] = location.hash.slice(1).split('/');
+  const arg = name && decodeURIComponent(name);
+  const make = { '': overview, functions: arg ? () => oneFunction(arg) : functions, requests, snapshots: arg ? () => oneSnapshot(arg) : snapshots }[where] ?? overview;
+  view?.leave?.();
+  view = make();
+  main.replaceChildren(view);
+  document.title = `${view.querySelector('h1').textContent} – skep`;
+  for (const a of document.querySelectorAll('nav a')) {
+    if (a.getAttribute('href') === `#/${where}`) a.setAttribute('aria-current', 'page');
+    else a.removeAttribute('aria-current');
+  }
+}
+
+function say(text, lost) {
+  if (status.textContent !== text) status.textContent = text;
+  status.className = lost ? 'lost' : '';
+}
+
+async function resync() {
+  await load();
+  await sample();
+  const first = !loaded;
+  loaded = true;
+  if (first || (view && !view.redraw)) route();
+  redraw();
+}
+
+function locked(why) {
+  say('not let in', true);
+  const form = el('form', { class: 'inline', onsubmit: (e) => { e.preventDefault(); useToken(e.target.token.value); location.reload(); } },
+    field('Control token', 'token', { type: 'password', required: true, autocomplete: 'off' }), el('button', {}, 'Enter'));
+  main.replaceChildren(el('h1', {}, 'Not let in'), el('p', {}, why || 'This tab has no session.'),
+    el('p', {}, 'skep dashboard prints a link that lets one tab in, once.'), form);
+}
+
+async function begin() {
+  try {
+    if (!await enter()) return locked();
+  } catch (e) {
+    return locked(`${e.message}. ${e.hint ?? ''}`);
+  }
+  addEventListener('hashchange', () => {
+    if (location.hash === '#main') return;
+    if (loaded) { route(); view.querySelector('h1').focus(); }
+  });
+  document.getElementById('skip').onclick = (e) => { e.preventDefault(); main.focus(); };
+  // Events that come while the state is read are told after it.
+  let reading = null;
+  follow((ev) => {
+    if (ev.kind === 'resync') {
+      reading = resync().catch((e) => say(e.message, true));
+      return;
+    }
+    const then = () => { apply(ev); redraw(); };
+    if (reading) reading.then(then); else then();
+  }, () => say('live'), (e) => {
+    if (e.status === 401) locked('The session has ended.');
+    else say('no daemon answers; trying again', true);
+  });
+  setInterval(() => { if (loaded && !document.hidden) sample().then(redraw, () => {}); }, 2000);
+}
+
+begin();

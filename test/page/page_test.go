@@ -1,0 +1,267 @@
+package page
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/control"
+	"github.com/skep-dev/skep/control/controltest"
+	"github.com/skep-dev/skep/internal/testenv"
+)
+
+// site serves the page over a node without machines, and comes back at its address.
+type site struct {
+	t        *testing.T
+	node     *controltest.Node
+	sessions *control.Sessions
+	address  string
+	end      func()
+}
+
+func newSite(t *testing.T, functions ...string) *site {
+	n := controltest.New(functions...)
+	n.SnapshotList = []api.Snapshot{{ID: "hello-1", Function: "hello", Created: time.Now(), Reason: "ready", Usable: true, MemoryMiB: 1, DiskBytes: 1 << 20}}
+	n.Records = []api.Invocation{
+		record("r2", api.StartWarm, api.Phases{Connect: time.Millisecond, Process: 4 * time.Millisecond}),
+		record("r1", api.StartRestore, api.Phases{Spawn: 50 * time.Millisecond, Load: 6 * time.Millisecond, Clone: 200 * time.Millisecond, Process: 110 * time.Millisecond}),
+	}
+	s := &site{t: t, node: n, sessions: control.NewSessions(), address: testenv.FreeAddress(t)}
+	s.up()
+	t.Cleanup(func() { s.end() })
+	return s
+}
+
+func record(id string, start api.StartKind, p api.Phases) api.Invocation {
+	var total time.Duration
+	p.Each(func(_ string, d time.Duration) { total += d })
+	p.Total = total
+	return api.Invocation{ID: id, Function: "hello", Instance: "i1", Start: start, Time: time.Now(), Status: 200, Phases: p}
+}
+
+func (s *site) up() {
+	closing := make(chan struct{})
+	echo := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "<b>%s of %s</b>", r.Method, r.PathValue("name"))
+	})
+	h, err := control.RequireToken(strings.Repeat("t", 32), s.sessions, control.New(control.Options{
+		Node: s.node, Invoke: echo, Closing: closing, Version: api.Version{Version: "v1", Go: "go1"},
+		URL: func(f string) string { return "http://" + f + ".localhost:7080/" }, Sessions: s.sessions,
+	}).Handler())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", s.address)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- control.Serve(ctx, l, control.Page(s.sessions, h), time.Second) }()
+	s.end = func() {
+		close(closing)
+		cancel()
+		<-done
+		s.end = func() {}
+	}
+}
+
+func (s *site) enter(b *browser) {
+	b.t.Helper()
+	b.do(chromedp.Navigate("http://" + s.address + "/#ticket=" + s.sessions.Ticket().Ticket))
+	b.sees("document.querySelector('h1')?.textContent === 'Overview'")
+	b.sees("document.getElementById('status').textContent === 'live'")
+}
+
+func needAxe(t *testing.T) {
+	t.Helper()
+	_, err := os.Stat(os.Getenv(axeEnv))
+	testenv.NeedThat(t, "axe", err, "npm pack axe-core, unpack it, and set "+axeEnv+" to its axe.min.js")
+}
+
+// TestViews looks at every view, light and dark, wide and narrow.
+func TestViews(t *testing.T) {
+	needAxe(t)
+	s := newSite(t, "hello", "other")
+	b := open(t)
+	s.enter(b)
+	for _, v := range []struct{ name, hash, title, says string }{
+		{"overview", "#/", "Overview", "2 functions"},
+		{"functions", "#/functions", "Functions", "dir:/hello"},
+		{"function", "#/functions/hello", "hello", "line 2"},
+		{"requests", "#/requests", "Requests", "restore"},
+		{"snapshots", "#/snapshots", "Snapshots", "hello-1"},
+		{"snapshot", "#/snapshots/hello-1", "Snapshot hello-1", "prefetched: the working set"},
+	} {
+		b.view(v.hash, v.title)
+		if v.name == "overview" {
+			b.sees("document.querySelector('.tiles dd').textContent === '2'")
+		} else {
+			b.says(v.says)
+		}
+		for _, scheme := range []string{"light", "dark"} {
+			b.scheme(scheme)
+			for _, width := range []int64{1280, 390} {
+				b.width(width)
+				where := fmt.Sprintf("%s-%s-%d", v.name, scheme, width)
+				var over int
+				b.value("document.documentElement.scrollWidth - document.documentElement.clientWidth", &over)
+				if over > 0 {
+					t.Errorf("%s: %d pixels wider than the screen", where, over)
+				}
+				b.accessible(where)
+				b.shoot(where)
+			}
+		}
+	}
+	var width int
+	if b.value("document.querySelector('canvas').width", &width); width != 512 {
+		t.Errorf("the map is %d pages wide", width)
+	}
+}
+
+// TestColdStartIsSeen watches a start phase by phase, as the events of it come.
+func TestColdStartIsSeen(t *testing.T) {
+	s := newSite(t, "hello")
+	b := open(t)
+	s.enter(b)
+	tell := func(state api.InstanceState) {
+		s.node.Happened.Publish(api.Event{Kind: api.EventInstance, Function: "hello", Time: time.Now(), Instance: &api.Instance{ID: "i-9", Function: "hello", State: state, Start: api.StartRestore}})
+	}
+	tell(api.InstanceStarting)
+	b.says("i-9")
+	b.says("starting")
+	for _, p := range []string{"spawn", "load", "clone"} {
+		s.node.Happened.Publish(api.Event{Kind: api.EventPhase, Function: "hello", Phase: &api.StartPhase{Instance: "i-9", Name: p, Took: 50 * time.Millisecond}})
+		b.sees("document.getElementById('main').textContent.includes('%s 50.0 ms')", p)
+	}
+	b.shoot("start")
+	tell(api.InstanceIdle)
+	b.says("idle")
+	tell(api.InstanceBusy)
+	b.says("busy")
+	rec := record("r9", api.StartRestore, api.Phases{Process: 1234 * time.Millisecond})
+	s.node.Happened.Publish(api.Event{Kind: api.EventInvocation, Function: "hello", Invocation: &rec})
+	b.says("1234")
+	tell(api.InstanceStopped)
+	b.says("ended")
+}
+
+// TestDaemonComesBack ends the daemon under the page, and starts another.
+func TestDaemonComesBack(t *testing.T) {
+	s := newSite(t, "hello")
+	b := open(t)
+	s.enter(b)
+	s.node.Happened.Publish(api.Event{Kind: api.EventFunctionRemoved, Function: "hello"}) // that the next has not had
+	b.sees("document.querySelector('.tiles dd').textContent === '0'")
+	s.end()
+	b.sees("document.getElementById('status').textContent.includes('no daemon answers')")
+	b.shoot("gone")
+	s.node = controltest.New("hello", "new")
+	s.up()
+	b.sees("document.getElementById('status').textContent === 'live'")
+	b.sees("document.querySelector('.tiles dd').textContent === '2'")
+}
+
+// TestChanges deploys, invokes, scales and removes from the page, by its forms.
+func TestChanges(t *testing.T) {
+	s := newSite(t, "hello")
+	b := open(t)
+	s.enter(b)
+	b.view("#/functions", "Functions")
+	b.press("Deploy a function")
+	b.fill("name", "shop")
+	b.fill("image", "localhost:5000/shop")
+	b.press("Deploy")
+	b.says("shop is deployed")
+	if f, ok := s.node.Function("shop"); !ok || f.Image != "localhost:5000/shop" || f.MemoryMiB != 256 {
+		t.Errorf("deployed %+v", f)
+	}
+	b.view("#/functions/hello", "hello")
+	b.press("Invoke")
+	b.says("answered 200")
+	b.says("<b>GET of hello</b>") // as text
+	b.fill("most", "3")
+	b.press("Set")
+	b.sees("[...document.querySelectorAll('[role=status]')].some((e) => e.textContent === 'set')")
+	if f, _ := s.node.Function("hello"); f.MaxInstances != 3 {
+		t.Errorf("set %+v", f)
+	}
+	b.fill("keep", "soon")
+	b.press("Set")
+	b.says("want a number with a unit")
+	b.press("Make a snapshot")
+	b.says("snapshot s1")
+	b.press("Remove…")
+	b.sees("document.querySelector('dialog').open")
+	b.press("Cancel")
+	b.sees("!document.querySelector('dialog').open")
+	if _, ok := s.node.Function("hello"); !ok {
+		t.Error("removed though it was cancelled")
+	}
+	b.press("Remove…")
+	b.sees("document.querySelector('dialog').open")
+	b.press("Remove")
+	b.sees("location.hash === '#/functions'")
+	if _, ok := s.node.Function("hello"); ok {
+		t.Error("it is still there")
+	}
+}
+
+// TestThousandFunctions: the list is there, found in, and none too slow to use.
+func TestThousandFunctions(t *testing.T) {
+	var names []string
+	for i := range 1000 {
+		names = append(names, fmt.Sprintf("function-%03d", i))
+	}
+	s := newSite(t, names...)
+	b := open(t)
+	s.enter(b)
+	b.view("#/functions", "Functions")
+	b.says("1000 of 1000")
+	b.fill("filter", "-77")
+	b.says("10 of 1000")
+	b.fill("filter", "")
+	b.press("Show all 1000")
+	b.says("function-999")
+	b.shoot("thousand")
+}
+
+// TestWithoutASession: a used link, and none, let nobody in; the control token does.
+func TestWithoutASession(t *testing.T) {
+	needAxe(t)
+	s := newSite(t, "hello")
+	b := open(t)
+	ticket := s.sessions.Ticket().Ticket
+	if _, ok := s.sessions.Redeem(ticket); !ok {
+		t.Fatal("a new ticket is not good")
+	}
+	b.do(chromedp.Navigate("http://" + s.address + "/#ticket=" + ticket))
+	b.says("has been used")
+	b.accessible("locked")
+	b.shoot("locked")
+	b.fill("token", strings.Repeat("t", 32))
+	b.press("Enter")
+	b.sees("document.querySelector('h1')?.textContent === 'Overview'")
+}
+
+// TestKeyboard goes through the page without a mouse.
+func TestKeyboard(t *testing.T) {
+	s := newSite(t, "hello")
+	b := open(t)
+	s.enter(b)
+	b.do(chromedp.KeyEvent("\t"))
+	b.sees("document.activeElement.textContent === 'Skip to content'")
+	b.do(chromedp.KeyEvent("\t"), chromedp.KeyEvent("\t"))
+	b.sees("document.activeElement.textContent === 'Functions'")
+	b.do(chromedp.KeyEvent("\r"))
+	b.sees("document.activeElement.tagName === 'H1' && document.activeElement.textContent === 'Functions'")
+}
