@@ -28,6 +28,8 @@ type Function struct {
 	Timeout      Duration          `json:"timeout,omitempty"`       // of one invocation, queue included, unless its answer is a stream; default 60s
 	Concurrency  int               `json:"concurrency,omitempty"`   // requests at once in one instance; default 1
 	MaxInstances int               `json:"max_instances,omitempty"` // default 8
+	MinInstances int               `json:"min_instances,omitempty"` // that there are to be though nobody asks, as long as the node has room; default 0
+	Scaling      string            `json:"scaling,omitempty"`       // policy of how many there are, see package scale; empty: the daemon's default
 	QueueLimit   int               `json:"queue_limit,omitempty"`   // requests that may wait; default 100
 	KeepAlive    Duration          `json:"keep_alive,omitempty"`    // idle time before an instance ends; default 60s
 	Snapshot     SnapshotRule      `json:"snapshot"`
@@ -168,9 +170,10 @@ const (
 )
 
 var (
-	nameRE   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
-	envRE    = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]*$`)
-	policyRE = regexp.MustCompile(`^[a-z0-9-]*$`)
+	nameRE    = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
+	envRE     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]*$`)
+	scalingRE = regexp.MustCompile(`^[A-Za-z0-9:=.,+-]*$`)
+	policyRE  = regexp.MustCompile(`^[a-z0-9-]*$`)
 )
 
 // In bytes; see snapshot.ValidID for why they are not in the expressions.
@@ -231,6 +234,7 @@ func (f Function) Validate() error {
 		between("port", f.Port, 1, 65535),
 		between("concurrency", f.Concurrency, 1, 10000),
 		between("max_instances", f.MaxInstances, 1, 10000),
+		between("min_instances", f.MinInstances, 0, f.MaxInstances),
 		between("queue_limit", f.QueueLimit, 1, 1000000),
 		between("disk_mib", f.DiskMiB, 1, f.MemoryMiB),
 		between("snapshot.after_invocations", f.Snapshot.AfterInvocations, 0, 1000000),
@@ -262,6 +266,9 @@ func (f Function) Validate() error {
 	}
 	if len(f.MemoryPolicy) > maxPolicy || !policyRE.MatchString(f.MemoryPolicy) {
 		return fmt.Errorf("function %q: memory_policy is %q: want a policy's name", f.Name, f.MemoryPolicy)
+	}
+	if len(f.Scaling) > 256 || !scalingRE.MatchString(f.Scaling) {
+		return fmt.Errorf("function %q: scaling is %q: want a policy with its parameters, as fixed:keep-alive=10m", f.Name, f.Scaling)
 	}
 	size := 0
 	for k, v := range f.Env {

@@ -38,6 +38,7 @@ type Config struct {
 	Accel        string // auto, kvm, tcg
 	QEMU         string // path or name of the QEMU binary; empty: the distribution's
 	MemoryPolicy string // of functions that name none; empty: the best there is
+	Scaling      string // scaling policy of functions that name none; empty: scale.Default
 	Learning     bool   // the stream policy's working sets follow what restores touch
 	SampleEvery  int    // one restore in so many holds a sample of its working set back; 0: 16
 	KernelDir    string // where `skep setup` puts guest kernels; empty: below the user's cache directory
@@ -141,6 +142,7 @@ var Keys = []Key{
 	{"qemu", "QEMU binary (default: the distribution's)", func(c *Config) any { return &c.QEMU }},
 	{"firecracker", "Firecracker binary (default: on the PATH, or what skep setup firecracker fetched)", func(c *Config) any { return &c.FirecrackerPath }},
 	{"memory_policy", "how restored memory is filled, for functions that name no policy (default: the best there is)", func(c *Config) any { return &c.MemoryPolicy }},
+	{"scaling", "scaling policy of functions that name none, as kpa or fixed:keep-alive=10m (default: fixed, by each function's keep_alive)", func(c *Config) any { return &c.Scaling }},
 	{"memory_learning", "let working sets follow what restores touch, under the stream policy", func(c *Config) any { return &c.Learning }},
 	{"memory_sample_every", "one restore in so many holds back a sample of its working set, to find what is no longer touched (0: 16)", func(c *Config) any { return &c.SampleEvery }},
 	{"kernel_dir", "where `skep setup` puts guest kernels", func(c *Config) any { return &c.KernelDir }},

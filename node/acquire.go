@@ -68,6 +68,7 @@ func (n *Node) acquire(ctx context.Context, function string, o AcquireOptions) (
 	if !o.alone() && len(p.queue) == 0 {
 		if inst := p.takeFree(); inst != nil {
 			l, err := p.lend(inst, arrived, false)
+			p.served()
 			p.mu.Unlock()
 			return l, err
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/scale"
 )
 
 // budget is what all instances together may use: their number and their memory,
@@ -274,10 +275,20 @@ func (n *Node) evictIdle() {
 	for {
 		var victim *instance
 		var since time.Time
+		var rank float64
+		var ranked bool
 		for _, p := range n.allPools() {
 			p.mu.Lock()
-			if inst := p.oldestIdle(); inst != nil && (victim == nil || inst.idleSince.Before(since)) {
-				victim, since = inst, inst.idleSince
+			if inst := p.oldestIdle(); inst != nil {
+				r, has := p.rank()
+				sooner := inst.idleSince.Before(since)
+				if has {
+					sooner = r < rank
+				}
+				// Those without a rank go before those that have one.
+				if victim == nil || !has && ranked || has == ranked && sooner {
+					victim, since, rank, ranked = inst, inst.idleSince, r, has
+				}
 			}
 			p.mu.Unlock()
 		}
@@ -309,5 +320,8 @@ func (p *pool) yield(inst *instance) bool {
 	}
 	inst.leaving = true
 	p.end(inst, errEvicted, false)
+	if r, ok := p.scaling.policy.(scale.Ranker); ok {
+		r.Evicted(len(p.instances) - 1)
+	}
 	return true
 }

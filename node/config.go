@@ -21,6 +21,7 @@ import (
 	"github.com/skep-dev/skep/microvm"
 	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/remote"
+	"github.com/skep-dev/skep/scale"
 	"github.com/skep-dev/skep/vmm"
 )
 
@@ -32,8 +33,11 @@ type Config struct {
 	// path may have 107 bytes, so a deep DataDir needs a short RunDir.
 	RunDir        string
 	DefaultPolicy string // memory policy of functions that name none; default "mmap"
-	UIDBase       int    // a VMM runs as UIDBase + its slot's index; default 77000000; -1: as the daemon (tests)
-	GID           int    // group of the VMMs' processes; default UIDBase's number
+	// Scaling is the scaling policy of functions that name none, as scale.Parse reads it;
+	// default scale.Default.
+	Scaling string
+	UIDBase int // a VMM runs as UIDBase + its slot's index; default 77000000; -1: as the daemon (tests)
+	GID     int // group of the VMMs' processes; default UIDBase's number
 	// Limits of a VMM's process. CgroupRoot is a directory below which the node
 	// makes one of its own; "" for no cgroups. The others have defaults: what the VMM
 	// says that it needs at most, 128 processes, 1 CPU; below 0 is no limit.
@@ -76,6 +80,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.DefaultPolicy == "" {
 		c.DefaultPolicy = "mmap"
+	}
+	if _, err := scale.Parse(c.Scaling); err != nil {
+		return c, err
 	}
 	if c.UIDBase == 0 {
 		c.UIDBase = 77000000

@@ -11,6 +11,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/internal/cause"
+	"github.com/skep-dev/skep/scale"
 	"github.com/skep-dev/skep/snapshot"
 )
 
@@ -119,6 +120,9 @@ func (n *Node) deploy(ctx context.Context, fn api.Function, progress func(api.De
 func (n *Node) validate(fn api.Function) error {
 	if err := fn.Validate(); err != nil {
 		return invalid(err)
+	}
+	if _, err := scale.Parse(fn.Scaling); err != nil {
+		return invalid(fmt.Errorf("function %q: %w", fn.Name, err))
 	}
 	if fn.MemoryPolicy != "" {
 		if _, err := n.deps.Policy(fn.MemoryPolicy); err != nil {

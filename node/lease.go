@@ -184,5 +184,7 @@ func (p *pool) giveBack(l *lease, answered bool) {
 	}
 	if len(p.queue) > 0 || len(p.alone) > 0 {
 		p.pump()
+	} else {
+		p.served()
 	}
 }

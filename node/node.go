@@ -14,11 +14,13 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/microvm"
 	"github.com/skep-dev/skep/network"
+	"github.com/skep-dev/skep/scale"
 	"github.com/skep-dev/skep/snapshot"
 )
 
@@ -105,7 +107,11 @@ type Node struct {
 	shells  *shells
 	alive   liveness
 	pushNow chan struct{} // has the pusher look
-	names   keyedLock     // serialises deploy, remove and snapshot of one name
+	opened  time.Time     // the epoch of the scaling policies
+
+	scaleGroup scale.Group // of those
+
+	names keyedLock // serialises deploy, remove and snapshot of one name
 
 	receiving keyedLock // one pull of a snapshot at a time
 

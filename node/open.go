@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -40,6 +41,7 @@ func Open(ctx context.Context, cfg Config, deps Deps) (*Node, error) {
 		starter: microvm.Starter{VMM: deps.VMM, Connect: deps.Connect, Log: deps.Log},
 		drain:   make(chan struct{}), pushNow: make(chan struct{}, 1),
 		events: newEvents(),
+		opened: time.Now(),
 	}
 	n.ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := n.open(ctx); err != nil {
@@ -51,6 +53,9 @@ func Open(ctx context.Context, cfg Config, deps Deps) (*Node, error) {
 	n.collectImages()
 	if n.deps.Remote != nil && n.cfg.Push {
 		n.spawn(n.pushSnapshots)
+	}
+	for _, p := range n.allPools() { // some have instances though nobody asks
+		p.poke()
 	}
 	return n, nil
 }

@@ -35,15 +35,14 @@ type pool struct {
 	// current deployment, startKind the last that there was.
 	service, startCost time.Duration
 	startKind          api.StartKind
-	again              *time.Timer // looks anew whether a start is worth it; nil: not set
+
+	scaling scaling
 
 	claims bool // waits for its turn with the node's budget
 
 	backoff    *backoff.ExponentialBackOff // grows with starts that failed in a row
 	retryAt    time.Time                   // no start before
 	retryTimer *time.Timer
-
-	janitor *time.Timer // ends what has been idle for too long; nil: not set
 
 	snapshotting bool        // one is being made
 	stopSnapshot func(error) // ends the making in the background
@@ -111,15 +110,7 @@ func (p *pool) pump() {
 		}
 		p.alone = p.alone[1:]
 	}
-	starts, again := scale.Starts(p.load(d))
-	for range starts {
-		if p.launch(d, nil) == nil {
-			break
-		}
-	}
-	if again > 0 && p.again == nil {
-		p.again = time.AfterFunc(again, p.lookAgain)
-	}
+	p.scale(d)
 }
 
 // withdraw takes back the pool's claim, since nobody waits that is worth a start.
@@ -130,18 +121,11 @@ func (p *pool) withdraw() {
 	p.n.spawn(p.n.serve)
 }
 
-func (p *pool) lookAgain() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.again = nil
-	p.pump()
-}
-
 // load counts for the scaling policy. The mutex is held.
 func (p *pool) load(d *deployment) scale.Load {
 	now := time.Now()
 	l := scale.Load{
-		Waiting: len(p.queue), Concurrency: d.fn.Concurrency, Max: d.fn.MaxInstances,
+		Waiting: len(p.queue), Concurrency: d.fn.Concurrency, Min: d.fn.MinInstances, Max: d.fn.MaxInstances,
 		Start: p.startCost, Service: p.service,
 	}
 	for _, inst := range p.instances {
@@ -154,6 +138,7 @@ func (p *pool) load(d *deployment) scale.Load {
 		default:
 			l.Busy++
 		}
+		l.Active += inst.active
 		if inst.free {
 			l.Free += d.fn.Concurrency - inst.active
 		}
@@ -180,8 +165,7 @@ func (p *pool) launch(d *deployment, w *waiter) *instance {
 		}
 		return nil
 	}
-	if p.claims = !p.n.budget.take(d.fn.MemoryMiB, p); p.claims {
-		p.n.spawn(p.n.evictIdle)
+	if !p.takePlace(d, w != nil || len(p.queue) > 0) {
 		return nil
 	}
 	inst := p.newInstance(d, cmp.Or(w, p.unasked()))
@@ -471,45 +455,9 @@ func (p *pool) idle() (idle []*instance, since []time.Time) {
 	return idle, since
 }
 
-// armJanitor sees to it that idle instances are looked at. The timer is not
-// moved at each request: it goes off at the earliest time at which an instance
-// can have expired, and looks again. The mutex is held.
-func (p *pool) armJanitor() {
-	if d := p.current.Load(); p.janitor == nil && d != nil {
-		p.janitor = time.AfterFunc(d.fn.KeepAlive.D(), p.sweep)
-	}
-}
-
-// rearmJanitor is for when keep_alive may have changed. The mutex is held.
-func (p *pool) rearmJanitor() {
-	if p.janitor != nil {
-		p.janitor.Stop()
-		p.janitor = nil
-		p.armJanitor()
-	}
-}
-
-func (p *pool) sweep() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.janitor = nil
-	d := p.current.Load()
-	if d == nil || p.closed != nil {
-		return
-	}
-	idle, since := p.idle()
-	expired, next := scale.Expired(since, time.Now(), d.fn.KeepAlive.D())
-	for _, i := range expired {
-		p.end(idle[i], errExpired, false)
-	}
-	if next > 0 {
-		p.janitor = time.AfterFunc(next, p.sweep)
-	}
-}
-
 // stopTimers is for when the pool is closed. The mutex is held.
 func (p *pool) stopTimers() {
-	for _, t := range []*time.Timer{p.janitor, p.retryTimer, p.again} {
+	for _, t := range []*time.Timer{p.scaling.janitor, p.retryTimer, p.scaling.again} {
 		if t != nil {
 			t.Stop()
 		}

@@ -30,7 +30,7 @@ func (g *greedyDualPolicy) Decide(_ time.Duration, l *Load) Decision {
 	g.cost = l.Start.Seconds()
 	if inFlight > g.inFlight {
 		g.frequency += float64(inFlight - g.inFlight)
-		g.rank = max(g.rank, g.group.clock+g.frequency*max(g.cost, 1e-3)/g.size)
+		g.rank = max(g.rank, g.group.time()+g.frequency*max(g.cost, 1e-3)/g.size)
 	}
 	g.inFlight = inFlight
 	return Decision{Start: start, Keep: l.Min, Idle: Forever, Again: again}
@@ -41,7 +41,7 @@ func (g *greedyDualPolicy) Decide(_ time.Duration, l *Load) Decision {
 func (g *greedyDualPolicy) Rank() float64 { return g.rank }
 
 func (g *greedyDualPolicy) Evicted(left int) {
-	g.group.clock = max(g.group.clock, g.rank)
+	g.group.advance(g.rank)
 	if left == 0 {
 		g.frequency, g.rank = 0, 0
 	}

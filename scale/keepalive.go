@@ -34,6 +34,9 @@ func (k keepAlive) Decide(_ time.Duration, l *Load) Decision {
 	return Decision{Start: start, Keep: l.Min, Idle: time.Duration(k), Again: again}
 }
 
+// Steady says that it looks at nothing else than who waits.
+func (k keepAlive) Steady() {}
+
 // react is what policies have in common that start instances when requests wait:
 // as many as are worth it, and those that are missing to the least that there are
 // to be.

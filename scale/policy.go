@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/skep-dev/skep/internal/suggest"
@@ -50,6 +51,13 @@ type Ranker interface {
 	Evicted(left int)
 }
 
+// Steady is a Policy that decides the same as long as no request waits: it need not be
+// asked when one arrives that is served at once, or is answered.
+type Steady interface {
+	Policy
+	Steady()
+}
+
 // Function is what a policy knows of a function from its settings.
 type Function struct {
 	KeepAlive time.Duration // its own setting, for the policies that have none
@@ -57,9 +65,22 @@ type Function struct {
 }
 
 // Group is what the policies of functions that share the memory of one node share.
-// The zero value is one to begin with.
+// The zero value is one to begin with. It may be used by many goroutines.
 type Group struct {
-	clock float64 // of greedy-dual: the rank of the last that was evicted
+	mu    sync.Mutex // guards clock
+	clock float64    // of greedy-dual: the highest rank that was evicted
+}
+
+func (g *Group) time() float64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.clock
+}
+
+func (g *Group) advance(to float64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.clock = max(g.clock, to)
 }
 
 // Kind is one sort of policy. Adding one is a file and a line in Kinds.

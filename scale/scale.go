@@ -120,20 +120,28 @@ func Average(average, next time.Duration) time.Duration {
 	return average + (next-average)/5
 }
 
-// Expired says which idle instances have outlived keepAlive: the indices into
-// since, which holds when each became idle. Next is the time until the next
-// one will, 0 when none is left.
-func Expired(since []time.Time, now time.Time, keepAlive time.Duration) (expired []int, next time.Duration) {
-	for i, t := range since {
-		left := keepAlive - now.Sub(t)
-		switch {
-		case left <= 0:
-			expired = append(expired, i)
-		case next == 0 || left < next:
-			next = left
-		}
+// Ending says which idle instances end by a decision: the indices into since, which
+// holds when each became idle. all counts the instances, idle or not. Next is the time
+// until the next one will, 0 when none is left.
+func Ending(since []time.Time, now time.Time, d Decision, all int) (ending []int, next time.Duration) {
+	if d.Idle == Forever {
+		return nil, 0
 	}
-	return expired, next
+	order := make([]int, len(since)) // the longest idle first
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return since[a].Compare(since[b]) })
+	for _, i := range order {
+		if all-len(ending) <= d.Keep {
+			break
+		}
+		if left := d.Idle - now.Sub(since[i]); left > 0 {
+			return ending, left
+		}
+		ending = append(ending, i)
+	}
+	return ending, 0
 }
 
 // Victim returns the index of the idle instance to end when another function

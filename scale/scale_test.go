@@ -128,7 +128,7 @@ func TestAverage(t *testing.T) {
 	}
 }
 
-func TestExpiredAndVictim(t *testing.T) {
+func TestEndingAndVictim(t *testing.T) {
 	now := time.Unix(1000, 0)
 	ago := func(seconds ...int) (out []time.Time) {
 		for _, s := range seconds {
@@ -137,22 +137,29 @@ func TestExpiredAndVictim(t *testing.T) {
 		return out
 	}
 	for _, tc := range []struct {
-		since   []time.Time
-		expired []int
-		next    time.Duration
-		victim  int
+		since     []time.Time
+		busy, min int
+		ending    []int
+		next      time.Duration
+		victim    int
 	}{
-		{nil, nil, 0, -1},
-		{ago(10), nil, 50 * time.Second, 0},
-		{ago(60), []int{0}, 0, 0},
-		{ago(10, 70, 59, 61), []int{1, 3}, time.Second, 1},
+		{nil, 2, 0, nil, 0, -1},
+		{ago(10), 0, 0, nil, 50 * time.Second, 0},
+		{ago(60), 0, 0, []int{0}, 0, 0},
+		{ago(10, 70, 59, 61), 0, 0, []int{1, 3}, time.Second, 1},
+		{ago(10, 70, 59, 61), 0, 3, []int{1}, 0, 1},
+		{ago(10, 70, 59, 61), 1, 3, []int{1, 3}, 0, 1},
+		{ago(10, 70), 1, 5, nil, 0, 1},
 	} {
-		expired, next := Expired(tc.since, now, time.Minute)
-		if !slices.Equal(expired, tc.expired) || next != tc.next {
-			t.Errorf("Expired(%v) = %v, %v; want %v, %v", tc.since, expired, next, tc.expired, tc.next)
+		ending, next := Ending(tc.since, now, Decision{Idle: time.Minute, Keep: tc.min}, len(tc.since)+tc.busy)
+		if !slices.Equal(ending, tc.ending) || next != tc.next {
+			t.Errorf("Ending(%v) of %d, at least %d = %v, %v; want %v, %v", tc.since, len(tc.since)+tc.busy, tc.min, ending, next, tc.ending, tc.next)
 		}
 		if v := Victim(tc.since); v != tc.victim {
 			t.Errorf("Victim(%v) = %d, want %d", tc.since, v, tc.victim)
 		}
+	}
+	if ending, next := Ending(ago(1e6), now, Decision{Idle: Forever}, 1); ending != nil || next != 0 {
+		t.Errorf("for ever ends %v, %v", ending, next)
 	}
 }

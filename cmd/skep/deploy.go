@@ -89,6 +89,8 @@ func (d *deployFlags) register(fs *pflag.FlagSet) {
 	fs.DurationVar(&d.timeouts[6], "stream-timeout", 0, "of a WebSocket, an event stream or a gRPC call (default none)")
 	fs.IntVar(&f.Concurrency, "concurrency", 0, "requests at once in one instance (default 1)")
 	fs.IntVar(&f.MaxInstances, "max-instances", 0, "instances at once (default 8)")
+	fs.IntVar(&f.MinInstances, "min-instances", 0, "instances that there are though nobody asks, as long as there is room (default 0)")
+	fs.StringVar(&f.Scaling, "scaling", "", "scaling `POLICY`, as kpa or fixed:keep-alive=10m; skep simulate -h lists them (default: the daemon's)")
 	fs.IntVar(&f.QueueLimit, "queue-limit", 0, "requests that may wait (default 100)")
 	fs.DurationVar(&d.timeouts[2], "keep-alive", 0, "idle time before an instance ends (default 60s)")
 	fs.BoolVar(&d.noSnapshot, "no-snapshot", false, "make no snapshot by itself")
@@ -184,6 +186,8 @@ func overlay(fs *pflag.FlagSet, f, flags *api.Function, d *deployFlags) {
 		"stream-timeout":   func() { f.StreamTimeout = api.Duration(d.timeouts[6]) },
 		"concurrency":      func() { f.Concurrency = flags.Concurrency },
 		"max-instances":    func() { f.MaxInstances = flags.MaxInstances },
+		"min-instances":    func() { f.MinInstances = flags.MinInstances },
+		"scaling":          func() { f.Scaling = flags.Scaling },
 		"queue-limit":      func() { f.QueueLimit = flags.QueueLimit },
 		"keep-alive":       func() { f.KeepAlive = api.Duration(d.timeouts[2]) },
 		"no-snapshot":      func() { f.Snapshot.Off = d.noSnapshot },

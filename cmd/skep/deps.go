@@ -27,6 +27,7 @@ func nodeConfig(cfg config.Config) node.Config {
 		DataDir:       cfg.DataDir,
 		RunDir:        cfg.RunDir,
 		DefaultPolicy: cfg.MemoryPolicy,
+		Scaling:       cfg.Scaling,
 		MaxInstances:  cfg.MaxInstances,
 		Shells:        cfg.Shells,
 		MemoryMiB:     cfg.MemoryBudget,

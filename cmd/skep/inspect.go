@@ -88,6 +88,9 @@ func settingRows(d api.FunctionDetail) [][]string {
 		{"memory policy", orDefault(f.MemoryPolicy)},
 		{"egress", f.Egress},
 	}
+	if f.Scaling != "" || f.MinInstances > 0 {
+		rows = append(rows, []string{"scaling", fmt.Sprintf("%s, at least %d instances", orDefault(f.Scaling), f.MinInstances)})
+	}
 	if len(f.Args) > 0 {
 		rows = append(rows, []string{"args", strings.Join(f.Args, " ")})
 	}
