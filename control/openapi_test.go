@@ -332,6 +332,13 @@ func (s *schemas) structure(t reflect.Type) *jsonschema.Schema {
 		p := schema.Properties["revision"]
 		p.Type, p.Types, p.Minimum, p.Maximum = "", []string{"integer", "null"}, &zero, &mostRevision
 	}
+	one := 1
+	switch t {
+	case reflect.TypeFor[api.PullRequest]():
+		schema.Properties["function"].MinLength = &one
+	case reflect.TypeFor[api.CollectRequest]():
+		schema.Properties["keep"].Minimum = &zero
+	}
 	for name, most := range mostOf {
 		if p := schema.Properties[name]; p != nil && t == reflect.TypeFor[api.Function]() {
 			p.Minimum, p.Maximum = &zero, &most // 0 is the default
