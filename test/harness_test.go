@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -66,6 +67,7 @@ type daemon struct {
 	ended   chan error
 	watch   *time.Timer   // fires when the test has hung
 	longer  time.Duration // than others its test may take
+	hung    atomic.Bool   // and its daemon was ended for it
 
 	acknowledged []string // functions whose deploy was answered before a crash
 }
@@ -111,6 +113,10 @@ func prepareIn(t *testing.T, dir string, settings ...string) *daemon {
 	d.client = api.NewClient(api.ClientOptions{Socket: d.socket()})
 	t.Cleanup(func() {
 		d.down()
+		if d.hung.Load() { // another clears away what that one had running
+			d.up()
+			d.down()
+		}
 		d.client.Close()
 		if t.Failed() {
 			t.Logf("the daemon's log (end):\n%s", d.log.Tail(12000))
@@ -165,6 +171,7 @@ func (d *daemon) watchOver() {
 		var stacks strings.Builder
 		pprof.Lookup("goroutine").WriteTo(&stacks, 1)
 		d.t.Errorf("the daemon has been up for %v: the test hangs in\n%s", limit, stacks.String())
+		d.hung.Store(true)
 		p.Signal(syscall.SIGQUIT) // its stacks go to its log, and whoever waits for it fails
 	})
 }
