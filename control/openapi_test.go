@@ -339,6 +339,13 @@ func (s *schemas) structure(t reflect.Type) *jsonschema.Schema {
 	case reflect.TypeFor[api.CollectRequest]():
 		schema.Properties["keep"].Minimum = &zero
 	}
+	if strings.HasSuffix(t.Name(), "Request") { // null is as what is left out
+		for name, p := range schema.Properties {
+			if p.Type != "" && !slices.Contains(schema.Required, name) {
+				p.Types, p.Type = []string{p.Type, "null"}, ""
+			}
+		}
+	}
 	for name, most := range mostOf {
 		if p := schema.Properties[name]; p != nil && t == reflect.TypeFor[api.Function]() {
 			p.Minimum, p.Maximum = &zero, &most // 0 is the default

@@ -19,7 +19,7 @@ const SchemathesisEnv = "SKEP_SCHEMATHESIS"
 // is no HTTP.
 const schemathesisSettings = `
 [[operations]]
-include-operation-id = ["deployFunction", "setFunction", "rollbackFunction", "createSnapshot", "execInFunction", "execInInstance"]
+include-operation-id = ["deployFunction", "setFunction", "rollbackFunction", "collectStore", "createSnapshot", "execInFunction", "execInInstance"]
 checks.positive_data_acceptance.enabled = false
 `
 
