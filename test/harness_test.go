@@ -69,7 +69,8 @@ type daemon struct {
 	longer  time.Duration // than others its test may take
 	hung    atomic.Bool   // and its daemon was ended for it
 
-	acknowledged []string // functions whose deploy was answered before a crash
+	acknowledged []string        // functions whose deploy was answered before a crash
+	orphaned     map[string]bool // what there was when the daemon had been killed
 }
 
 // start prepares a data directory and starts a daemon on it. Its end, and that
@@ -203,6 +204,7 @@ func (d *daemon) kill() {
 	d.cmd.Process.Kill()
 	<-d.ended
 	d.cmd = nil
+	d.orphaned = leftovers(d.data())
 }
 
 func (d *daemon) ctx(timeout time.Duration) context.Context {
