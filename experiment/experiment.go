@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/skep-dev/skep/experiment/chart"
 )
@@ -21,6 +22,9 @@ type Settings struct {
 	MaxReplays  int      `json:"max_replays"`      // at once
 	Storage     Limit    `json:"storage"`          // of the slow disk
 	Chosen      bool     `json:"chosen,omitempty"` // somebody has named the functions
+
+	// KeepAlive is how long an instance stays after a call; 0: 400 ms.
+	KeepAlive time.Duration `json:"keep_alive_ns,omitempty"`
 
 	Cluster        string `json:"cluster,omitempty"`      // directory of the one that stack is measured on
 	GVisor         string `json:"gvisor_class,omitempty"` // its RuntimeClass for runsc; "": it has none

@@ -1,6 +1,7 @@
 package experiment
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,7 +67,8 @@ func NewLab(h Host, set Settings, log *slog.Logger) *Lab {
 }
 
 // idle is how long an instance of a measured function stays after a response, if
-// it was not started for one call alone: as short as lets a warm call follow.
+// it was not started for one call alone and the settings do not say: as short as
+// lets a warm call follow.
 const idle = 400 * time.Millisecond
 
 // Function deploys a subject, once, and returns its name as a function. A suffix
@@ -83,7 +85,7 @@ func (l *Lab) Function(ctx context.Context, subject, suffix string, edit func(*a
 	}
 	f.Name, f.VCPUs, f.MaxInstances = name, 1, 64
 	f.Timeout, f.ReadyTimeout = api.Duration(10*time.Minute), api.Duration(10*time.Minute)
-	f.KeepAlive = api.Duration(idle)
+	f.KeepAlive = api.Duration(cmp.Or(l.Set.KeepAlive, idle))
 	if f.MemoryMiB == 0 {
 		f.MemoryMiB = 256
 	}

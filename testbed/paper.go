@@ -409,7 +409,8 @@ func (m *measuring) measure(ctx context.Context, of piece) (err error) {
 	})
 	out := &lockedWriter{w: io.MultiWriter(m.log, m.progress)}
 	args := append([]string{m.program}, m.arguments(of, m.dir)...)
-	args = append(args, "--kernel-dir", kernelsIn, "--firecracker", binIn+"/firecracker", "--max-replays", "0") // nothing is at native speed there
+	// Nothing is at native speed there, neither replays nor the way of a call.
+	args = append(args, "--kernel-dir", kernelsIn, "--firecracker", binIn+"/firecracker", "--max-replays", "0", "--keep-alive", "3s")
 	code, err := m.host.run(ctx, remote.Command{Args: args}, nil, out, out)
 	close(ended)
 	saving.Wait()

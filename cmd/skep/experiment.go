@@ -94,6 +94,7 @@ gone. Variants take turns, run by run.`,
 	f.BoolVar(&o.set.Quick, "quick", false, "some five minutes: two functions, two runs, few at once")
 	f.IntVar(&o.set.MaxVMs, "max-vms", 8, "microVMs at once, in concurrency")
 	f.IntVar(&o.set.MaxReplays, "max-replays", 64, "replays at once, in concurrency")
+	f.DurationVar(&o.set.KeepAlive, "keep-alive", 0, "how long an instance stays for a warm call, longer where that takes long to come (default 400ms)")
 	f.Int64Var(&o.mbs, "slow-mbs", 100, "MB/s of the slow disk")
 	f.Int64Var(&o.set.Storage.IOPS, "slow-iops", 500, "reads a second of the slow disk")
 	if len(experiments) > 1 {
@@ -130,6 +131,8 @@ func (o *experimentFlags) complete(cmd *cobra.Command) error {
 		return usagef(cmd, "--runs is %d: want 1 or more", o.set.Runs)
 	case len(o.set.Functions) == 0:
 		return usagef(cmd, "--functions is empty")
+	case o.set.KeepAlive < 0:
+		return usagef(cmd, "--keep-alive is %v: want 0 or more", o.set.KeepAlive)
 	case len(o.set.Experiments) == 0:
 		return usagef(cmd, "--only is empty")
 	case o.set.Storage.BPS < 1 || o.set.Storage.IOPS < 1:

@@ -9,6 +9,7 @@ import (
 func TestExperimentOnly(t *testing.T) {
 	for args, want := range map[string]string{
 		"all --only nonsense":        `no experiment "nonsense"`,
+		"breakdown --keep-alive -1s": "--keep-alive is -1s",
 		"all --only steps,":          `no experiment ""`,
 		"policies --only steps":      "unknown flag: --only",
 		"all --only stack --cluster": "flag needs an argument",
