@@ -254,7 +254,7 @@ func TestArchiveNoImages(t *testing.T) {
 func TestPaperInHosts(t *testing.T) {
 	o := &options{memoryMiB: 4096, firecracker: os.Getenv("SKEP_FIRECRACKER")}
 	if os.Getenv("SKEP_TEST_PAPER") == "" || o.findFirecracker() == "" {
-		t.Skip("two hosts with Firecracker in them take ten minutes: set SKEP_TEST_PAPER=1, and SKEP_FIRECRACKER to firecracker's path")
+		t.Skip("two hosts with Firecracker in them take minutes: set SKEP_TEST_PAPER=1, and SKEP_FIRECRACKER to firecracker's path")
 	}
 	runtime.LockOSThread() // QEMU ends with the thread that started it
 	defer runtime.UnlockOSThread()
