@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
+	"strconv"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/node"
@@ -70,12 +72,22 @@ func answerError(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	h.Set(api.HeaderInvocation, x.rec.ID)
 	if errors.Is(err, node.ErrQueueFull) || errors.Is(err, node.ErrDraining) {
-		h.Set("Retry-After", "1")
+		h.Set("Retry-After", strconv.Itoa(retryAfter(err)))
 	}
 	if r.ProtoMajor == 1 && (x.body.halfRead() || x.gone.Err() != nil) {
 		h.Set("Connection", "close") // nobody knows where the next request would begin
 	}
 	writeProblem(own, status, p)
+}
+
+// retryAfter is in how many seconds it is worth to ask again: when those who wait now are
+// likely to be served, but within two minutes, since all of that is an estimate.
+func retryAfter(err error) int {
+	var full *node.QueueFullError
+	if !errors.As(err, &full) {
+		return 1
+	}
+	return int(min(max(1, math.Ceil(full.After.Seconds())), 120))
 }
 
 // judge says what became of a request that the function did not answer, and

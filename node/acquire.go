@@ -101,7 +101,8 @@ func (p *pool) enqueue(w *waiter) error {
 		return fmt.Errorf("%q: %w", p.name, ErrNoneWarm)
 	}
 	if len(p.queue)+len(p.alone) >= d.fn.QueueLimit {
-		return fmt.Errorf("%q: %w (queue_limit is %d)", p.name, ErrQueueFull, d.fn.QueueLimit)
+		load := p.load(d)
+		return &QueueFullError{Function: p.name, Limit: d.fn.QueueLimit, After: load.Clears()}
 	}
 	if err := p.n.budget.fits(d.fn.MemoryMiB); err != nil {
 		return fmt.Errorf("%q: %w", p.name, err)

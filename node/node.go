@@ -10,6 +10,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
@@ -62,6 +63,19 @@ type Lease interface {
 	// what it knows better (instance, snapshot, start, memory). Exactly once.
 	Release(rec api.Invocation)
 }
+
+// QueueFullError is ErrQueueFull, of a function.
+type QueueFullError struct {
+	Function string
+	Limit    int           // requests that may wait
+	After    time.Duration // when there is likely to be room; 0: nobody knows
+}
+
+func (e *QueueFullError) Error() string {
+	return fmt.Sprintf("%q: %v (queue_limit is %d)", e.Function, ErrQueueFull, e.Limit)
+}
+
+func (e *QueueFullError) Unwrap() error { return ErrQueueFull }
 
 // Errors of Acquire that the gateway turns into statuses, and of management.
 var (

@@ -194,6 +194,21 @@ func TestQueueScalesOutAndIsLimited(t *testing.T) {
 		if _, err := n.Acquire(t.Context(), "hello", AcquireOptions{}); !errors.Is(err, ErrQueueFull) {
 			t.Errorf("11th request: %v, want ErrQueueFull", err)
 		}
+		// Once three have been served, seven of a second each wait for three places,
+		// and three more with them.
+		time.Sleep(2 * time.Second)
+		var full *QueueFullError
+		for range 10 {
+			go func() {
+				if l, err := n.Acquire(t.Context(), "hello", AcquireOptions{}); err == nil {
+					l.Release(api.Invocation{Status: 200})
+				}
+			}()
+		}
+		synctest.Wait()
+		if _, err := n.Acquire(t.Context(), "hello", AcquireOptions{}); !errors.As(err, &full) || full.After < time.Second || full.After > 4*time.Second {
+			t.Errorf("when some have been served: %+v, %v", full, err)
+		}
 		wg.Wait()
 		if len(used) != 3 {
 			t.Errorf("used %v, want three instances", used)
