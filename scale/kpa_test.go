@@ -101,7 +101,7 @@ func TestKPARetention(t *testing.T) {
 	}
 }
 
-// The cases are those of Knative's TestTimedFloat64BucketsWindowAverage.
+// Worked out by hand from how Knative averages over its buckets (pkg/autoscaler/aggregation).
 func TestWindow(t *testing.T) {
 	w := newWindow(5 * time.Second)
 	want := func(second int64, avg float64) {
