@@ -23,7 +23,8 @@ func TestFaultsAllocateNothing(t *testing.T) {
 	}
 	runtime.ReadMemStats(&after)
 	// What the conversation with the child allocates is a few objects per message.
-	if n := after.Mallocs - before.Mallocs; n > 1000 {
+	most := uint64(1000 + pages*dropped/100) // a buffer that was dropped is made anew
+	if n := after.Mallocs - before.Mallocs; n > most {
 		t.Errorf("%d faults allocated %d objects", pages-100, n)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -166,13 +167,18 @@ func TestStoreThatIsOfNoUse(t *testing.T) {
 func TestPushIsTriedAgain(t *testing.T) {
 	w := newWorld(t)
 	synctest.Test(t, func(t *testing.T) {
-		b := &remotetest.Memory{}
-		b.Fail = func(string, string) error { return remote.ErrUnavailable }
+		var back atomic.Bool
+		b := &remotetest.Memory{Fail: func(string, string) error {
+			if back.Load() {
+				return nil
+			}
+			return remote.ErrUnavailable
+		}}
 		n := w.join(t, b, true)
 		deploy(t, n, hello(nil))
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		b.Fail = nil
+		back.Store(true)
 		time.Sleep(pushMost)
 		synctest.Wait()
 		if list := inStore(t, n); len(list) != 1 {
