@@ -49,23 +49,21 @@ func (n *Node) leave(at *place) {
 	n.net.Give(at.slot)
 }
 
-// seat takes a new place for the instance.
-func (n *Node) seat(ctx context.Context, inst *instance) error {
-	began := time.Now()
+// seat takes a new place for the instance, which has looked for one since a time.
+func (n *Node) seat(ctx context.Context, inst *instance, began time.Time) error {
 	at, err := n.take(ctx, inst.id, inst.dep.fn.Egress)
 	if err != nil {
 		return err
 	}
-	inst.sit(at)
-	inst.phases.Slot = time.Since(began)
-	tracing.Part(ctx, "slot", began, inst.phases.Slot)
-	inst.tellPhase("slot", inst.phases.Slot)
+	inst.sit(ctx, at, began)
 	return nil
 }
 
-// sit makes the place the instance's.
-func (i *instance) sit(at *place) {
-	i.place, i.phases = at, api.Phases{}
+// sit makes the place the instance's, which it began to look for at a time.
+func (i *instance) sit(ctx context.Context, at *place, began time.Time) {
+	i.place, i.phases = at, api.Phases{Slot: time.Since(began)}
+	tracing.Part(ctx, "slot", began, i.phases.Slot)
+	i.tellPhase("slot", i.phases.Slot)
 	i.onRelease(func() { i.place = nil; i.pool.n.leave(at) })
 }
 

@@ -156,7 +156,7 @@ func (n *Node) usable(ctx context.Context, d *deployment) (*snapshot.Snapshot, e
 // boot starts the instance from its kernel.
 func (n *Node) boot(ctx context.Context, inst *instance) error {
 	inst.kind, inst.snapshot = api.StartBoot, ""
-	if err := n.seat(ctx, inst); err != nil {
+	if err := n.seat(ctx, inst, time.Now()); err != nil {
 		return err
 	}
 	spec, err := n.spec(inst)
@@ -210,9 +210,8 @@ func (n *Node) restoreSpec(ctx context.Context, inst *instance, snap *snapshot.S
 		ahead = n.shells.take(inst.dep, snap.Manifest.ID)
 	}
 	if ahead != nil {
-		inst.sit(ahead)
-		inst.phases.Slot = time.Since(began)
-	} else if err := n.seat(ctx, inst); err != nil {
+		inst.sit(ctx, ahead, began)
+	} else if err := n.seat(ctx, inst, began); err != nil {
 		return microvm.RestoreSpec{}, err
 	}
 	spec, err := n.spec(inst)
