@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"math"
 	"net/http"
+	"runtime"
 	"strconv"
 	"time"
 )
@@ -25,15 +26,12 @@ func calibrate() {
 	perMillisecond = steps / max(best.Seconds()*1000, 1e-6)
 }
 
-// sink keeps the compiler from seeing that nobody wants what burn computes.
-var sink float64
-
 func burn(steps int) {
 	x := 2.0
 	for range steps {
 		x = math.Sqrt(x + 1)
 	}
-	sink = x
+	runtime.KeepAlive(x) // or the compiler sees that nobody wants it
 }
 
 // work does what a function of a trace did: it takes mib of memory, and runs for ms, or
