@@ -22,6 +22,7 @@ const (
 	idleTimeout   = 2 * time.Minute
 	maxHeader     = 64 << 10
 	minToken      = 16 // bytes
+	lastRead      = 2 * time.Second
 )
 
 // ListenUnix listens on a unix socket of mode 0600. A socket file that is
@@ -149,6 +150,17 @@ func RequireToken(token string, sessions *Sessions, next http.Handler) (http.Han
 	}), nil
 }
 
+// bounded bounds how long the rest of a request is waited for that has been answered without
+// it: one without a token is nobody's who may keep a connection.
+func bounded(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			defer func() { _ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(lastRead)) }() // there is none where the connection is another's now
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
 // Serve answers requests on l until ctx ends, then gives those under way
 // until grace is over. It closes l.
 func Serve(ctx context.Context, l net.Listener, h http.Handler, grace time.Duration) error {
@@ -156,7 +168,7 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, grace time.Durat
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	srv := &http.Server{
-		Handler:           h,
+		Handler:           bounded(h),
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
