@@ -45,6 +45,8 @@ type ahead struct {
 type shell struct {
 	id    string
 	of    *ahead
+	dep   *deployment // that it is made for, or one alike: of's may change meanwhile
+	snap  string
 	begun bool   // its turn to be made has come
 	at    *place // where it waits; nil while it is being made
 
@@ -139,7 +141,7 @@ func (s *shells) want(d *deployment, snap string) {
 	a.dep, a.snap, a.used = d, snap, time.Now()
 	s.of[name] = a
 	for len(a.list) < a.demand.Wanted(a.used, s.max) && s.n.budget.roomToWait(s.count()+1) && s.room(a) {
-		sh := &shell{id: newID("i-"), of: a, stop: make(chan struct{}), gone: make(chan struct{})}
+		sh := &shell{id: newID("i-"), of: a, dep: d, snap: snap, stop: make(chan struct{}), gone: make(chan struct{})}
 		if !s.n.spawn(func() { s.run(sh) }) {
 			return
 		}
@@ -289,7 +291,7 @@ func (s *shells) run(sh *shell) {
 	defer close(sh.gone)
 	at, err := s.make(sh)
 	if err != nil {
-		s.n.log.Warn("starting a VMM ahead", "function", sh.of.dep.fn.Name, "snapshot", sh.of.snap, "error", err)
+		s.n.log.Warn("starting a VMM ahead", "function", sh.dep.fn.Name, "snapshot", sh.snap, "error", err)
 	}
 	if at == nil {
 		s.remove(sh)
@@ -301,7 +303,7 @@ func (s *shells) run(sh *shell) {
 	select {
 	case <-sh.stop:
 	case <-at.shell.Done():
-		s.n.log.Warn("a VMM that was started ahead ended", "function", sh.of.dep.fn.Name)
+		s.n.log.Warn("a VMM that was started ahead ended", "function", sh.dep.fn.Name)
 	case <-s.n.ctx.Done():
 	}
 	if !s.remove(sh) {
@@ -341,12 +343,12 @@ func (s *shells) remove(sh *shell) bool {
 
 // begin starts the process. When it fails nothing is held.
 func (s *shells) begin(ctx context.Context, sh *shell) (_ *place, err error) {
-	n, d := s.n, sh.of.dep
+	n, d := s.n, sh.dep
 	img, err := n.images.Get(d.image.Digest)
 	if err != nil {
 		return nil, err
 	}
-	dir, err := n.snaps.Dir(sh.of.snap)
+	dir, err := n.snaps.Dir(sh.snap)
 	if err != nil {
 		return nil, err
 	}
