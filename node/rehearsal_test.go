@@ -28,7 +28,7 @@ func TestRehearsal(t *testing.T) {
 		w.set(func() {
 			w.hang = func(r *http.Request) bool {
 				asked = append(asked, r.Method+" "+r.RequestURI+" "+r.Header.Get("X-Kind"))
-				if w.tried != 0 {
+				if w.trials() != 0 {
 					t.Error("it was kept before the rehearsal")
 				}
 				return false
@@ -44,8 +44,8 @@ func TestRehearsal(t *testing.T) {
 		if got := strings.Join(asked, ", "); got != "OPTIONS * , OPTIONS * , POST /resize?x=1 small" {
 			t.Errorf("asked %s", got)
 		}
-		if w.tried != 1 || len(details) != 2 || details[0] != "POST /resize?x=1" {
-			t.Errorf("%d trials are kept; told %q", w.tried, details)
+		if w.trials() != 1 || len(details) != 2 || details[0] != "POST /resize?x=1" {
+			t.Errorf("%d trials are kept; told %q", w.trials(), details)
 		}
 	})
 }
@@ -76,12 +76,17 @@ func TestRehearsalFails(t *testing.T) {
 				if f, _ := n.Function("hello"); !f.Rehearsal.IsZero() {
 					t.Error("the new version is in force")
 				}
-				if after := snapshotIDs(t, n); len(after) != 1 || after[0] != before[0] || w.tried != 1 {
-					t.Errorf("snapshots %v, want %v; %d trials are kept", after, before, w.tried)
+				if after := snapshotIDs(t, n); len(after) != 1 || after[0] != before[0] || w.trials() != 1 {
+					t.Errorf("snapshots %v, want %v; %d trials are kept", after, before, w.trials())
 				}
 			})
 		})
 	}
+}
+
+func (w *world) trials() (n int) {
+	w.set(func() { n = w.tried })
+	return n
 }
 
 // A snapshot that is asked for, or made after some invocations, is tried like a
@@ -92,28 +97,28 @@ func TestEverySnapshotIsTried(t *testing.T) {
 		n := w.open(t, nil)
 		defer n.Close(context.Background())
 		deploy(t, n, hello(func(f *api.Function) { rehearsing(f); f.Snapshot.AfterInvocations = 2 }))
-		if w.tried != 0 {
-			t.Errorf("%d tried without a snapshot", w.tried)
+		if w.trials() != 0 {
+			t.Errorf("%d tried without a snapshot", w.trials())
 		}
 		for range 2 {
 			l := acquire(t, n, AcquireOptions{})
 			l.Release(api.Invocation{Status: 200})
 		}
 		time.Sleep(time.Minute)
-		if got := snapshotIDs(t, n); len(got) != 1 || w.tried != 1 {
-			t.Errorf("after two invocations: snapshots %v, %d tried", got, w.tried)
+		if got := snapshotIDs(t, n); len(got) != 1 || w.trials() != 1 {
+			t.Errorf("after two invocations: snapshots %v, %d tried", got, w.trials())
 		}
 		_, err := n.CreateSnapshot(t.Context(), "hello", nil)
 		must(t, err)
-		if got := snapshotIDs(t, n); len(got) != 2 || w.tried != 2 {
-			t.Errorf("asked for: snapshots %v, %d tried", got, w.tried)
+		if got := snapshotIDs(t, n); len(got) != 2 || w.trials() != 2 {
+			t.Errorf("asked for: snapshots %v, %d tried", got, w.trials())
 		}
 		w.set(func() { w.status = 500 })
 		if _, err := n.CreateSnapshot(t.Context(), "hello", nil); err == nil || !strings.Contains(err.Error(), "answered with 500") {
 			t.Errorf("error %v", err)
 		}
-		if got := snapshotIDs(t, n); len(got) != 2 || w.tried != 2 {
-			t.Errorf("after one that failed: snapshots %v, %d tried", got, w.tried)
+		if got := snapshotIDs(t, n); len(got) != 2 || w.trials() != 2 {
+			t.Errorf("after one that failed: snapshots %v, %d tried", got, w.trials())
 		}
 	})
 }

@@ -158,8 +158,9 @@ func TestShellsFollowTheFunction(t *testing.T) {
 			must(t, change())
 			synctest.Wait()
 			_, before := w.count()
-			if cold(t, n, "hello", "reap"); len(w.live) != 1 || w.used != before+1 {
-				t.Errorf("after %s: %d wait, %d were used", what, len(w.live), w.used-before)
+			cold(t, n, "hello", "reap")
+			if live, used := w.count(); live != 1 || used != before+1 {
+				t.Errorf("after %s: %d wait, %d were used", what, live, used-before)
 			}
 		}
 	})
@@ -262,8 +263,9 @@ func TestShellsBeingMade(t *testing.T) {
 		time.Sleep(700 * time.Millisecond)
 		began := time.Now()
 		l := acquireOf(t, n, "hello")
-		if took := time.Since(began); took != 300*time.Millisecond+w.restoreTime || w.used != 1 {
-			t.Errorf("it took %v, %d were used", took, w.used)
+		took := time.Since(began)
+		if _, used := w.count(); took != 300*time.Millisecond+w.restoreTime || used != 1 {
+			t.Errorf("it took %v, %d were used", took, used)
 		}
 		if l.Phases().Slot != 300*time.Millisecond {
 			t.Errorf("phases %+v", l.Phases())
