@@ -151,7 +151,14 @@ function confirmed(text) {
   document.getElementById('confirm-text').textContent = text;
   d.returnValue = 'no';
   d.showModal();
-  return new Promise((r) => d.addEventListener('close', () => r(d.returnValue === 'yes'), { once: true }));
+  return new Promise((r) => {
+    const closed = () => {
+      if (d.open) return; // of the time before: it is told of late
+      d.removeEventListener('close', closed);
+      r(d.returnValue === 'yes');
+    };
+    d.addEventListener('close', closed);
+  });
 }
 
 export function oneFunction(name) {
