@@ -6,11 +6,8 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/skep-dev/skep/internal/atomicfile"
 	"github.com/skep-dev/skep/snapshot"
 )
-
-func writeMark(path string, b []byte) error { return atomicfile.WriteUnsynced(path, b, 0o600) }
 
 // Pushes that fail are tried again after a time that doubles from pushRetry up to pushMost; what
 // there is to push is looked for every pushEvery, and when a snapshot was made.

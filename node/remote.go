@@ -15,6 +15,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/image"
+	"github.com/skep-dev/skep/internal/atomicfile"
 	"github.com/skep-dev/skep/internal/cause"
 	"github.com/skep-dev/skep/memory/workingset"
 	"github.com/skep-dev/skep/remote"
@@ -502,7 +503,7 @@ func (m pushMark) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	return writeMark(filepath.Join(dir, pushMarkName), b)
+	return atomicfile.WriteUnsynced(filepath.Join(dir, pushMarkName), b, 0o600)
 }
 
 // toPush says whether a snapshot is to be pushed: it was not yet, or has a working set since.
