@@ -22,7 +22,7 @@ PKG ?= ./...
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help collector demo paper test test-firecracker test-containerd test-kubernetes test-knative cluster cluster-down image build s3 lint setup setup-test clean
+.PHONY: help collector demo paper test test-firecracker test-containerd test-package test-kubernetes test-knative cluster cluster-down image package build s3 lint setup setup-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -136,6 +136,14 @@ node-image:
 cluster-binaries:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-cluster ./cmd/skep-cluster
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-pause ./cluster/pause
+
+PACKAGES ?= bin/package
+
+package: setup ## make a .deb, a static tarball, what they are made of and checksums in PACKAGES (docs/install.md)
+	@GO=$(GO) packaging/package.sh $(PACKAGES)
+
+test-package: setup-test ## build the packages twice, and compare them
+	@SKEP_TEST_PACKAGES=1 $(GO) test -timeout 60m ./test/install
 
 lint: setup ## gofmt, vet, staticcheck
 	@$(MAKE) --no-print-directory linters

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -10,6 +9,7 @@ import (
 )
 
 func (c *cli) configCmd() *cobra.Command {
+	var file bool
 	cmd := &cobra.Command{
 		Use:   "config",
 		Short: "show every setting, its value and where that came from",
@@ -21,16 +21,22 @@ A setting is looked for on the command line (--data-dir), in the environment
 otherwise. Keys that do not exist are refused.`,
 		Example: `  skep config
   skep config --json | jq .listen.value
-  SKEP_VMM=qemu skep config`,
+  SKEP_VMM=qemu skep config
+  skep config --listen 0.0.0.0:80 --file | sudo tee ` + config.DefaultFile,
 		Args: nArgs(0, 0),
 		RunE: func(*cobra.Command, []string) error {
 			r, err := c.settings()
 			if err != nil {
 				return err
 			}
+			if file {
+				_, err := c.out.Write(r.Text())
+				return err
+			}
 			return c.printConfig(r)
 		},
 	}
+	cmd.Flags().BoolVar(&file, "file", false, "write it as a configuration file, with what each setting means; defaults are comments")
 	c.allKeyFlags(cmd)
 	return cmd
 }
@@ -52,22 +58,7 @@ func (c *cli) printConfig(r config.Result) error {
 	}
 	rows := [][]string{{"# KEY", "VALUE", "FROM", "MEANING"}}
 	for _, k := range config.Keys {
-		rows = append(rows, []string{k.Name, show(k.Value(r.Config)), r.From[k.Name], k.Help})
+		rows = append(rows, []string{k.Name, k.TOML(r.Config), r.From[k.Name], k.Help})
 	}
 	return table(c.out, rows)
-}
-
-// show writes a setting's value as TOML does.
-func show(v any) string {
-	switch v := v.(type) {
-	case string:
-		return fmt.Sprintf("%q", v)
-	case []string:
-		quoted := make([]string, len(v))
-		for i, s := range v {
-			quoted[i] = fmt.Sprintf("%q", s)
-		}
-		return "[" + strings.Join(quoted, ", ") + "]"
-	}
-	return fmt.Sprint(v)
 }

@@ -6,13 +6,11 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"text/template"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -22,6 +20,15 @@ import (
 
 const unitName = "skep.service"
 
+// packagedUnits is where packages put units. One of the same name in the directory
+// of `skep service install` goes before it.
+const packagedUnits = "/usr/lib/systemd/system"
+
+func unitIn(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, unitName))
+	return err == nil
+}
+
 //go:embed skep.service.tmpl
 var unitText string
 
@@ -30,6 +37,7 @@ var unitTemplate = template.Must(template.New(unitName).Funcs(template.FuncMap{"
 // unit is what the text of the service's unit depends on.
 type unit struct {
 	Program string
+	Package bool     // it is a package's, and not written by this program
 	Config  string   // configuration file; "" for none
 	Env     []string // settings that a service would find otherwise than who installs it
 	Stop    int      // seconds that the end may take
@@ -53,7 +61,7 @@ func (u unit) text() ([]byte, error) {
 // newUnit makes the unit of a daemon with these settings. What came from the
 // installer's environment and home is written down: a service has neither.
 func newUnit(program string, r config.Result) (unit, error) {
-	u := unit{Program: program, Stop: int((r.Config.DrainTimeout.D() + 30*time.Second).Seconds())}
+	u := unit{Program: program, Stop: int((r.Config.DrainTimeout.D() + endGrace).Seconds())}
 	if r.File != "" && r.File != config.DefaultFile {
 		abs, err := filepath.Abs(r.File)
 		if err != nil {
@@ -122,7 +130,7 @@ signal, and drains; what is left after drain_timeout and 30 s is killed.`,
 		Example: `  skep service status`,
 		Args:    nArgs(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if _, err := os.Stat(filepath.Join(dir, unitName)); errors.Is(err, fs.ErrNotExist) {
+			if !unitIn(dir) && !unitIn(packagedUnits) {
 				return fmt.Errorf("there is no %s in %s: `skep service install` makes it", unitName, dir)
 			}
 			return c.systemctl(cmd.Context(), "status", "--no-pager", unitName)
@@ -175,10 +183,13 @@ func (c *cli) installService(ctx context.Context, dir string, noStart, show bool
 }
 
 func (c *cli) uninstallService(ctx context.Context, dir string) error {
-	path := filepath.Join(dir, unitName)
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+	if !unitIn(dir) {
+		if unitIn(packagedUnits) {
+			return fmt.Errorf("there is no %s in %s; the one in %s is the package's: `systemctl disable --now skep` ends its daemon, removing the package removes it", unitName, dir, packagedUnits)
+		}
 		return fmt.Errorf("there is no %s in %s", unitName, dir)
 	}
+	path := filepath.Join(dir, unitName)
 	if err := c.systemctl(ctx, "disable", "--now", unitName); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/config"
 )
 
@@ -44,6 +45,12 @@ func TestUnit(t *testing.T) {
 	if string(text) != string(want) {
 		t.Errorf("the unit has changed; `go test ./cmd/skep -run TestUnit -update` takes this:\n%s", text)
 	}
+	verifyUnit(t, text)
+}
+
+// verifyUnit has systemd say what is wrong with a unit.
+func verifyUnit(t *testing.T, text []byte) {
+	t.Helper()
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
 		t.Skip("systemd-analyze is not here to verify the unit: install the package systemd")
@@ -114,5 +121,8 @@ func TestNotifySystemd(t *testing.T) {
 	}
 	if err := notifySystemd(nil, "READY=1"); err != nil {
 		t.Errorf("nobody wants to know: %v", err)
+	}
+	if got := stopping(config.Config{DrainTimeout: api.Duration(90 * time.Second)}); got != "STOPPING=1\nEXTEND_TIMEOUT_USEC=120000000" {
+		t.Errorf("the end is told as %q", got)
 	}
 }

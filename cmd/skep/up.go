@@ -56,7 +56,7 @@ func (c *cli) up(ctx context.Context, r config.Result) error {
 	if err := notifySystemd(c.environ, "READY=1"); err != nil {
 		log.Warn("the service manager does not know that the daemon is ready", "error", err)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = notifySystemd(c.environ, "STOPPING=1") })
+	stop := context.AfterFunc(ctx, func() { _ = notifySystemd(c.environ, stopping(r.Config)) })
 	defer stop()
 	return d.serve(ctx)
 }

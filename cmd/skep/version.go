@@ -12,13 +12,17 @@ import (
 	"github.com/skep-dev/skep/api"
 )
 
-// version is set by the linker in releases.
+// version is set by the linker in releases; else it is that of the module.
 var version = "dev"
 
 // buildVersion says what this binary is.
 func buildVersion() api.Version {
 	v := api.Version{Version: version, Go: runtime.Version()}
 	if info, ok := debug.ReadBuildInfo(); ok {
+		// Where `go install` had no version it writes "(devel)".
+		if m := info.Main.Version; version == "dev" && m != "" && m != "(devel)" {
+			v.Version = m
+		}
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" {
 				v.Commit = s.Value[:min(12, len(s.Value))]
