@@ -58,11 +58,13 @@ type Config struct {
 	Nameservers  []string // that functions with egress get; empty: the host's
 	HostServices []string // PORT=ADDRESS:PORT: what functions with egress host reach at their gateway's PORT
 
-	StoreBucket    string   // of an S3-compatible object store, for snapshots; empty: none
-	StorePrefix    string   // of the keys in it
-	StoreEndpoints []string // URLs of that store; empty: AWS's
-	StoreRegion    string   // empty: what AWS's variables and files say
-	StorePush      bool     // push snapshots when they are made
+	StoreBucket     string   // of an S3-compatible object store, for snapshots; empty: none
+	StorePrefix     string   // of the keys in it
+	StoreEndpoints  []string // URLs of that store; empty: AWS's
+	StoreRegion     string   // empty: what AWS's variables and files say
+	StorePush       bool     // push snapshots when they are made
+	StoreKeyFile    string   // secret that all in it is encrypted with; empty: nothing is, or StoreKeyCommand's
+	StoreKeyCommand string   // run by /bin/sh; prints that secret
 
 	KeepRecords     int          // invocation records kept in all; 0: none
 	KeepImages      api.Duration // that nothing needs; 0: for ever
@@ -165,6 +167,8 @@ var Keys = []Key{
 	{"store_endpoints", "URLs of that object store, the next where one does not answer (default: AWS's); credentials are found as AWS's programs do", func(c *Config) any { return &c.StoreEndpoints }},
 	{"store_region", "region of that object store (default: what AWS's variables and files say, or us-east-1)", func(c *Config) any { return &c.StoreRegion }},
 	{"store_push", "push snapshots to the object store when they are made", func(c *Config) any { return &c.StorePush }},
+	{"store_key_file", "file with 32 random bytes or more that all in the object store is encrypted with, mode 0600, the same on all nodes (default: it is not encrypted)", func(c *Config) any { return &c.StoreKeyFile }},
+	{"store_key_command", "command that prints that key instead, run by /bin/sh when it is needed first, such as one that asks a key service", func(c *Config) any { return &c.StoreKeyCommand }},
 	{"keep_records", "invocation records kept in all (0: none)", func(c *Config) any { return &c.KeepRecords }},
 	{"keep_images", "time that root disks are kept that no function, snapshot or kept revision needs (0: for ever)", func(c *Config) any { return &c.KeepImages }},
 	{"image_budget_mib", "MiB of root disks beyond which those that nothing needs go before their time, the longest unused first (0: no bound)", func(c *Config) any { return &c.ImageBudget }},

@@ -111,6 +111,9 @@ func TestRefused(t *testing.T) {
 		{"list", "list_functions = \"maybe\"", nil, nil, []string{"list_functions", "auto, yes, no"}},
 		{"nameserver", "nameservers = [\"dns\"]", nil, nil, []string{"nameservers"}},
 		{"long socket", "socket = \"/" + strings.Repeat("x", 120) + "\"", nil, nil, []string{"socket", "107"}},
+		{"two keys of a store", "store_bucket = \"b\"\nstore_key_file = \"/k\"\nstore_key_command = \"cat /k\"", nil, nil, []string{"store_key_file and store_key_command", "one of them"}},
+		{"a key of no store", "store_key_command = \"cat /k\"", nil, nil, []string{"store_bucket"}},
+		{"a key somewhere", "store_bucket = \"b\"\nstore_key_file = \"k\"", nil, nil, []string{"store_key_file", "absolute"}},
 		{"modules alone", "kernel_modules = \"/lib/modules\"", nil, nil, []string{"kernel_modules"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

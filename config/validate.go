@@ -34,8 +34,8 @@ func (c Config) Validate() error {
 
 func (c Config) validatePaths() error {
 	var errs []error
-	for _, p := range []struct{ name, path string }{{"data_dir", c.DataDir}, {"run_dir", c.RunDir}, {"socket", c.Socket}, {"kernel_dir", c.KernelDir}} {
-		if p.path == "" && (p.name == "socket" || p.name == "kernel_dir") {
+	for _, p := range []struct{ name, path string }{{"data_dir", c.DataDir}, {"run_dir", c.RunDir}, {"socket", c.Socket}, {"kernel_dir", c.KernelDir}, {"store_key_file", c.StoreKeyFile}} {
+		if p.path == "" && (p.name == "socket" || p.name == "kernel_dir" || p.name == "store_key_file") {
 			continue // stands for its default
 		}
 		if !filepath.IsAbs(p.path) {
@@ -74,6 +74,12 @@ func (c Config) validateAddresses() error {
 	}
 	if c.StoreBucket == "" && (len(c.StoreEndpoints) > 0 || c.StorePrefix != "" || c.StoreRegion != "") {
 		errs = append(errs, errors.New("store_endpoints, store_prefix or store_region is set without store_bucket: name the bucket"))
+	}
+	if c.StoreBucket == "" && (c.StoreKeyFile != "" || c.StoreKeyCommand != "") {
+		errs = append(errs, errors.New("store_key_file or store_key_command is set without store_bucket: name the bucket"))
+	}
+	if c.StoreKeyFile != "" && c.StoreKeyCommand != "" {
+		errs = append(errs, errors.New("store_key_file and store_key_command are both set: want one of them"))
 	}
 	if strings.Contains("/"+c.StorePrefix+"/", "/../") || strings.HasPrefix(c.StorePrefix, "/") || strings.ContainsFunc(c.StorePrefix, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		errs = append(errs, fmt.Errorf("store_prefix is %q: want a prefix of keys, such as team-a/", c.StorePrefix))

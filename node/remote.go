@@ -146,6 +146,10 @@ func (n *Node) findRemote(ctx context.Context, d *deployment) (*receivable, erro
 		return nil, err
 	}
 	want := n.want(d, info)
+	fit, err := n.deps.Remote.Fit(ctx, want.Fit())
+	if err != nil {
+		return nil, err
+	}
 	all, err := n.deps.Remote.List(ctx, want.Function)
 	if err != nil {
 		return nil, err
@@ -153,7 +157,7 @@ func (n *Node) findRemote(ctx context.Context, d *deployment) (*receivable, erro
 	var reasons []error
 	for _, e := range all {
 		// Of those that do not fit the newest one's reason will do.
-		if e.Fit != want.Fit() && len(reasons) > 0 {
+		if e.Fit != fit && len(reasons) > 0 {
 			continue
 		}
 		r, err := n.lookAt(ctx, e)
@@ -411,7 +415,7 @@ func (n *Node) RemoteSnapshots(ctx context.Context, function string) ([]api.Remo
 		if errors.Is(err, remote.ErrNotThere) {
 			continue // removed just now
 		}
-		if errors.Is(err, remote.ErrUnavailable) || ctx.Err() != nil {
+		if errors.Is(err, remote.ErrUnavailable) || errors.Is(err, remote.ErrNoKey) || ctx.Err() != nil {
 			return nil, err
 		}
 		s := api.RemoteSnapshot{ID: e.ID, Function: e.Function, Pushed: e.Modified}

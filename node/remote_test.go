@@ -1,11 +1,15 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -15,6 +19,7 @@ import (
 	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/remote"
 	"github.com/skep-dev/skep/remote/remotetest"
+	"github.com/skep-dev/skep/remote/seal"
 	"github.com/skep-dev/skep/snapshot"
 )
 
@@ -33,15 +38,21 @@ func (i diskImages) Get(digest string) (image.Image, error) {
 // join opens the world's node on a bucket that it shares with others.
 func (w *world) join(t *testing.T, b remote.Bucket, push bool) *Node {
 	t.Helper()
+	return w.joinWith(t, remote.Options{Bucket: b}, push)
+}
+
+func (w *world) joinWith(t *testing.T, o remote.Options, push bool) *Node {
+	t.Helper()
 	disk := filepath.Join(w.dir, "disk")
 	if err := os.WriteFile(disk, []byte("root disk"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	store, err := remote.New(remote.Options{Bucket: b})
+	store, err := remote.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	deps := w.deps()
+	deps.Log = o.Log
 	deps.Remote = store
 	deps.OpenImages = func(context.Context, string) (image.Fetcher, error) { return diskImages{disk: disk}, nil }
 	n, err := Open(context.Background(), Config{DataDir: w.dir, UIDBase: -1, StopGrace: -1, Push: push}, deps)
@@ -161,6 +172,98 @@ func TestStoreThatIsOfNoUse(t *testing.T) {
 			})
 		})
 	}
+}
+
+// tenant is the source of the key of one of them.
+func tenant(n byte) seal.Source {
+	return func(context.Context) (*seal.Key, error) { return seal.New(bytes.Repeat([]byte{n, 's', 'k'}, 12)) }
+}
+
+func TestEncryptedSnapshotTravels(t *testing.T) {
+	maker, other := newWorld(t), newWorld(t)
+	synctest.Test(t, func(t *testing.T) {
+		b := &remotetest.Memory{}
+		deploy(t, maker.joinWith(t, remote.Options{Bucket: b, Key: tenant(1)}, true), hello(nil))
+		synctest.Wait()
+		c := other.joinWith(t, remote.Options{Bucket: b, Key: tenant(1)}, true)
+		deploy(t, c, hello(nil))
+		if other.boots != 0 || other.restores == 0 {
+			t.Errorf("%d boots, %d restores", other.boots, other.restores)
+		}
+		if list := inStore(t, c); len(list) != 1 || !list[0].Usable || !list[0].Here {
+			t.Errorf("in the store: %+v", list)
+		}
+	})
+}
+
+// TestKeysThatAreOfNoUse has two nodes of one bucket differ in their keys, or not get one: the function boots, why is
+// to be seen, and the key is not.
+func TestKeysThatAreOfNoUse(t *testing.T) {
+	away := func(context.Context) (*seal.Key, error) { return nil, errors.New("the key service is away") }
+	for name, c := range map[string]struct {
+		maker, other seal.Source
+		want         string
+		problem      error
+	}{
+		"another key":      {tenant(1), tenant(2), "it is encrypted with key", remote.ErrKey},
+		"no key here":      {tenant(1), nil, "this node has none", remote.ErrKey},
+		"not encrypted":    {nil, tenant(2), "it is not encrypted", remote.ErrKey},
+		"a key not be had": {tenant(1), away, "the key service is away", remote.ErrNoKey},
+	} {
+		t.Run(name, func(t *testing.T) {
+			maker, other := newWorld(t), newWorld(t)
+			synctest.Test(t, func(t *testing.T) {
+				b := &remotetest.Memory{}
+				a := maker.joinWith(t, remote.Options{Bucket: b, Key: c.maker}, false)
+				deploy(t, a, hello(nil))
+				id := snapshotIDs(t, a)[0]
+				if _, err := a.PushSnapshot(t.Context(), id, nil); err != nil {
+					t.Fatal(err)
+				}
+				keys := b.Keys("")
+				var log syncBuffer
+				n := other.joinWith(t, remote.Options{Bucket: b, Key: c.other, Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))}, c.problem == remote.ErrNoKey)
+				deploy(t, n, hello(nil))
+				synctest.Wait()
+				ids := snapshotIDs(t, n)
+				if other.boots != 1 || len(ids) != 1 || ids[0] == id {
+					t.Errorf("%d boots, snapshots %v", other.boots, ids)
+				}
+				if !strings.Contains(log.String(), c.want) {
+					t.Errorf("the log does not say %q: %s", c.want, log.String())
+				}
+				for _, secret := range []string{"\x02sk\x02sk", "02736b02736b", "[2 115 107", `\x02sk`} {
+					if strings.Contains(log.String(), secret) {
+						t.Errorf("the log tells the key: %s", log.String())
+					}
+				}
+				if _, err := n.PullSnapshot(t.Context(), "hello", "", nil); !errors.Is(err, c.problem) {
+					t.Errorf("pulled: %v", err)
+				}
+				if !slices.Equal(keys, b.Keys("")) {
+					t.Errorf("in the store are %v, were %v", b.Keys(""), keys)
+				}
+			})
+		})
+	}
+}
+
+// syncBuffer is a log that many write to.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer // guarded by mu
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
 }
 
 // TestPushIsTriedAgain has the store be dead when a snapshot is made, and come back.

@@ -46,7 +46,7 @@ const intentLimit = 64 << 20
 // snapshot and not the other way round. A pack that somebody needs stays, condemned, for as
 // long as they do.
 func (s *Store) Collect(ctx context.Context, o CollectOptions) (Collected, error) {
-	c := collection{s: s, o: o}
+	c := collection{s: s, o: o, known: map[string][]PackID{}}
 	if err := c.run(ctx); err != nil {
 		return c.out, fmt.Errorf("collecting garbage in the object store: %w", err)
 	}
@@ -58,6 +58,8 @@ type collection struct {
 	o   CollectOptions
 	now time.Time
 	out Collected
+	// known are the packs of snapshots by the keys of their manifests, which never change.
+	known map[string][]PackID
 }
 
 func (c *collection) run(ctx context.Context) (err error) {
@@ -160,7 +162,7 @@ func (c *collection) needed(ctx context.Context) (map[PackID]bool, error) {
 	if err := c.pushes(ctx, needed); err != nil {
 		return nil, err
 	}
-	entries, err := c.s.settled(ctx)
+	entries, err := c.settled(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -168,11 +170,11 @@ func (c *collection) needed(ctx context.Context) (map[PackID]bool, error) {
 		if slices.ContainsFunc(c.out.Removed, func(r Entry) bool { return r.Function == e.Function && r.ID == e.ID }) {
 			continue // or would be
 		}
-		m, err := c.s.Load(ctx, e)
+		packs, err := c.packs(ctx, e)
 		if err != nil {
 			return nil, fmt.Errorf("%w; nothing is deleted while it is not known what this snapshot needs: remove it (skep snapshot rm --remote %s/%s) or try again", err, e.Function, e.ID)
 		}
-		for _, id := range m.Packs {
+		for _, id := range packs {
 			needed[id] = true
 		}
 	}
@@ -221,14 +223,14 @@ func (c *collection) pushes(ctx context.Context, needed map[PackID]bool) error {
 
 // settled lists all manifests, twice the same: a list of many pages that is read while a manifest
 // takes another's place may show neither.
-func (s *Store) settled(ctx context.Context) ([]Entry, error) {
+func (c *collection) settled(ctx context.Context) ([]Entry, error) {
 	var last []Entry
 	for range 20 {
-		all, err := s.entries(ctx, "")
+		all, err := c.s.entries(ctx, "")
 		if err != nil {
 			return nil, err
 		}
-		if last != nil && slices.EqualFunc(all, last, func(a, b Entry) bool { return a.key == b.key }) && s.readable(ctx, all) {
+		if last != nil && slices.EqualFunc(all, last, func(a, b Entry) bool { return a.key == b.key }) && c.readable(ctx, all) {
 			return all, nil
 		}
 		if last = all; last == nil {
@@ -240,11 +242,23 @@ func (s *Store) settled(ctx context.Context) ([]Entry, error) {
 
 // readable says whether none of the entries has gone meanwhile; what else is wrong with
 // one, its reader finds out.
-func (s *Store) readable(ctx context.Context, all []Entry) bool {
+func (c *collection) readable(ctx context.Context, all []Entry) bool {
 	for _, e := range all {
-		if _, err := s.Load(ctx, e); errors.Is(err, ErrNotThere) {
+		if _, err := c.packs(ctx, e); errors.Is(err, ErrNotThere) {
 			return false
 		}
 	}
 	return true
+}
+
+// packs returns the packs that a snapshot needs, also when it was removed since they were asked for first.
+func (c *collection) packs(ctx context.Context, e Entry) ([]PackID, error) {
+	if packs, ok := c.known[e.key]; ok {
+		return packs, nil
+	}
+	packs, err := c.s.packs(ctx, e)
+	if err == nil {
+		c.known[e.key] = packs
+	}
+	return packs, err
 }

@@ -6,7 +6,7 @@
 // # Objects
 //
 //	skep1/packs/<pack>                           chunks, one after the other; 128 random bits name a pack
-//	skep1/snapshots/<function>/<id>/<fit>-<sum>  a manifest; sum is its SHA-256
+//	skep1/snapshots/<function>/<id>/<fit>-<sum>  a manifest; sum is the SHA-256 of the object
 //	skep1/pushing/<push>                         JSON: the packs that a push under way relies on
 //	skep1/condemned/<pack>                       empty: the pack is to be deleted, and nobody may rely on it anew
 //	skep1/clock/<random>                         empty: what time it is in the store, for who just wrote it
@@ -22,6 +22,26 @@
 //	8       4     version, 1
 //	12      4     zero
 //	16            chunks: a Zstandard frame each (RFC 8878)
+//
+// # Pack, version 2: encrypted
+//
+// The same with version 2, but what is stored of a chunk is its frame sealed under the digest
+// in its manifest (AES-SIV, RFC 5297, 16 bytes longer); see package seal.
+//
+// # Manifest, version 2: encrypted
+//
+//	offset  size  what
+//	0       8     magic "skepsnap"
+//	8       4     version, 2
+//	12      4     P, number of packs
+//	16      16    ID of the key
+//	32      16·P  names of the packs, the same as within
+//	…       rest  a manifest of version 1, sealed (16 bytes longer); the associated data is all that is
+//	              before, and then <function>/<id>/<fit> as in the object's key, so that it is of use nowhere else
+//
+// Within, the digest of a chunk is the HMAC-SHA-256 of its content with the key for names. In the
+// key of an object <fit> is keyed, too. What packs a snapshot needs is to be seen, so that
+// garbage is collected without the key, whatever others have encrypted with theirs.
 //
 // # Manifest, version 1
 //

@@ -3,7 +3,6 @@ package remote
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"io"
 	"slices"
@@ -191,11 +190,18 @@ func (s *Store) readSpan(ctx context.Context, m *Manifest, sp span, use func(chu
 
 // open returns the content of a chunk from what is stored of it, verified.
 func (s *Store) open(c Chunk, stored, buf []byte) ([]byte, error) {
+	k := s.sealer.Load() // which opened the manifest
+	if k != nil {
+		var err error
+		if stored, err = k.OpenChunk(c.Digest[:], stored); err != nil {
+			return nil, refuse("it cannot be opened: %v", err)
+		}
+	}
 	data, err := s.dec.DecodeAll(stored, buf[:0])
 	if err != nil {
 		return nil, refuse("it does not decompress (%v): it was changed or damaged", err)
 	}
-	if sum := sha256.Sum256(data); len(data) != int(c.Size) || Digest(sum) != c.Digest {
+	if sum := digest(k, data); len(data) != int(c.Size) || sum != c.Digest {
 		return nil, refuse("its content has digest %x, the manifest says %s: it was changed or damaged", sum, c.Digest)
 	}
 	return data, nil

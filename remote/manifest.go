@@ -47,7 +47,7 @@ func refuse(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrFormat, fmt.Sprintf(format, args...))
 }
 
-// Digest is the SHA-256 of a chunk's content.
+// Digest is the SHA-256 of a chunk's content; with a key, in an encrypted snapshot, the HMAC-SHA-256.
 type Digest [sha256.Size]byte
 
 func (d Digest) String() string { return hex.EncodeToString(d[:]) }

@@ -3,7 +3,6 @@ package remote
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +14,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/remote/seal"
 )
 
 // Snapshot is what Push stores.
@@ -58,6 +59,8 @@ const packTime = 15 * time.Minute
 // push is one under way.
 type push struct {
 	s       *Store
+	sealer  *seal.Key
+	fit     string // as Store.Fit has it
 	id      PackID
 	relies  map[PackID]bool // packs: those it may rely on, and those that it writes
 	have    map[Digest]known
@@ -96,6 +99,12 @@ func (s *Store) push(ctx context.Context, snap Snapshot, progress func(done, tot
 	}
 	p := &push{s: s, relies: map[PackID]bool{}, have: map[Digest]known{}, packIdx: map[PackID]uint32{}, chunk: map[Digest]uint32{},
 		m: &Manifest{Block: uint32(s.o.Block), Meta: snap.Meta}, report: progress}
+	if p.sealer, err = s.sealing(ctx); err != nil {
+		return Pushed{}, err
+	}
+	if p.fit, err = s.Fit(ctx, snap.Fit); err != nil {
+		return Pushed{}, err
+	}
 	if p.id, err = random(); err != nil {
 		return Pushed{}, err
 	}
@@ -153,7 +162,7 @@ func (p *push) learn(ctx context.Context, snap Snapshot) error {
 		if errors.Is(err, ErrNotThere) {
 			continue // removed just now
 		}
-		if errors.Is(err, ErrFormat) {
+		if errors.Is(err, ErrFormat) || errors.Is(err, ErrKey) {
 			p.s.o.Log.Warn("a manifest in the object store is of no use", "key", e.key, "error", err)
 			continue
 		}
@@ -325,10 +334,17 @@ func (p *push) add(ctx context.Context, c *Content, blocks []block) error {
 				b.data = nil
 				return ctx.Err()
 			}
-			b.digest = sha256.Sum256(b.data)
+			b.digest = digest(p.sealer, b.data)
 			_, stored := p.have[b.digest]
-			if _, listed := p.chunk[b.digest]; !stored && !listed {
-				b.stored = p.s.enc.EncodeAll(b.data, nil)
+			if _, listed := p.chunk[b.digest]; stored || listed {
+				return ctx.Err()
+			}
+			// Compressed first: afterwards nothing is to be gained.
+			if b.stored = p.s.enc.EncodeAll(b.data, nil); p.sealer != nil {
+				var err error
+				if b.stored, err = p.sealer.Chunk(b.digest[:], b.stored); err != nil {
+					return fmt.Errorf("encrypting a chunk: %w", err)
+				}
 			}
 			return ctx.Err()
 		})
@@ -398,7 +414,9 @@ func (p *push) store(ctx context.Context, b block) (known, error) {
 		p.bufOf = id
 		p.buf = make([]byte, packHeader, p.s.o.Pack+2*p.s.o.Block)
 		copy(p.buf, packMagic)
-		p.buf[8] = version
+		if p.buf[8] = version; p.sealer != nil {
+			p.buf[8] = sealedVersion
+		}
 	}
 	k := known{p.bufOf, uint32(len(p.buf)), uint32(len(b.stored)), uint32(len(b.data))}
 	p.buf = append(p.buf, b.stored...)
@@ -432,11 +450,11 @@ func (p *push) publish(ctx context.Context, snap Snapshot) (Pushed, error) {
 	if err := p.uploads.Wait(); err != nil {
 		return Pushed{}, err
 	}
-	b, err := p.m.Encode()
+	b, err := sealManifest(p.sealer, Entry{Function: snap.Function, ID: snap.ID, Fit: p.fit}.place(), p.m)
 	if err != nil {
 		return Pushed{}, err
 	}
-	key := p.s.entryKey(snap.Function, snap.ID, snap.Fit, b)
+	key := p.s.entryKey(snap.Function, snap.ID, p.fit, b)
 	if err := p.s.o.Bucket.Put(ctx, key, b); err != nil {
 		return Pushed{}, err
 	}

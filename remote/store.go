@@ -12,9 +12,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/skep-dev/skep/remote/seal"
 )
 
 // Options of New. Of the zero value only Bucket is missing.
@@ -27,7 +30,10 @@ type Options struct {
 	// Lease is how long a push that nothing is heard of is taken to be alive, by the
 	// store's clock; default an hour.
 	Lease time.Duration
-	Log   *slog.Logger // default: none
+	// Key encrypts all that is stored and is asked for when it is needed first, and again after it
+	// was not to be had; nil: nothing is encrypted.
+	Key seal.Source
+	Log *slog.Logger // default: none
 }
 
 // Store is the snapshots in an object store. Its methods may be called from many
@@ -39,6 +45,9 @@ type Store struct {
 
 	mu     sync.Mutex
 	loaded map[string]*Manifest // guarded by mu: by key; a key's content never changes
+
+	sealer  atomic.Pointer[seal.Key] // once it was got
+	getting chan struct{}            // holds something while somebody gets it
 }
 
 // keepLoaded bounds the manifests that are remembered.
@@ -72,7 +81,7 @@ func New(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{o: o, enc: enc, dec: dec, loaded: map[string]*Manifest{}}, nil
+	return &Store{o: o, enc: enc, dec: dec, loaded: map[string]*Manifest{}, getting: make(chan struct{}, 1)}, nil
 }
 
 // Folders of the keys; see the package's comment.
@@ -90,7 +99,7 @@ func (s *Store) key(dir, name string) string { return s.o.Prefix + "skep1/" + di
 type Entry struct {
 	Function string
 	ID       string
-	Fit      string // what it fits, as its maker named that
+	Fit      string // what it fits, as Store.Fit has it
 	Sum      string // SHA-256 of the manifest
 	Size     int64  // bytes of the manifest
 	Modified time.Time
@@ -178,8 +187,20 @@ func (s *Store) Find(ctx context.Context, function, id string) (Entry, error) {
 	return Entry{}, fmt.Errorf("snapshot %s of function %s: %w", id, function, ErrNotThere)
 }
 
+// raw returns an entry's manifest as it is stored, with the digest that its key names.
+func (s *Store) raw(ctx context.Context, e Entry) ([]byte, error) {
+	b, err := s.o.Bucket.Get(ctx, e.key, maxStored)
+	if err != nil {
+		return nil, fmt.Errorf("reading the manifest of %s in the object store: %w", e.ID, err)
+	}
+	if sum := sha256.Sum256(b); hex.EncodeToString(sum[:]) != e.Sum {
+		return nil, fmt.Errorf("the manifest of %s in the object store: %w", e.ID, refuse("its digest is %x, its name says %s: it was changed or damaged", sum, e.Sum))
+	}
+	return b, nil
+}
+
 // Load returns an entry's manifest, with the digest that its key names. It is shared
-// and must not be changed. Errors wrap ErrNotThere, ErrFormat or ErrUnavailable.
+// and must not be changed. Errors wrap ErrNotThere, ErrFormat, ErrUnavailable, ErrKey or ErrNoKey.
 func (s *Store) Load(ctx context.Context, e Entry) (*Manifest, error) {
 	s.mu.Lock()
 	m := s.loaded[e.key]
@@ -187,14 +208,15 @@ func (s *Store) Load(ctx context.Context, e Entry) (*Manifest, error) {
 	if m != nil {
 		return m, nil
 	}
-	b, err := s.o.Bucket.Get(ctx, e.key, MaxManifest)
+	k, err := s.sealing(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reading the manifest of %s in the object store: %w", e.ID, err)
 	}
-	if sum := sha256.Sum256(b); hex.EncodeToString(sum[:]) != e.Sum {
-		return nil, fmt.Errorf("the manifest of %s in the object store: %w", e.ID, refuse("its digest is %x, its name says %s: it was changed or damaged", sum, e.Sum))
+	b, err := s.raw(ctx, e)
+	if err != nil {
+		return nil, err
 	}
-	if m, err = Decode(b); err != nil {
+	if m, err = openManifest(k, e.place(), b); err != nil {
 		return nil, fmt.Errorf("the manifest of %s in the object store: %w", e.ID, err)
 	}
 	s.mu.Lock()

@@ -26,6 +26,9 @@ type Verified struct {
 // it could not be found out.
 func (s *Store) Verify(ctx context.Context, function string, quick bool, progress func(done, total int64)) (Verified, error) {
 	var out Verified
+	if _, err := s.sealing(ctx); err != nil {
+		return out, err
+	}
 	entries, err := s.List(ctx, function)
 	if err != nil {
 		return out, err

@@ -1,9 +1,11 @@
 package test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,11 +17,16 @@ import (
 )
 
 // TestSnapshotTravels has one daemon make a snapshot, and another, which shares nothing with it but a
-// bucket on a real S3 server, start from that without ever booting. Then the store is damaged, dies and
+// bucket on a real S3 server and a key, start from that without ever booting. Then the store is damaged, dies and
 // comes back.
 func TestSnapshotTravels(t *testing.T) {
 	s3 := remotetest.Serve(t)
+	key := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(key, bytes.Repeat([]byte("secret"), 6), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	settings := []string{
+		"store_key_command = 'cat " + key + "'",
 		"store_bucket = '" + s3.Bucket + "'",
 		"store_endpoints = ['" + s3.URL + "']",
 		"shells = 0",
@@ -102,6 +109,29 @@ func TestSnapshotTravels(t *testing.T) {
 		t.Errorf("collected %+v, %v", gc, err)
 	}
 	other.mustCLI("store", "verify", "hello")
+
+	// Nothing there, nor in a log, tells what it is.
+	err := filepath.WalkDir(s3.Dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		for _, told := range []string{"HELLO_TABLE_MIB", "image_digest", "trace/", "\x28\xb5\x2f\xfd"} {
+			// Four bytes may come about by chance, at the beginning of a chunk they do not.
+			if i := strings.Index(string(b), told); i >= 0 && (len(told) > 4 || i < 64) {
+				t.Errorf("%s has %q at %d", path, told, i)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []*daemon{maker, other} {
+		if log := d.log.String(); strings.Contains(log, "secretsecret") || !strings.Contains(log, "what goes to the object store is encrypted") {
+			t.Errorf("the log tells the key, or not that there is one:\n%s", log)
+		}
+	}
 
 	// A store without it, that is damaged, or dead.
 	packs, err := filepath.Glob(filepath.Join(s3.Dir, "skep1", "packs", "*"))

@@ -23,6 +23,7 @@ import (
 	"github.com/skep-dev/skep/node"
 	objects "github.com/skep-dev/skep/remote"
 	"github.com/skep-dev/skep/remote/bucket"
+	"github.com/skep-dev/skep/remote/seal"
 	"github.com/skep-dev/skep/vmm"
 	"github.com/skep-dev/skep/vmm/choose"
 )
@@ -139,7 +140,18 @@ func (d *daemon) openStore(ctx context.Context) (err error) {
 	if d.bucket, err = bucket.Open(ctx, bucket.Options{Name: c.StoreBucket, Endpoints: c.StoreEndpoints, Region: c.StoreRegion}); err != nil {
 		return err
 	}
-	d.remote, err = objects.New(objects.Options{Bucket: d.bucket, Prefix: c.StorePrefix, Log: d.log})
+	o := objects.Options{Bucket: d.bucket, Prefix: c.StorePrefix, Log: d.log}
+	switch {
+	case c.StoreKeyFile != "":
+		o.Key = seal.FromFile(c.StoreKeyFile)
+		// It is read when it is needed; who looks at the log need not wait for that.
+		if _, err := o.Key(ctx); err != nil {
+			d.log.Error("the key of the object store is not to be had: nothing goes there, and nothing comes from it, before it is", "error", err)
+		}
+	case c.StoreKeyCommand != "":
+		o.Key = seal.FromCommand(c.StoreKeyCommand)
+	}
+	d.remote, err = objects.New(o)
 	return err
 }
 

@@ -114,6 +114,10 @@ func statusOf(err error) (status int, hint string) {
 		return http.StatusNotFound, "`skep snapshot ls` lists the snapshots that exist"
 	case errors.Is(err, node.ErrNoStore):
 		return http.StatusConflict, "set store_bucket, and store_endpoints unless it is one of AWS: docs/store.md"
+	case errors.Is(err, objects.ErrNoKey):
+		return http.StatusServiceUnavailable, "store_key_file or store_key_command says where it is from"
+	case errors.Is(err, objects.ErrKey):
+		return http.StatusUnprocessableEntity, "all nodes of a prefix want the same key: docs/store.md"
 	case errors.Is(err, objects.ErrUnavailable):
 		return http.StatusBadGateway, "is the store up, does it have the bucket, and may the daemon's credentials use it?"
 	case errors.Is(err, objects.ErrNotThere):
