@@ -23,6 +23,8 @@ type Settings struct {
 	Storage     Limit    `json:"storage"`          // of the slow disk
 	Chosen      bool     `json:"chosen,omitempty"` // somebody has named the functions
 
+	Shells int `json:"shells,omitempty"` // processes that wait for starts
+
 	// KeepAlive is how long an instance stays after a call; 0: 400 ms.
 	KeepAlive time.Duration `json:"keep_alive_ns,omitempty"`
 
@@ -102,7 +104,7 @@ type Table struct {
 func All() []*Experiment {
 	return []*Experiment{
 		breakdown, contiguity, footprint, reuse, steps, policies, native, recording,
-		concurrency, mispredictions, drift, first, load, storage, stack,
+		concurrency, mispredictions, drift, first, limits, load, storage, stack,
 	}
 }
 

@@ -103,7 +103,8 @@ gone. Variants take turns, run by run.`,
 	if slices.Contains(experiments, "stack") {
 		f.StringVar(&o.cluster, "cluster", "", "`DIRECTORY` of the cluster that stack is measured on (default: KUBECONFIG's, or "+cluster.DefaultDir+")")
 	}
-	c.keyFlags(f, "vmm", "accel", "qemu", "firecracker", "kernel", "kernel_modules", "kernel_dir", "data_dir", "log_level")
+	c.keyFlags(f, "vmm", "accel", "qemu", "firecracker", "kernel", "kernel_modules", "kernel_dir", "data_dir", "shells", "log_level")
+	f.Lookup("shells").DefValue = "0"
 	return cmd
 }
 
@@ -159,6 +160,13 @@ func (c *cli) runExperiments(ctx context.Context, o experimentFlags) (err error)
 		if k, err = c.findKnative(ctx, o.cluster, &o.set); err != nil {
 			return err
 		}
+	}
+	r, err := c.settings()
+	if err != nil {
+		return err
+	}
+	if r.From["shells"] != "default" {
+		o.set.Shells = r.Config.Shells // as the private daemon will have it
 	}
 	plan, without, err := experiment.Plan(o.set)
 	if err != nil {

@@ -53,7 +53,7 @@ func measureFloors(ctx context.Context, o Options, t *workingset.Trace, run int)
 	}{
 		{FloorInstall, func() (Floor, error) { return floorInstall(ctx, o, src, t, content) }},
 		{FloorFault, func() (Floor, error) { return floorFault(ctx, o, src, t, content) }},
-		{FloorDisk, func() (Floor, error) { return floorDisk(filepath.Join(src.Dir, workingset.SetFile)) }},
+		{FloorDisk, func() (Floor, error) { return DiskFloor(filepath.Join(src.Dir, workingset.SetFile)) }},
 	} {
 		floor, err := f.measure()
 		if err != nil {
@@ -165,9 +165,9 @@ func (p *pages) run(r workingset.Run) []byte {
 
 func (p *pages) free() { sys.FreeHuge(p.mem) }
 
-// floorDisk reads the file once, as fast as the disk goes: pieces of 1 MiB,
+// DiskFloor reads a file once, as fast as the disk goes: pieces of 1 MiB,
 // some at once, past the page cache.
-func floorDisk(path string) (Floor, error) {
+func DiskFloor(path string) (Floor, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_DIRECT, 0)
 	if err != nil {
 		return Floor{}, fmt.Errorf("opening %s with O_DIRECT: %w", path, err)
