@@ -28,6 +28,8 @@ type Settings struct {
 	// KeepAlive is how long an instance stays after a call; 0: 400 ms.
 	KeepAlive time.Duration `json:"keep_alive_ns,omitempty"`
 
+	Scaling ScalingLoad `json:"scaling,omitzero"`
+
 	Cluster        string `json:"cluster,omitempty"`      // directory of the one that stack is measured on
 	GVisor         string `json:"gvisor_class,omitempty"` // its RuntimeClass for runsc; "": it has none
 	WithoutCluster string `json:"-"`                      // why there is none
@@ -104,7 +106,7 @@ type Table struct {
 func All() []*Experiment {
 	return []*Experiment{
 		breakdown, contiguity, footprint, reuse, steps, policies, native, recording,
-		concurrency, mispredictions, drift, first, limits, load, storage, stack,
+		concurrency, mispredictions, drift, first, limits, load, storage, stack, scaling,
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/functions"
 	"github.com/skep-dev/skep/image"
+	"github.com/skep-dev/skep/load/trace"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/memory/workingset"
 )
@@ -58,6 +59,9 @@ type Lab struct {
 	copies  []memory.Source      // of one snapshot, for replays at once
 	dirs    []string             // that Remove removes
 	serving *memory.Policies     // of replays; nil until the first
+
+	large    *trace.Trace // that is simulated; nil until the first
+	measured *Store       // what there is already; nil before Run
 }
 
 // NewLab returns a lab without functions.

@@ -78,6 +78,7 @@ const maxFailed = 5
 // Run measures the points and stores the samples. A point that fails is tried
 // once more and then left for another run; too many of them end this one.
 func Run(ctx context.Context, lab *Lab, store *Store, points []Point, progress Progress) error {
+	lab.measured = store
 	var failed []error
 	for _, p := range points {
 		samples, err := measure(ctx, lab, p, progress)

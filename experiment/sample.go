@@ -52,6 +52,7 @@ type Sample struct {
 	Guest    *Footprint      `json:"footprint,omitempty"`
 	Storage  *Storage        `json:"storage,omitempty"`
 	Stack    *coldstart.Path `json:"stack,omitempty"` // through Knative; it has no record then
+	Scaled   *Scaled         `json:"scaled,omitempty"`
 	Note     string          `json:"note,omitempty"`
 }
 
@@ -60,6 +61,8 @@ func (s Sample) Total() float64 {
 	switch {
 	case s.Replay != nil:
 		return ms(s.Replay.Total)
+	case s.Scaled != nil && s.Scaled.Call != nil:
+		return ms(s.Scaled.Call.Latency)
 	case s.Stack != nil:
 		return ms(s.Stack.Total)
 	case s.Record == nil:

@@ -3,6 +3,7 @@ package load
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -41,6 +42,26 @@ type Report struct {
 	Reasons map[string]int `json:"lost_because,omitempty"`
 
 	samples []Sample // by n, one for each
+	memory  []Memory
+}
+
+// Samples are the calls that are over, in the order of the plan.
+func (r *Report) Samples() []Sample { return r.samples }
+
+// Memory is what the server's instances held, each time it was asked.
+func (r *Report) Memory() []Memory { return r.memory }
+
+// Of is the report of calls that are over, one for each of a plan, and of what instances
+// held meanwhile.
+func Of(samples []Sample, memory []Memory) *Report {
+	r := &Report{Calls: len(samples), samples: samples, memory: memory}
+	slices.SortFunc(r.samples, func(a, b Sample) int { return a.N - b.N })
+	r.count()
+	for _, m := range memory {
+		r.MemoryMean += m.MiB / float64(len(memory))
+		r.MemoryPeak = max(r.MemoryPeak, m.MiB)
+	}
+	return r
 }
 
 // Quantiles of something over calls.
@@ -77,16 +98,8 @@ func Read(dir string) (*Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", f.Name(), err)
 	}
-	r := &Report{Source: h.Source, Seed: h.Seed, URL: h.URL, Calls: h.Calls}
-	for _, s := range byN {
-		r.samples = append(r.samples, s)
-	}
-	slices.SortFunc(r.samples, func(a, b Sample) int { return a.N - b.N })
-	r.count()
-	for _, m := range memory {
-		r.MemoryMean += m.MiB / float64(len(memory))
-		r.MemoryPeak = max(r.MemoryPeak, m.MiB)
-	}
+	r := Of(slices.Collect(maps.Values(byN)), memory)
+	r.Source, r.Seed, r.URL, r.Calls = h.Source, h.Seed, h.URL, h.Calls
 	return r, nil
 }
 
@@ -108,7 +121,7 @@ func (r *Report) count() {
 		us := s.Latency.Microseconds()
 		all.add(us)
 		switch {
-		case cold(s.Start):
+		case s.Cold():
 			r.Cold++
 			chilled.add(us)
 		case s.Start == "":
@@ -135,7 +148,7 @@ func (r *Report) beyondTook() map[int]time.Duration {
 		}
 		d := max(0, s.Latency-s.Took)
 		every[s.Function] = append(every[s.Function], d)
-		if s.Start != "" && !cold(s.Start) {
+		if s.Start != "" && !s.Cold() {
 			warm[s.Function] = append(warm[s.Function], d)
 		}
 	}
@@ -186,8 +199,8 @@ func Compare(a, b *Report) []Compared {
 		is   func(Sample) bool
 	}{
 		{"all", func(Sample) bool { return true }},
-		{"warm", func(s Sample) bool { return s.Start != "" && !cold(s.Start) }},
-		{"cold", func(s Sample) bool { return cold(s.Start) }},
+		{"warm", func(s Sample) bool { return s.Start != "" && !s.Cold() }},
+		{"cold", func(s Sample) bool { return s.Cold() }},
 	} {
 		va, vb := a.latencies(kind.is), b.latencies(kind.is)
 		if len(va) == 0 || len(vb) == 0 {

@@ -192,7 +192,7 @@ func (r *runner) send(ctx context.Context, first int, flights *sync.WaitGroup) e
 			if s.Lost != "" {
 				r.lost.Add(1)
 			}
-			if cold(s.Start) {
+			if s.Cold() {
 				r.cold.Add(1)
 			}
 			r.store.add(s)
@@ -201,7 +201,8 @@ func (r *runner) send(ctx context.Context, first int, flights *sync.WaitGroup) e
 	return nil
 }
 
-func cold(s api.StartKind) bool { return s != "" && s != api.StartWarm }
+// Cold says that it waited for a start, as the server says.
+func (s *Sample) Cold() bool { return s.Start != "" && s.Start != api.StartWarm }
 
 // call makes one call.
 func (r *runner) call(ctx context.Context, n int, c Call) Sample {

@@ -19,6 +19,7 @@ var hybrid = Kind{
 	Name: "hybrid", Summary: "hybrid histogram (Serverless in the Wild): learns idle times, ends early, starts ahead",
 	Params: []Param{
 		{Name: "range", Help: "width of the histogram", Default: 4 * 3600, Min: 60, Max: maxSeconds, Seconds: true},
+		{Name: "bin", Help: "width of one of its bins", Default: 60, Min: 1, Max: 3600, Seconds: true},
 		{Name: "head", Help: "quantile of idle times before which it is started ahead", Default: 0.05, Min: 0, Max: 0.5},
 		{Name: "tail", Help: "quantile of idle times until which it is kept", Default: 0.99, Min: 0.5, Max: 1},
 		{Name: "margin", Help: "by which the one is made shorter and the other longer", Default: 0.1, Min: 0, Max: 1},
@@ -32,8 +33,9 @@ var hybrid = Kind{
 type hybridPolicy struct {
 	v     Values
 	width time.Duration
+	bin   time.Duration
 
-	bins     []uint32 // of a minute each; nil: nothing was seen yet
+	bins     []uint32 // nil: nothing was seen yet
 	inside   uint32   // idle times in them
 	squares  float64  // sum of the squares of the bins
 	outside  uint32   // idle times that were wider
@@ -52,7 +54,7 @@ type hybridPolicy struct {
 
 func newHybrid(v Values, _ Function, _ *Group) Policy {
 	width := v.duration("range")
-	return &hybridPolicy{v: v, width: width, keep: width}
+	return &hybridPolicy{v: v, width: width, bin: v.duration("bin"), keep: width}
 }
 
 func (h *hybridPolicy) Decide(now time.Duration, l *Load) Decision {
@@ -99,9 +101,9 @@ func (h *hybridPolicy) idle(now time.Duration, l *Load, d *Decision) {
 // saw counts an idle time.
 func (h *hybridPolicy) saw(t time.Duration) {
 	if h.bins == nil {
-		h.bins = make([]uint32, max(1, int(h.width/time.Minute)))
+		h.bins = make([]uint32, max(1, int(h.width/h.bin)))
 	}
-	if bin := int(t / time.Minute); bin < len(h.bins) {
+	if bin := int(t / h.bin); bin < len(h.bins) {
 		h.squares += float64(2*h.bins[bin] + 1)
 		h.bins[bin]++
 		h.inside++
@@ -133,8 +135,8 @@ func (h *hybridPolicy) look() {
 		h.keep = seconds(2 * margin * h.forecast)
 	case h.variation() >= h.v["cv"]:
 		margin := h.v["margin"]
-		head := time.Duration(h.quantile(h.v["head"])) * time.Minute // rounded down
-		tail := time.Duration(h.quantile(h.v["tail"])+1) * time.Minute
+		head := time.Duration(h.quantile(h.v["head"])) * h.bin // rounded down
+		tail := time.Duration(h.quantile(h.v["tail"])+1) * h.bin
 		h.prewarm = seconds(head.Seconds() * (1 - margin))
 		h.keep = seconds(tail.Seconds()*(1+margin)) - h.prewarm
 	}

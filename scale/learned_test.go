@@ -59,6 +59,15 @@ func TestHybridKeeps(t *testing.T) {
 	if d.Idle != 66*time.Second || d.Again != 0 {
 		t.Errorf("%+v, want to keep for 66s", d)
 	}
+	// In bins of two seconds they are in the third: loaded ahead after 4 s less a tenth, until
+	// its end at 6 s and a tenth.
+	tl = &timeline{p: mustNew(t, "hybrid:bin=2s,range=2m", Function{}, nil)}
+	for range 20 {
+		d = tl.request(5 * time.Second)
+	}
+	if d.Idle != 0 || d.Again != 3600*time.Millisecond {
+		t.Errorf("in bins of 2s: %+v, want to unload and to be asked in 3.6s", d)
+	}
 }
 
 // Idle times all over the histogram, as often each: the variation of the bins is low,

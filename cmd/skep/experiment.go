@@ -100,6 +100,17 @@ gone. Variants take turns, run by run.`,
 	if len(experiments) > 1 {
 		f.StringSliceVar(&o.only, "only", nil, "these `EXPERIMENTS`, in this order")
 	}
+	if slices.Contains(experiments, "scaling") {
+		s := &o.set.Scaling
+		f.StringSliceVar(&s.Policies, "scaling", nil, "scaling policies of the experiment scaling (default: each; quick: fixed,break-even)")
+		f.IntVar(&s.LiveFunctions, "live-functions", 0, "of its live trace, which lasts --live-minutes and passes --live-speed times as fast (default 4; quick: 2)")
+		f.IntVar(&s.LiveMinutes, "live-minutes", 0, "(default 60; quick: 30)")
+		f.Float64Var(&s.Speed, "live-speed", 0, "(default 30; quick: 60)")
+		f.IntVar(&s.Functions, "simulated-functions", 0, "of the trace that it simulates, for --simulated-minutes, at --simulated-rate times the published rates (default 1000; quick: 200)")
+		f.IntVar(&s.Minutes, "simulated-minutes", 0, "(default 360; quick: 120)")
+		f.Float64Var(&s.Rate, "simulated-rate", 0, "(default 0.2; quick: 0.1)")
+		f.Uint64Var(&s.Seed, "seed", 1, "of its traces")
+	}
 	if slices.Contains(experiments, "stack") {
 		f.StringVar(&o.cluster, "cluster", "", "`DIRECTORY` of the cluster that stack is measured on (default: KUBECONFIG's, or "+cluster.DefaultDir+")")
 	}
@@ -140,6 +151,9 @@ func (o *experimentFlags) complete(cmd *cobra.Command) error {
 		return usagef(cmd, "--slow-mbs and --slow-iops want 1 or more")
 	case !slices.Contains([]string{experiment.ColdNone, experiment.ColdFiles, experiment.ColdAll}, o.set.Cold):
 		return usagef(cmd, "--cold is %q: want none, files or all", o.set.Cold)
+	}
+	if err := o.set.Scaling.Check(); err != nil {
+		return usagef(cmd, "%v", err)
 	}
 	for _, name := range o.set.Experiments {
 		if _, err := experiment.Find(name); err != nil {

@@ -216,7 +216,7 @@ func (b *Bars) bar(p Pen, s scale, bar Bar, y, width float64) {
 		p.Dot(s.at(sum), y, 5, bar.Parts[0].Ink, 1, Number(sum)+" "+b.Unit)
 	}
 	if bar.Paper > 0 {
-		p.Diamond(s.at(bar.Paper), y, 5, "paper: "+Number(bar.Paper)+" "+b.Unit)
+		p.Diamond(s.at(bar.Paper), y, 5, Paper, "paper: "+Number(bar.Paper)+" "+b.Unit)
 	}
 	p.Text(width, y+3.5, Number(sum), small, End, Text, false)
 }

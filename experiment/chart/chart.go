@@ -60,7 +60,7 @@ const (
 	Box     Mark = iota // a bar
 	Stroke              // a line
 	Dashed              // a dashed line
-	Diamond             // the paper's value
+	Diamond             // the paper's value, or a series' where it is one of marks
 	Whisker             // an interval
 	Dots                // single samples
 )
@@ -80,7 +80,7 @@ type Pen interface {
 	Rect(x, y, w, h float64, ink Ink, tip string)
 	Line(points []Point, width float64, ink Ink, dashed bool)
 	Dot(x, y, r float64, ink Ink, opacity float64, tip string)
-	Diamond(x, y, r float64, tip string)
+	Diamond(x, y, r float64, ink Ink, tip string)
 	Text(x, y float64, s string, size float64, a Anchor, ink Ink, bold bool)
 }
 

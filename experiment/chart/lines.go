@@ -22,6 +22,8 @@ type Series struct {
 	Name   string
 	Ink    Ink
 	Dashed bool // replayed, or the paper's
+	Marks  bool // diamonds, and no line between them
+	Silent bool // not in the legend
 	Points []XY
 }
 
@@ -42,9 +44,15 @@ func (l *Lines) About() Info { return l.Info }
 func (l *Lines) Legend() []Key {
 	var keys []Key
 	for _, s := range l.Series {
+		if s.Silent {
+			continue
+		}
 		k := Key{s.Name, s.Ink, Stroke}
 		if s.Dashed {
 			k.Mark = Dashed
+		}
+		if s.Marks {
+			k.Mark = Diamond
 		}
 		keys = append(keys, k)
 	}
@@ -117,6 +125,12 @@ func (l *Lines) series(p Pen, xs, ys scale, s Series) {
 	var path []Point
 	for _, pt := range s.Points {
 		path = append(path, Point{xs.at(pt.X), ys.at(pt.Summary.Median)})
+	}
+	if s.Marks {
+		for i, pt := range s.Points {
+			p.Diamond(path[i].X, path[i].Y, 5, s.Ink, s.Name+": "+Number(pt.Summary.Median))
+		}
+		return
 	}
 	p.Line(path, 2, s.Ink, s.Dashed)
 	for i, pt := range s.Points {

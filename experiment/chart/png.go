@@ -101,7 +101,7 @@ func DrawKey(p Pen, k Key, x, y float64) {
 	case Stroke, Dashed:
 		p.Line([]Point{{x, y}, {x + 16, y}}, 2, k.Ink, k.Mark == Dashed)
 	case Diamond:
-		p.Diamond(x+8, y, 5, "")
+		p.Diamond(x+8, y, 5, k.Ink, "")
 	case Whisker:
 		whisker(p, x+1, x+15, y, true)
 	case Dots:
@@ -117,7 +117,7 @@ type blank struct{}
 func (blank) Rect(_, _, _, _ float64, _ Ink, _ string)                        {}
 func (blank) Line([]Point, float64, Ink, bool)                                {}
 func (blank) Dot(_, _, _ float64, _ Ink, _ float64, _ string)                 {}
-func (blank) Diamond(_, _, _ float64, _ string)                               {}
+func (blank) Diamond(_, _, _ float64, _ Ink, _ string)                        {}
 func (blank) Text(_, _ float64, _ string, _ float64, _ Anchor, _ Ink, _ bool) {}
 
 // raster draws on an image, whose origin is at the bottom.
@@ -184,10 +184,10 @@ func (r *raster) Dot(x, y, radius float64, ink Ink, opacity float64, _ string) {
 	r.c.Fill(p)
 }
 
-func (r *raster) Diamond(x, y, d float64, _ string) {
+func (r *raster) Diamond(x, y, d float64, ink Ink, _ string) {
 	corners := []Point{{x, y - d}, {x + d, y}, {x, y + d}, {x - d, y}}
 	r.fill(corners, color.White)
-	r.stroke(corners, 1.7, Paper.light(), false, true)
+	r.stroke(corners, 1.7, ink.light(), false, true)
 }
 
 func (r *raster) Text(x, y float64, s string, size float64, a Anchor, ink Ink, bold bool) {

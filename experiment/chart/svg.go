@@ -53,9 +53,9 @@ func (s *svg) Dot(x, y, r float64, ink Ink, opacity float64, tip string) {
 	fmt.Fprintf(&s.b, `<circle cx="%.1f" cy="%.1f" r="%.1f" fill="%s" opacity="%.2f">%s</circle>`, x, y, r, ink.Var(), opacity, title(tip))
 }
 
-func (s *svg) Diamond(x, y, r float64, tip string) {
-	fmt.Fprintf(&s.b, `<path d="M%.1f %.1fl%.1f %.1fl%.1f %.1fl%.1f %.1fz" fill="var(--bg)" stroke="var(--paper)" stroke-width="1.7">%s</path>`,
-		x, y-r, r, r, -r, r, -r, -r, title(tip))
+func (s *svg) Diamond(x, y, r float64, ink Ink, tip string) {
+	fmt.Fprintf(&s.b, `<path d="M%.1f %.1fl%.1f %.1fl%.1f %.1fl%.1f %.1fz" fill="var(--bg)" stroke="%s" stroke-width="1.7">%s</path>`,
+		x, y-r, r, r, -r, r, -r, -r, ink.Var(), title(tip))
 }
 
 func (s *svg) Text(x, y float64, text string, size float64, a Anchor, ink Ink, bold bool) {

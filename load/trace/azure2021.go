@@ -54,11 +54,6 @@ func ReadAzure2021(r io.Reader, mib float64) (*Trace, error) {
 		in.At -= all[0].At
 		t.addSingle(in)
 	}
-	for i, d := range durations {
-		slices.Sort(d)
-		for j, p := range Percents {
-			t.Functions[i].Duration[j] = d[(len(d)-1)*p/100]
-		}
-	}
+	t.setDurations(durations)
 	return t, nil
 }

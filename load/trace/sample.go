@@ -89,7 +89,7 @@ func wasserstein(a, b []float64) float64 {
 }
 
 // quantilesOf are those of a sample, which it sorts.
-func quantilesOf(v []float64) (q Quantiles) {
+func quantilesOf[T float32 | float64](v []T) (q Quantiles) {
 	slices.Sort(v)
 	for i, p := range Percents {
 		q[i] = float32(v[(len(v)-1)*p/100])

@@ -7,6 +7,7 @@
 package trace
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -165,6 +166,47 @@ const (
 	TriggerHTTP  = "http"
 	TriggerTimer = "timer"
 )
+
+// Of is a trace of single invocations, which it copies, from the beginning of its first
+// minute. Calls and durations of functions are taken from them.
+func Of(functions []Function, invocations []Invocation) (*Trace, error) {
+	t := &Trace{Functions: slices.Clone(functions)}
+	durations := make([][]float32, len(functions))
+	for i := range t.Functions {
+		t.Functions[i].Calls = 0
+	}
+	all := slices.Clone(invocations)
+	slices.SortStableFunc(all, func(a, b Invocation) int { return cmp.Compare(a.At, b.At) })
+	for _, in := range all {
+		if in.Function < 0 || in.Function >= len(functions) || in.At < 0 || in.At > maxMinutes*time.Minute || in.Took < 0 || in.Took > maxDuration*time.Second {
+			return nil, fmt.Errorf("an invocation at %v of function %d for %v: want one of %d functions, within %d minutes, and at most %d s", in.At, in.Function, in.Took, len(functions), maxMinutes, maxDuration)
+		}
+		t.addSingle(in)
+		durations[in.Function] = append(durations[in.Function], float32(in.Took.Seconds()))
+	}
+	t.setDurations(durations)
+	return t, nil
+}
+
+// setDurations sets the quantiles of functions that have some.
+func (t *Trace) setDurations(of [][]float32) {
+	for i, d := range of {
+		if len(d) > 0 {
+			t.Functions[i].Duration = quantilesOf(d)
+		}
+	}
+}
+
+// Where is the trace of those functions alone of which keep says so.
+func (t *Trace) Where(keep func(*Function) bool) (*Trace, error) {
+	functions := []int{}
+	for i := range t.Functions {
+		if keep(&t.Functions[i]) {
+			functions = append(functions, i)
+		}
+	}
+	return t.pick(0, len(t.minutes), functions)
+}
 
 // Slice is the part of a trace that has so many minutes from one on.
 func (t *Trace) Slice(from, minutes int) (*Trace, error) {

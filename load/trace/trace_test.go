@@ -432,3 +432,52 @@ func check(t *testing.T, tr *Trace, err error) {
 		t.Fatalf("%d invocations, %d counted", total, tr.Calls())
 	}
 }
+
+func TestOf(t *testing.T) {
+	functions := []Function{{Name: "a", MemoryMiB: 100, Calls: 7}, {Name: "b"}}
+	in := []Invocation{{90 * time.Second, 2 * time.Second, 0}, {time.Second, time.Second, 0}}
+	tr, err := Of(functions, in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tr.Minutes() != 2 || tr.Calls() != 2 || tr.Functions[0].Calls != 2 || tr.Functions[1].Calls != 0 || tr.Functions[0].MemoryMiB != 100 || functions[0].Calls != 7 {
+		t.Errorf("%+v", tr.Functions)
+	}
+	if q := tr.Functions[0].Duration; q[0] != 1 || q[len(q)-1] != 2 {
+		t.Errorf("durations %v", q)
+	}
+	if got := tr.Minute(1, 1, nil); len(got) != 1 || got[0] != in[0] {
+		t.Errorf("in the second minute: %v", got)
+	}
+	for _, bad := range []Invocation{{0, 0, 2}, {0, 0, -1}, {-1, 0, 0}, {0, -1, 0}} {
+		if _, err := Of(functions, []Invocation{bad}); err == nil {
+			t.Errorf("%+v was taken", bad)
+		}
+	}
+}
+
+func TestWhere(t *testing.T) {
+	tr, err := Generator{Functions: 200, Minutes: 10, Seed: 1}.Make()
+	if err != nil {
+		t.Fatal(err)
+	}
+	often := func(f *Function) bool { return f.Calls > 20 }
+	some, err := tr.Where(often)
+	if err != nil || len(some.Functions) == 0 || len(some.Functions) == len(tr.Functions) {
+		t.Fatalf("%d of %d functions, %v", len(some.Functions), len(tr.Functions), err)
+	}
+	calls := int64(0)
+	for i := range tr.Functions {
+		if often(&tr.Functions[i]) {
+			calls += tr.Functions[i].Calls
+		}
+	}
+	for i := range some.Functions {
+		if !often(&some.Functions[i]) {
+			t.Errorf("%+v is in it", some.Functions[i])
+		}
+	}
+	if some.Calls() != calls || some.Minutes() != 10 {
+		t.Errorf("%d calls in %d minutes, want %d in 10", some.Calls(), some.Minutes(), calls)
+	}
+}

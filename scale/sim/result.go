@@ -81,6 +81,13 @@ func (h *held) advance(d int64) {
 
 func (w *world) sample() {
 	w.held.minutes = append(w.held.minutes, max(0, w.held.all))
+	if w.c.Until == 0 {
+		w.measure()
+	}
+}
+
+// measure has the result say what was held until now.
+func (w *world) measure() {
 	w.stats.length = w.now
 	w.stats.allTime, w.stats.idleTime = w.held.allTime, w.held.idleTime
 }

@@ -71,6 +71,15 @@ func TestByHand(t *testing.T) {
 	if math.Abs(r.Slowdown.Max-2) > 0.01 || r.Slowdown.P50 < 1.99 || math.Abs(r.Wait.Max-1) > 0.001 {
 		t.Errorf("slowdown %+v, wait %+v: want 2 and 1 s, of two of three", r.Slowdown, r.Wait)
 	}
+	until := func(d time.Duration) *Result {
+		return run(t, tr, "fixed:keep-alive=60s", func(c *Config) { c.Until = d })
+	}
+	if r := until(45 * time.Second); math.Abs(r.Memory.MeanMiB-100) > 1e-6 || r.Length != 45*time.Second || r.Calls != 3 {
+		t.Errorf("until 45 s: %v MiB in the mean, %v, %d calls; want 100", r.Memory.MeanMiB, r.Length, r.Calls)
+	}
+	if r, want := until(302*time.Second), 100*(91+2)/302.; math.Abs(r.Memory.MeanMiB-want) > 1e-6 {
+		t.Errorf("until 302 s: %v MiB in the mean, want %v", r.Memory.MeanMiB, want)
+	}
 	r = run(t, tr, "none", nil)
 	if r.Cold != 3 || math.Abs(r.Memory.MeanMiB-100*6/360.) > 1e-6 {
 		t.Errorf("none: %+v", r)

@@ -395,6 +395,11 @@ func (w *world) step() {
 }
 
 func (w *world) advance(to int64) {
+	if end := int64(w.c.Until); end > w.now && end <= to {
+		w.held.advance(end - w.now)
+		w.now = end
+		w.measure()
+	}
 	w.held.advance(to - w.now)
 	w.now = to
 }
