@@ -138,3 +138,27 @@ func TestAccessLogTellsWhoseDoing(t *testing.T) {
 		t.Errorf("%d, line %v", status, l)
 	}
 }
+
+// A Host that is a function's name and nothing else names it, as loaders send it that call
+// functions at an address; all else that has no domain is some name of this machine.
+func TestBareHost(t *testing.T) {
+	_, base := serve(t, Options{}, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.Path) })
+	for _, test := range []struct{ host, path, body string }{
+		{"fn", "/a/b", "/a/b"},
+		{"FN:7080", "/", "/"},
+		{"fn", "/function/fn/x", "/x"}, // a path that names a function does so whatever the host
+		{"thishost", "/function/fn/x", "/x"},
+	} {
+		if status, body, _ := get(t, base+test.path, "Host", test.host); status != 200 || body != test.body {
+			t.Errorf("%s %s: %d %q, want %q", test.host, test.path, status, body, test.body)
+		}
+	}
+	if status, body, _ := get(t, base+"/healthz", "Host", "fn"); status != 200 || body == "/healthz" {
+		t.Errorf("/healthz of fn: %d %q, want the gateway's", status, body)
+	}
+	for _, host := range []string{"thishost", "fn.elsewhere", "10.1.2.3"} {
+		if status, _, _ := get(t, base+"/x", "Host", host); status != 404 {
+			t.Errorf("%s: %d, want 404", host, status)
+		}
+	}
+}

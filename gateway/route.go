@@ -21,7 +21,8 @@ type place struct {
 
 // route finds the function that a request names. By host, "<name>.<domain>",
 // the path is the function's; by path, "/function/<name>/…", the prefix is
-// removed. The host wins: what is below it belongs to the function.
+// removed. The host wins: what is below it belongs to the function. A host that is
+// nothing but a function's name is looked at where neither names one (byBareHost).
 func route(host, domain string, u *url.URL) (place, bool) {
 	raw := u.EscapedPath()
 	if name, ok := byHost(host, domain); ok {
@@ -35,12 +36,16 @@ func route(host, domain string, u *url.URL) (place, bool) {
 }
 
 func byHost(host, domain string) (name string, ok bool) {
+	name, ok = strings.CutSuffix(hostOf(host), "."+domain)
+	return name, ok && name != "" && !strings.Contains(name, ".")
+}
+
+// hostOf is a Host without its port, in lower case.
+func hostOf(host string) string {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	}
-	host = strings.ToLower(strings.TrimSuffix(host, "."))
-	name, ok = strings.CutSuffix(host, "."+domain)
-	return name, ok && name != "" && !strings.Contains(name, ".")
+	return strings.ToLower(strings.TrimSuffix(host, "."))
 }
 
 // routeControl finds the function in a path of the control API.

@@ -138,8 +138,24 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == "/readyz":
 		g.answerState(w, r, g.backend.Ready)
 	default:
+		if p, ok := g.byBareHost(r); ok {
+			g.pass(w, r, p, g.opts.Experiments)
+			return
+		}
 		g.answerNotFound(w, r, "", false)
 	}
+}
+
+// byBareHost finds the function whose name is all of the host, as loaders ask that call
+// functions at an address, with a Host of their own. A name that no function has is some
+// name of this machine.
+func (g *Gateway) byBareHost(r *http.Request) (place, bool) {
+	name := hostOf(r.Host)
+	if name == "" || strings.Contains(name, ".") {
+		return place{}, false
+	}
+	_, ok := g.backend.Function(name)
+	return place{function: name, path: r.URL.EscapedPath()}, ok
 }
 
 // answerState is for who watches the daemon: healthy unless it must be started

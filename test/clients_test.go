@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -104,4 +105,47 @@ func TestStellar(t *testing.T) {
 		t.Errorf("of %d calls %d were answered: %v", e.Bursts*e.Size, len(rows), rows)
 	}
 	t.Logf("%v", rows)
+}
+
+// invitro's loader registers the functions of its example as at Dirigent, and calls them.
+func TestInvitro(t *testing.T) {
+	dir := clients.Built(t, "invitro", clients.InvitroEnv, "loader")
+	d := start(t)
+	at := testenv.FreeAddress(t)
+	front := d.command("dirigent", "--listen", at, "--image", "functions/hello")
+	front.Stderr = d.log
+	if err := front.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop := sync.OnceValue(func() error {
+		_ = front.Process.Signal(os.Interrupt)
+		return front.Wait()
+	})
+	t.Cleanup(func() { _ = stop() })
+	eventually(t, "registrations are taken", 2*time.Minute, func() error {
+		conn, err := net.Dial("tcp", at)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+	// In its first five minutes the first of the four functions is called five times in each.
+	done, err := d.place().Load(d.ctx(6*time.Minute), clients.Trace{Loader: filepath.Join(dir, "loader"), Dir: filepath.Join(dir, "example"), Control: at, Minutes: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%+v", done)
+	if want := (clients.Loaded{Calls: 10, Ran: 10}); done != want {
+		t.Errorf("%+v, want %+v", done, want)
+	}
+	functions, err := d.client.Functions(d.ctx(10 * time.Second))
+	if err != nil || len(functions) != 4 {
+		t.Errorf("%d functions, %v; want the four of the example", len(functions), err)
+	}
+	if err := stop(); err != nil {
+		t.Errorf("the end of registrations: %v", err)
+	}
+	if functions, err := d.client.Functions(d.ctx(10 * time.Second)); err != nil || len(functions) != 0 {
+		t.Errorf("%d functions are left, %v", len(functions), err)
+	}
 }

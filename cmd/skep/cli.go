@@ -91,7 +91,7 @@ func (c *cli) root() *cobra.Command {
 	}
 	add("start", c.doctorCmd(), c.setupCmd(), c.demoCmd(), c.upCmd(), c.dashboardCmd())
 	add("functions", c.deployCmd(), c.invokeCmd(), c.lsCmd(), c.inspectCmd(), c.logsCmd(), c.eventsCmd(), c.execCmd(), c.cpCmd(), c.recordsCmd(), c.traceCmd(), c.setCmd(), c.revisionsCmd(), c.rollbackCmd(), c.rmCmd(), c.snapshotCmd(), c.imageCmd())
-	add("measure", c.experimentCmd(), c.benchCmd(), c.replayCmd(), c.loadCmd(), c.simulateCmd(), c.workloadCmd())
+	add("measure", c.experimentCmd(), c.benchCmd(), c.replayCmd(), c.loadCmd(), c.simulateCmd(), c.workloadCmd(), c.dirigentCmd())
 	add("host", c.configCmd(), c.storeCmd(), c.serviceCmd(), c.containerdCmd(), c.versionCmd(), c.packagingCmd())
 	root.SetHelpCommandGroupID("host")
 	root.SetCompletionCommandGroupID("host")

@@ -56,6 +56,10 @@ var clones atomic.Int64
 func routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("requested_cpu") != "" {
+			dirigent(w, r)
+			return
+		}
 		name := r.FormValue("name")
 		if name == "" {
 			name = "world"

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"math"
 	"net/http"
+	"os"
 	"runtime"
 	"strconv"
 	"time"
@@ -58,11 +60,32 @@ func work(w http.ResponseWriter, r *http.Request) {
 		case <-r.Context().Done():
 		}
 	} else {
-		// In slices of a millisecond, so that who has left is not worked for.
-		for left := ms - time.Since(began).Seconds()*1000; left > 0 && r.Context().Err() == nil; left-- {
-			burn(int(perMillisecond * min(left, 1)))
-		}
+		burnFor(r.Context(), ms-time.Since(began).Seconds()*1000)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(map[string]any{"took_ms": time.Since(began).Seconds() * 1000, "asked_ms": ms, "mib": len(held) >> 20})
+}
+
+// burnFor burns so many milliseconds of an undisturbed processor, in slices of one, so that
+// who has left is not worked for.
+func burnFor(ctx context.Context, ms float64) {
+	for ; ms > 0 && ctx.Err() == nil; ms-- {
+		burn(int(perMillisecond * min(ms, 1)))
+	}
+}
+
+// dirigent answers as functions do that invitro's loader calls on Dirigent: it burns for
+// requested_cpu milliseconds, says for how many microseconds it has run, and does not take
+// requested_memory, which is what the whole guest has.
+func dirigent(w http.ResponseWriter, r *http.Request) {
+	began := time.Now()
+	ms, err := strconv.Atoi(r.Header.Get("requested_cpu"))
+	if err != nil || ms < 0 || ms > 86400e3 {
+		http.Error(w, "requested_cpu is how many milliseconds to run, at most a day", http.StatusBadRequest)
+		return
+	}
+	burnFor(r.Context(), float64(ms))
+	host, _ := os.Hostname() // in an answer of no consequence
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(map[string]any{"Status": "OK", "Function": r.Header.Get("function"), "MachineName": host, "ExecutionTime": time.Since(began).Microseconds()})
 }

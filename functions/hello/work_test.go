@@ -43,3 +43,34 @@ func TestWork(t *testing.T) {
 		}
 	}
 }
+
+// What invitro's loader asks of a function on Dirigent, and what it reads of the answer.
+func TestDirigent(t *testing.T) {
+	calibrate()
+	base := serve(t)
+	for requested, status := range map[string]int{"20": http.StatusOK, "0": http.StatusOK, "x": http.StatusBadRequest, "-1": http.StatusBadRequest} {
+		req, err := http.NewRequest(http.MethodPost, base, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, value := range map[string]string{"requested_cpu": requested, "requested_memory": "170", "multiplier": "80", "function": "trace-func-0"} {
+			req.Header.Set(name, value)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var did struct {
+			Status, Function, MachineName string
+			ExecutionTime                 int64
+		}
+		err = json.NewDecoder(resp.Body).Decode(&did)
+		resp.Body.Close()
+		if resp.StatusCode != status || status == http.StatusOK && (err != nil || did.Status != "OK" || did.Function != "trace-func-0" || did.MachineName == "") {
+			t.Errorf("%s: status %d, %v, %+v", requested, resp.StatusCode, err, did)
+		}
+		if requested == "20" && did.ExecutionTime < 10_000 {
+			t.Errorf("20 ms took %d µs", did.ExecutionTime)
+		}
+	}
+}
