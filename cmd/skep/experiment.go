@@ -192,7 +192,11 @@ func (c *cli) runExperiments(ctx context.Context, o experimentFlags) (err error)
 	for _, w := range without {
 		c.say("left out: %s", w)
 	}
-	stop, err := c.startInputs(ctx, o.set.Functions)
+	var planned []string
+	for _, p := range plan {
+		planned = append(planned, p.Function)
+	}
+	stop, err := c.startInputs(ctx, planned)
 	if err != nil {
 		return err
 	}
