@@ -121,6 +121,18 @@ type MemoryStats struct {
 	HandlerTime time.Duration `json:"handler_ns"`         // serving faults, summed over faults
 	Recorded    bool          `json:"recorded,omitempty"` // this run recorded the trace
 	Note        string        `json:"note,omitempty"`     // why a policy did something else than asked
+	// Remote is of a snapshot whose memory was not all here yet when the instance started.
+	Remote *RemoteMemory `json:"remote,omitempty"`
+}
+
+// RemoteMemory says what had come of a snapshot from the object store when the instance's first
+// response was over, of all that started from it until then.
+type RemoteMemory struct {
+	Began   time.Duration `json:"began_ns"`      // from asking for it until the first start from it could begin
+	Fetched int64         `json:"fetched_bytes"` // read from the store, as stored
+	Total   int64         `json:"total_bytes"`   // as stored, of all that the node needs of the snapshot
+	Waits   int64         `json:"waits"`         // times that guests waited for a part of its memory,
+	Waited  time.Duration `json:"waited_ns"`     // in all
 }
 
 // Invocation is the record that every invocation leaves.

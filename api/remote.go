@@ -18,9 +18,17 @@ type RemoteSnapshot struct {
 	MemoryMiB int       `json:"memory_mib,omitempty"`
 	Stored    int64     `json:"stored_bytes"` // of its chunks
 	Here      bool      `json:"here"`         // this node has it
+	// Arriving says how far its memory is that instances start from here already.
+	Arriving *Arriving `json:"arriving,omitempty"`
 	// Usable says whether a start here could use it; Problem why not.
 	Usable  bool   `json:"usable"`
 	Problem string `json:"problem,omitempty"`
+}
+
+// Arriving says how far something is that is being fetched, in bytes of content.
+type Arriving struct {
+	Done  int64 `json:"done_bytes"`
+	Total int64 `json:"total_bytes"`
 }
 
 // PushedSnapshot says what a push has done, in bytes.

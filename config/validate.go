@@ -81,6 +81,12 @@ func (c Config) validateAddresses() error {
 	if c.StoreKeyFile != "" && c.StoreKeyCommand != "" {
 		errs = append(errs, errors.New("store_key_file and store_key_command are both set: want one of them"))
 	}
+	if c.StoreFillRate < 0 || c.StoreFillRate > 1<<20 {
+		errs = append(errs, fmt.Errorf("store_fill_rate is %d: want MiB a second, or 0 for no bound", c.StoreFillRate))
+	}
+	if c.StoreWait < api.Duration(time.Second) || c.StoreWait > api.Duration(time.Hour) {
+		errs = append(errs, fmt.Errorf("store_wait is %v: want 1s to 1h", c.StoreWait))
+	}
 	if strings.Contains("/"+c.StorePrefix+"/", "/../") || strings.HasPrefix(c.StorePrefix, "/") || strings.ContainsFunc(c.StorePrefix, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		errs = append(errs, fmt.Errorf("store_prefix is %q: want a prefix of keys, such as team-a/", c.StorePrefix))
 	}

@@ -116,6 +116,8 @@ func (x *exchange) judge(err error) (int, api.Failure, error) {
 		return http.StatusServiceUnavailable, api.FailurePlatform, err
 	case errors.Is(err, node.ErrNoneWarm):
 		return http.StatusConflict, api.FailureClient, err
+	case errors.Is(err, node.ErrStoreUnavailable) && x.tunnel == nil && x.gone.Err() == nil:
+		return http.StatusServiceUnavailable, api.FailurePlatform, err
 	case errors.Is(err, node.ErrNoSnapshot):
 		return http.StatusConflict, api.FailureClient, err
 	case x.untried(err):

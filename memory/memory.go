@@ -9,6 +9,7 @@ package memory
 
 import (
 	"context"
+	"time"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/memory/userfaultfd"
@@ -22,6 +23,9 @@ type Source struct {
 	// Open opens the snapshot's memory where it is not in a file, for each session anew;
 	// nil for the file at Path. What the VMM maps itself must be a file.
 	Open func(context.Context) (Pages, error)
+	// ReadLimit is how long a guest waits for a page of what Open opens before it is ended;
+	// 0: as for a file.
+	ReadLimit time.Duration
 	// Dir is where trace and working-set files of this snapshot live. They
 	// belong to the snapshot and die with it.
 	Dir string

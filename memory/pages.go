@@ -40,6 +40,15 @@ type filePages struct {
 
 var _ Pages = (*filePages)(nil)
 
+// OpenFile opens a snapshot's memory file of size bytes, for what stands for it while it is being filled.
+func OpenFile(path string, size int64) (Pages, error) {
+	f, err := openFile(Source{Path: path, Size: size})
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
 // openFile opens the memory file and checks its size.
 func openFile(src Source) (*filePages, error) {
 	f, err := os.Open(src.Path)

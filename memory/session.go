@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,7 +76,7 @@ func (o *Policies) open(ctx context.Context, name string, src Source, makePlan f
 	s.server = newServer(back, p, &s.count)
 	// The request that opens a session ends before the session does.
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	s.server.spin, s.server.ctx, s.server.limit, s.server.spawn = &o.spin, s.ctx, o.limit, s.work.Go
+	s.server.spin, s.server.ctx, s.server.limit, s.server.spawn = &o.spin, s.ctx, cmp.Or(src.ReadLimit, o.limit), s.work.Go
 	s.trace(ctx)
 	return s, nil
 }
@@ -164,7 +165,12 @@ func (s *session) Stats() api.MemoryStats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := &s.count
+	var remote *api.RemoteMemory
+	if from, ok := s.back.from.(interface{ Remote() *api.RemoteMemory }); ok {
+		remote = from.Remote()
+	}
 	return api.MemoryStats{
+		Remote: remote,
 		Policy: s.policy, Prefetched: c.prefetched.Load(), Faults: c.faults.Load(), ZeroPages: c.zeroPages.Load(), ZeroedAhead: c.zeroedAhead.Load(),
 		Missed: s.missed, Wasted: s.wasted, BytesRead: c.bytesRead.Load(), FetchTime: time.Duration(c.fetch.Load()),
 		InstallTime: time.Duration(c.install.Load()), HandlerTime: time.Duration(c.handler.Load()),

@@ -28,7 +28,7 @@ func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 	if !p.frozen {
 		now = p.history(src).begin(p.sampling)
 	}
-	if now.without {
+	if now.without && src.Open == nil { // what is not in a file cannot be mapped
 		return openMapped("mmap", src, fmt.Sprintf("prefetching does not pay for this snapshot: mapped, for %d more starts", now.left))
 	}
 	s, f, err := p.openSet(ctx, p.Name(), src)

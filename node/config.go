@@ -56,6 +56,7 @@ type Config struct {
 	ImageBytes   int64
 	Shells       int           // VMM processes that wait for the functions that were used last, at most; default none
 	Push         bool          // snapshots to the object store, in the background
+	StoreWait    time.Duration // how long a guest waits for a page from the object store before it is ended; default 30s
 	Nameservers  []string      // of guests that have egress; default the host's, but for loopback ones
 	DrainTimeout time.Duration // how long Close and Remove wait for requests in flight; default 30s
 	StopGrace    time.Duration // SIGTERM to SIGKILL of a function that is removed or shut down; default 2s; negative: none
@@ -101,6 +102,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Nameservers = hostNameservers(resolvConfs...)
 	}
 	c.DrainTimeout = orDefault(c.DrainTimeout, 30*time.Second)
+	c.StoreWait = orDefault(c.StoreWait, storeWait)
 	c.StopGrace = orDefault(c.StopGrace, 2*time.Second)
 	return c, nil
 }

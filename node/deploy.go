@@ -250,6 +250,11 @@ func (n *Node) unpublish(function, id string) error {
 	if id == "" {
 		return nil
 	}
+	if a := n.arrivals.get(id); a != nil {
+		if a.giveUp(errRemoved); a.err != nil {
+			return n.db.spare(id)
+		}
+	}
 	err := n.snaps.Remove(id)
 	if err == nil {
 		n.tellSnapshotGone(function, id)
@@ -301,6 +306,9 @@ func (n *Node) commit(ctx context.Context, p *pool, d *deployment, snap, change 
 	n.shells.forget(d.fn.Name)
 	n.spawn(func() { n.shells.wantNewest(n.ctx, d) })
 	n.removeSnapshots(d.fn.Name, old)
+	n.dropArrivals(d.fn.Name, errReplaced, func(id string, m snapshot.Manifest) bool {
+		return id == snap || d.fits(m) || prev != nil && prev.fits(m)
+	})
 	n.log.Info("deployed", "function", d.fn.Name, "image", d.fn.Image, "digest", d.image.Digest, "revision", d.fn.Revision, "change", change, "snapshot", snap)
 	return nil
 }
@@ -381,6 +389,7 @@ func (n *Node) Remove(ctx context.Context, function string) error {
 	n.shells.forget(function)
 	p.drained(n.cfg.DrainTimeout)
 	n.removeSnapshots(function, ids)
+	n.dropArrivals(function, errRemoved, nil)
 	n.events.tell(api.Event{Kind: api.EventFunctionRemoved, Function: function})
 	n.log.Info("removed", "function", function)
 	return n.logs.remove(function)

@@ -60,6 +60,8 @@ type world struct {
 	hang                  func(*http.Request) bool // requests that get no answer, and whose server then takes no other until they are given up
 	status                int                      // of answers to what is no probe; 0: 200
 	say                   []string                 // what a booted function writes
+	content               []byte                   // of a booted guest's memory, at its beginning
+	pages                 memory.Pages             // of the newest session whose memory is in no file
 	records               []api.Invocation
 }
 
@@ -145,8 +147,10 @@ func (w *world) check(t testing.TB) {
 			t.Errorf("left in %s: %v", sub, e)
 		}
 	}
-	if e, _ := filepath.Glob(filepath.Join(w.dir, "snapshots", ".*")); len(e) != 0 {
-		t.Errorf("left: %v", e)
+	for _, pattern := range []string{".*", "*/removed"} {
+		if e, _ := filepath.Glob(filepath.Join(w.dir, "snapshots", pattern)); len(e) != 0 {
+			t.Errorf("left: %v", e)
+		}
 	}
 }
 
@@ -192,6 +196,18 @@ func (w *world) Boot(ctx context.Context, spec vmm.BootSpec) (vmm.Machine, error
 	}
 	if err := os.Truncate(spec.MemoryFile, int64(spec.MemoryMiB)<<20); err != nil {
 		return nil, err
+	}
+	if len(w.content) > 0 {
+		f, err := os.OpenFile(spec.MemoryFile, os.O_WRONLY, 0)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := f.WriteAt(w.content, 0); err != nil {
+			return nil, err
+		}
+		if err := f.Close(); err != nil {
+			return nil, err
+		}
 	}
 	m := w.add(spec.Host)
 	m.memory = spec.MemoryFile
@@ -458,9 +474,15 @@ type fakePolicy struct {
 }
 
 func (p fakePolicy) Name() string { return p.name }
-func (p fakePolicy) Open(_ context.Context, src memory.Source) (memory.Session, error) {
-	p.w.set(func() { p.w.sessions++; p.w.calls = []string{"open"} })
+func (p fakePolicy) Open(ctx context.Context, src memory.Source) (memory.Session, error) {
 	s := &fakeSession{w: p.w, policy: p.name, failed: make(chan struct{})}
+	if src.Open != nil {
+		var err error
+		if s.pages, err = src.Open(ctx); err != nil {
+			return nil, err
+		}
+	}
+	p.w.set(func() { p.w.sessions++; p.w.calls = []string{"open"}; p.w.pages = s.pages })
 	var onOpen func()
 	p.w.set(func() { s.err, onOpen = p.w.memoryErr, p.w.onOpen })
 	if onOpen != nil {
@@ -477,6 +499,7 @@ type fakeSession struct {
 	policy string
 	failed chan struct{}
 	err    error
+	pages  memory.Pages // nil: a file
 }
 
 func (s *fakeSession) Mapped() bool { return s.policy == "mmap" }
@@ -497,7 +520,13 @@ func (s *fakeSession) Err() error {
 	return errors.New("disk on fire")
 }
 func (s *fakeSession) Stats() api.MemoryStats { return api.MemoryStats{Policy: s.policy, Faults: 7} }
-func (s *fakeSession) Close() error           { s.w.set(func() { s.w.sessions-- }); return nil }
+func (s *fakeSession) Close() error {
+	s.w.set(func() { s.w.sessions-- })
+	if s.pages != nil {
+		return s.pages.Close()
+	}
+	return nil
+}
 
 // Images
 

@@ -128,6 +128,7 @@ type Node struct {
 	names keyedLock // serialises deploy, remove and snapshot of one name
 
 	receiving keyedLock // one pull of a snapshot at a time
+	arrivals  arrivals
 
 	deploying sync.RWMutex // held for reading by deploys, so that no image goes that one fetched
 

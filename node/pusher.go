@@ -22,15 +22,7 @@ const (
 func (n *Node) pushSnapshots() {
 	ctx, cancel := context.WithCancelCause(n.ctx)
 	defer cancel(nil)
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() { // ends with this function
-		select {
-		case <-n.drain:
-			cancel(ErrDraining)
-		case <-stop:
-		}
-	}()
+	defer n.whenDraining(func() { cancel(ErrDraining) })()
 	wait := pushRetry
 	for {
 		next := pushEvery

@@ -175,10 +175,15 @@ func (n *Node) findRemote(ctx context.Context, d *deployment) (*receivable, erro
 	return nil, fmt.Errorf("in the object store: %w", errors.Join(reasons...))
 }
 
-// receive brings a snapshot here, with its root disk if that is not here yet.
+// receive brings all of a snapshot here, with its root disk if that is not here yet.
 func (n *Node) receive(ctx context.Context, r *receivable, progress func(done, total int64)) (api.Snapshot, error) {
 	fail := func(err error) (api.Snapshot, error) {
 		return api.Snapshot{}, fmt.Errorf("pulling snapshot %s: %w", r.entry.ID, cause.Because(ctx, err))
+	}
+	if a := n.arrivals.get(r.entry.ID); a != nil {
+		if err := a.wait(ctx, progress); err != nil {
+			return fail(err)
+		}
 	}
 	unlock, err := n.receiving.lock(ctx, r.entry.ID)
 	if err != nil {
@@ -187,7 +192,7 @@ func (n *Node) receive(ctx context.Context, r *receivable, progress func(done, t
 	defer unlock()
 	if snap, err := n.snaps.Take(ctx, r.entry.ID); err == nil {
 		defer snap.Release()
-		return n.described(r.entry)
+		return n.described(r.entry.Function, r.entry.ID)
 	}
 	if err := n.receiveDisk(ctx, r); err != nil {
 		return fail(err)
@@ -205,6 +210,12 @@ func (n *Node) receive(ctx context.Context, r *receivable, progress func(done, t
 	if err != nil {
 		return fail(err)
 	}
+	n.received(r, snap, time.Since(began))
+	return snap, nil
+}
+
+// received notes where a snapshot came from that is here whole, and tells of it.
+func (n *Node) received(r *receivable, snap api.Snapshot, took time.Duration) {
 	if dir, err := n.snaps.Dir(snap.ID); err == nil {
 		_, ws := r.stored.File(traceDir + workingset.SetFile)
 		if err := (pushMark{r.entry.Sum, ws}).write(dir); err != nil {
@@ -212,19 +223,21 @@ func (n *Node) receive(ctx context.Context, r *receivable, progress func(done, t
 		}
 	}
 	n.events.tell(api.Event{Kind: api.EventSnapshot, Function: r.entry.Function, Snapshot: &snap, Reason: "pulled from the object store"})
-	n.log.Info("snapshot pulled", "function", r.entry.Function, "snapshot", snap.ID, "bytes", snap.DiskBytes, "took", time.Since(began).String())
-	return snap, nil
+	n.log.Info("snapshot pulled", "function", r.entry.Function, "snapshot", snap.ID, "bytes", snap.DiskBytes, "took", took.String())
 }
 
-// described is a snapshot that is here already, as a list would have it.
-func (n *Node) described(e remote.Entry) (api.Snapshot, error) {
-	list, err := n.snaps.List(e.Function, nil)
+// described is a snapshot that is here already, or arriving, as a list would have it.
+func (n *Node) described(function, id string) (api.Snapshot, error) {
+	if a := n.arrivals.get(id); a != nil {
+		return a.snap.Describe(), nil
+	}
+	list, err := n.snaps.List(function, nil)
 	if err != nil {
 		return api.Snapshot{}, err
 	}
-	i := slices.IndexFunc(list, func(s api.Snapshot) bool { return s.ID == e.ID })
+	i := slices.IndexFunc(list, func(s api.Snapshot) bool { return s.ID == id })
 	if i < 0 {
-		return api.Snapshot{}, fmt.Errorf("snapshot %s: %w", e.ID, snapshot.ErrNotFound)
+		return api.Snapshot{}, fmt.Errorf("snapshot %s: %w", id, snapshot.ErrNotFound)
 	}
 	return list[i], nil
 }
@@ -251,67 +264,69 @@ func (n *Node) receiveDisk(ctx context.Context, r *receivable) error {
 }
 
 func (n *Node) receiveFiles(ctx context.Context, r *receivable, stage *snapshot.Staging, progress func(done, total int64)) (err error) {
+	files, err := n.openFiles(r, stage)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, f := range files {
+			err = errors.Join(err, f.file.Close())
+		}
+	}()
+	return n.deps.Remote.Fetch(ctx, r.stored, targets(files, ""), progress)
+}
+
+// stagedFile is one of a snapshot that is being received.
+type stagedFile struct {
+	name string // in the store
+	file *os.File
+}
+
+// targets are all files but one.
+func targets(files []stagedFile, but string) (list []remote.Target) {
+	for _, f := range files {
+		if f.name != but {
+			list = append(list, remote.Target{Name: f.name, To: f.file})
+		}
+	}
+	return list
+}
+
+// openFiles makes the snapshot's files, of holes, as they are to be when all has come.
+func (n *Node) openFiles(r *receivable, stage *snapshot.Staging) (files []stagedFile, err error) {
+	defer func() {
+		if err != nil {
+			for _, f := range files {
+				f.file.Close()
+			}
+			files = nil
+		}
+	}()
 	paths := map[string]string{snapshot.PartState: stage.State(), snapshot.PartMemory: stage.Memory()}
 	for _, name := range traceFiles {
 		paths[traceDir+name] = filepath.Join(stage.Trace(), name)
 	}
-	var targets []remote.Target
 	for _, c := range r.stored.Files {
 		path, ok := paths[c.Name]
 		if !ok {
 			continue
 		}
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			return err
+			return files, err
 		}
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
-			return err
+			return files, err
 		}
-		defer func() { err = errors.Join(err, f.Close()) }()
+		files = append(files, stagedFile{c.Name, f})
 		if p, isPart := r.manifest.Parts[c.Name]; isPart && p.Size != c.Size {
-			return fmt.Errorf("%w: %s has %d bytes, its manifest says %d", remote.ErrFormat, c.Name, c.Size, p.Size)
+			return files, fmt.Errorf("%w: %s has %d bytes, its manifest says %d", remote.ErrFormat, c.Name, c.Size, p.Size)
 		}
 		if err := f.Truncate(c.Size); err != nil {
-			return err
+			return files, err
 		}
-		targets = append(targets, remote.Target{Name: c.Name, To: f})
 	}
-	return n.deps.Remote.Fetch(ctx, r.stored, targets, progress)
-}
-
-// pullUsable brings a snapshot here that the deployment can start from, if the object store
-// has one. The error says why there is none.
-func (n *Node) pullUsable(ctx context.Context, d *deployment) (api.Snapshot, error) {
-	r, err := n.findRemote(ctx, d)
-	if err != nil {
-		return api.Snapshot{}, err
-	}
-	return n.receive(ctx, r, nil)
-}
-
-// pullForStart is pullUsable for a start that could boot instead: it takes no longer than
-// that is worth, and after a failure others do not even ask for a while.
-func (n *Node) pullForStart(ctx context.Context, p *pool, d *deployment) error {
-	if n.deps.Remote == nil || d.fn.Snapshot.Off {
-		return nil
-	}
-	p.mu.Lock()
-	after := p.remoteAt
-	p.mu.Unlock()
-	if time.Now().Before(after) {
-		return nil
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, remoteWait, fmt.Errorf("the object store took longer than %v", remoteWait))
-	defer cancel()
-	_, err := n.pullUsable(ctx, d)
-	if err == nil {
-		return nil
-	}
-	p.mu.Lock()
-	p.remoteAt = time.Now().Add(remoteRetry)
-	p.mu.Unlock()
-	return cause.Because(ctx, err)
+	return files, nil
 }
 
 // tryPulled tries a deployment out with a snapshot of the object store, that somebody else has
@@ -322,7 +337,7 @@ func (n *Node) tryPulled(ctx context.Context, p *pool, d *deployment, progress f
 	}
 	id, took, err := n.tryReceived(ctx, p, d, progress)
 	if err == nil {
-		snap, err := n.described(remote.Entry{Function: d.fn.Name, ID: id})
+		snap, err := n.described(d.fn.Name, id)
 		return snap, took, err
 	}
 	if ctx.Err() != nil {
@@ -341,7 +356,7 @@ func (n *Node) tryReceived(ctx context.Context, p *pool, d *deployment, progress
 		return "", 0, cause.Because(finding, err)
 	}
 	id := r.entry.ID
-	if _, err := n.snaps.Manifest(id); err == nil {
+	if _, err := n.snaps.Manifest(id); err == nil || n.arrivals.get(id) != nil {
 		return "", 0, fmt.Errorf("snapshot %s is here already", id)
 	}
 	// Published before the function is, it must not outlive a crash between.
@@ -349,7 +364,7 @@ func (n *Node) tryReceived(ctx context.Context, p *pool, d *deployment, progress
 		return "", 0, err
 	}
 	end := begin(progress, api.StagePulling, "snapshot "+id)
-	if _, err := n.receive(ctx, r, nil); err != nil {
+	if _, err := n.arrive(ctx, r); err != nil {
 		return "", 0, errors.Join(err, n.db.spare(id))
 	}
 	end()
@@ -437,6 +452,10 @@ func (n *Node) RemoteSnapshots(ctx context.Context, function string) ([]api.Remo
 		}
 		_, missing := n.snaps.Manifest(e.ID)
 		s.Here = missing == nil
+		if a := n.arrivals.get(e.ID); a != nil && !s.Here {
+			at := a.mem.Progress()
+			s.Arriving = &api.Arriving{Done: at.Done, Total: at.Total}
+		}
 		out = append(out, s)
 	}
 	return out, nil

@@ -341,6 +341,11 @@ func (n *Node) VerifySnapshot(ctx context.Context, id string) error { return n.s
 
 // RemoveSnapshot takes a snapshot away; instances that run from it go on.
 func (n *Node) RemoveSnapshot(id string) error {
+	if a := n.arrivals.get(id); a != nil {
+		if a.giveUp(errRemoved); a.err != nil {
+			return nil
+		}
+	}
 	m, err := n.snaps.Manifest(id)
 	if errors.Is(err, snapshot.ErrNotFound) {
 		return err

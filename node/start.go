@@ -64,15 +64,8 @@ func (n *Node) startEither(ctx context.Context, inst *instance) error {
 	if inst.wanted == api.StartBoot {
 		return n.bootInTime(ctx, inst)
 	}
-	snap, reason := n.usable(ctx, inst.dep)
-	if snap == nil {
-		if err := n.pullForStart(ctx, inst.pool, inst.dep); err != nil {
-			reason = errors.Join(reason, err)
-		} else if n.deps.Remote != nil {
-			snap, reason = n.usable(ctx, inst.dep)
-		}
-	}
-	if snap == nil {
+	from, reason := n.startable(ctx, inst)
+	if from == nil {
 		if inst.wanted == api.StartRestore {
 			return fmt.Errorf("%w: %w", ErrNoSnapshot, reason)
 		}
@@ -80,16 +73,17 @@ func (n *Node) startEither(ctx context.Context, inst *instance) error {
 		n.log.Info("booting for want of a usable snapshot", "function", inst.pool.name, "instance", inst.id, "reason", reason)
 		return n.bootInTime(ctx, inst)
 	}
-	id := snap.Manifest.ID
-	err := n.restoreInTime(ctx, inst, snap)
+	id := from.Manifest.ID
+	err := n.restoreInTime(ctx, inst, from)
 	if err != nil && inst.tookOver() && ctx.Err() == nil {
 		// The process that was started ahead may be to blame; it may have died just now.
 		n.log.Warn("restoring once more, with a process of its own", "function", inst.pool.name, "instance", inst.id, "error", err)
 		inst.release()
-		if snap, reason = n.usable(ctx, inst.dep); snap == nil {
+		snap, reason := n.usable(ctx, inst.dep)
+		if snap == nil {
 			return fmt.Errorf("%w (after %w)", reason, err)
 		}
-		err = n.restoreInTime(ctx, inst, snap)
+		err = n.restoreInTime(ctx, inst, &origin{Snapshot: snap})
 	}
 	if err == nil {
 		n.snaps.Restored(id, nil)
@@ -100,8 +94,7 @@ func (n *Node) startEither(ctx context.Context, inst *instance) error {
 		return err
 	}
 	if microvm.SnapshotsFault(err) {
-		// Every byte is looked at before its next use.
-		n.snaps.Restored(id, err)
+		n.restoreFailed(from, err)
 	}
 	err = fmt.Errorf("restoring snapshot %s: %w", id, err)
 	if inst.wanted == api.StartRestore {
@@ -112,6 +105,29 @@ func (n *Node) startEither(ctx context.Context, inst *instance) error {
 		return fmt.Errorf("%w (after %w)", err2, err)
 	}
 	return nil
+}
+
+// startable returns what the instance can start from: a snapshot that is here, or one of the object store.
+func (n *Node) startable(ctx context.Context, inst *instance) (*origin, error) {
+	snap, reason := n.usable(ctx, inst.dep)
+	if snap != nil {
+		return &origin{Snapshot: snap}, nil
+	}
+	from, err := n.startRemote(ctx, inst.pool, inst.dep, n.policyFor(inst))
+	if from != nil {
+		return from, nil
+	}
+	return nil, errors.Join(reason, err)
+}
+
+// restoreFailed notes that it is the snapshot for which a restore failed.
+func (n *Node) restoreFailed(from *origin, err error) {
+	if from.from != nil {
+		from.from.stop(err) // it is not published then
+		return
+	}
+	// Every byte is looked at before its next use.
+	n.snaps.Restored(from.Manifest.ID, err)
 }
 
 func (n *Node) bootInTime(ctx context.Context, inst *instance) error {
@@ -127,11 +143,11 @@ func (n *Node) bootInTime(ctx context.Context, inst *instance) error {
 // restoreInTime has a limit of its own, so that there is time left to boot. It
 // grows with guest memory, all of which a policy may read: at 100 MiB/s; and with
 // ready_timeout beyond its default, for hosts that are slower than that.
-func (n *Node) restoreInTime(ctx context.Context, inst *instance, snap *snapshot.Snapshot) error {
+func (n *Node) restoreInTime(ctx context.Context, inst *instance, from *origin) error {
 	limit := max(30*time.Second, inst.dep.fn.ReadyTimeout.D()/2) + time.Duration(inst.dep.fn.MemoryMiB)*10*time.Millisecond
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not ready after %v", limit))
 	defer cancel()
-	if err := n.restore(ctx, inst, snap); err != nil {
+	if err := n.restore(ctx, inst, from); err != nil {
 		return cause.Because(ctx, err)
 	}
 	return nil
@@ -181,14 +197,14 @@ func (n *Node) boot(ctx context.Context, inst *instance) error {
 }
 
 // restore starts the instance from a snapshot, which it takes over.
-func (n *Node) restore(ctx context.Context, inst *instance, snap *snapshot.Snapshot) error {
-	inst.kind, inst.snapshot = api.StartRestore, snap.Manifest.ID
-	inst.onRelease(func() { snap.Release() })
-	session, err := n.openMemory(ctx, inst, snap)
+func (n *Node) restore(ctx context.Context, inst *instance, from *origin) error {
+	inst.kind, inst.snapshot = api.StartRestore, from.Manifest.ID
+	inst.onRelease(from.Release)
+	session, err := n.openMemory(ctx, inst, from)
 	if err != nil {
 		return err
 	}
-	spec, err := n.restoreSpec(ctx, inst, snap, session)
+	spec, err := n.restoreSpec(ctx, inst, from.Snapshot, session)
 	if err != nil {
 		session.Close()
 		return err
@@ -218,14 +234,14 @@ func (n *Node) restoreSpec(ctx context.Context, inst *instance, snap *snapshot.S
 	return microvm.RestoreSpec{Spec: spec, State: snap.StatePath(), Memory: snap.MemoryPath(), Session: session, Shell: inst.place.shell}, err
 }
 
-func (n *Node) openMemory(ctx context.Context, inst *instance, snap *snapshot.Snapshot) (memory.Session, error) {
-	name := orDefault(inst.policy, n.policyOf(inst.dep))
+func (n *Node) openMemory(ctx context.Context, inst *instance, from *origin) (memory.Session, error) {
+	name := n.policyFor(inst)
 	policy, err := n.deps.Policy(name)
 	if err != nil {
 		return nil, fmt.Errorf("memory policy %q: %w", name, err)
 	}
 	// The session outlives the start: only the instance's end cancels it.
-	session, err := policy.Open(inst.ctx, memorySource(snap))
+	session, err := policy.Open(inst.ctx, from.source())
 	if err != nil {
 		return nil, fmt.Errorf("memory policy %q: %w", name, err)
 	}
@@ -235,6 +251,8 @@ func (n *Node) openMemory(ctx context.Context, inst *instance, snap *snapshot.Sn
 	}
 	return session, nil
 }
+
+func (n *Node) policyFor(inst *instance) string { return orDefault(inst.policy, n.policyOf(inst.dep)) }
 
 // policyOf is the memory policy of the deployment's restores.
 func (n *Node) policyOf(d *deployment) string {

@@ -26,9 +26,9 @@ type span struct {
 	chunks []uint32 // indexes, by offset
 }
 
-// spans makes reads of chunks, given by index: neighbours in a pack are read together. They stand
-// in the order in which the first of their chunks was given.
-func (m *Manifest) spans(want []uint32) []span {
+// spans makes reads of chunks, given by index: neighbours in a pack are read together, up to longest
+// bytes. They stand in the order in which the first of their chunks was given.
+func (m *Manifest) spans(want []uint32, longest int64) []span {
 	rank := make(map[uint32]int, len(want))
 	for i, c := range want {
 		if _, ok := rank[c]; !ok {
@@ -46,7 +46,7 @@ func (m *Manifest) spans(want []uint32) []span {
 		off, end := int64(c.Offset), int64(c.Offset)+int64(c.Stored)
 		if n := len(out); n > 0 {
 			last := &out[n-1]
-			if last.pack == c.Pack && off-last.end <= maxGap && end-last.off <= maxRange {
+			if last.pack == c.Pack && off-last.end <= maxGap && end-last.off <= longest {
 				last.end = max(last.end, end)
 				last.chunks = append(last.chunks, i)
 				continue
@@ -129,7 +129,7 @@ func (s *Store) Fetch(ctx context.Context, m *Manifest, files []Target, progress
 
 // each reads chunks and calls use with the content of each, from several goroutines.
 func (s *Store) each(ctx context.Context, m *Manifest, want []uint32, progress func(done, total int64), use func(chunk uint32, data []byte) error) error {
-	spans := m.spans(want)
+	spans := m.spans(want, maxRange)
 	var total int64
 	for _, sp := range spans {
 		total += sp.end - sp.off

@@ -140,7 +140,7 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("what was decoded encodes to something else")
 		}
 		for _, c := range m.Files {
-			m.spans(c.chunksOf())
+			m.spans(c.chunksOf(), maxRange)
 		}
 	})
 }
@@ -156,7 +156,7 @@ func TestSpans(t *testing.T) {
 	at(1, 216+maxGap, 100)   // 3: behind what may be read in vain
 	at(1, 317+2*maxGap, 100) // 4: too far away
 	at(0, 116, maxRange)     // 5: more than a range with 1
-	got := m.spans([]uint32{3, 1, 2, 0, 4, 5, 3})
+	got := m.spans([]uint32{3, 1, 2, 0, 4, 5, 3}, maxRange)
 	want := []span{
 		{1, 16, 316 + maxGap, []uint32{0, 2, 3}},
 		{0, 16, 116, []uint32{1}},

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/time/rate"
 
 	"github.com/skep-dev/skep/remote/seal"
 )
@@ -27,6 +28,9 @@ type Options struct {
 	Block  int    // bytes of the blocks that files are cut into; default DefaultBlock
 	Pack   int    // bytes from which on an object of chunks is full; default 16 MiB
 	Reads  int    // ranges that one Fetch asks for at once; default 8
+	// FillRate bounds what is fetched of snapshots from which starts are made already, all together, in
+	// bytes a second; default none. What a guest waits for is not held back.
+	FillRate int
 	// Lease is how long a push that nothing is heard of is taken to be alive, by the
 	// store's clock; default an hour.
 	Lease time.Duration
@@ -42,6 +46,9 @@ type Store struct {
 	o   Options
 	enc *zstd.Encoder
 	dec *zstd.Decoder
+
+	meter   meter
+	filling *rate.Limiter // bytes of what nobody waits for
 
 	mu     sync.Mutex
 	loaded map[string]*Manifest // guarded by mu: by key; a key's content never changes
@@ -81,7 +88,13 @@ func New(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{o: o, enc: enc, dec: dec, loaded: map[string]*Manifest{}, getting: make(chan struct{}, 1)}, nil
+	s := &Store{enc: enc, dec: dec, loaded: map[string]*Manifest{}, getting: make(chan struct{}, 1), filling: rate.NewLimiter(rate.Inf, 0)}
+	if o.FillRate > 0 {
+		s.filling = rate.NewLimiter(rate.Limit(o.FillRate), fillRange)
+	}
+	o.Bucket = metered{o.Bucket, &s.meter}
+	s.o = o
+	return s, nil
 }
 
 // Folders of the keys; see the package's comment.

@@ -79,7 +79,7 @@ func (g *Staging) publish(ctx context.Context, m Manifest) (api.Snapshot, error)
 	m.Created = time.Now().UTC().Round(time.Millisecond)
 	m.Parts = map[string]Part{}
 	for _, name := range []string{PartState, PartMemory} {
-		p, err := g.seal(ctx, name)
+		p, err := seal(ctx, g.Dir, name)
 		if err != nil {
 			return api.Snapshot{}, err
 		}
@@ -131,8 +131,8 @@ func (g *Staging) put(ctx context.Context, m Manifest) (*entry, error) {
 // computes its digest and syncs it: from here on it is only read. Some VMMs open
 // it by themselves, as users without rights, where it is mounted for them; from
 // others the store's directory, which is the daemon's alone, keeps it.
-func (g *Staging) seal(ctx context.Context, name string) (Part, error) {
-	path := filepath.Join(g.Dir, name)
+func seal(ctx context.Context, dir, name string) (Part, error) {
+	path := filepath.Join(dir, name)
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return Part{}, err

@@ -20,7 +20,8 @@ import (
 const (
 	claimPrefix = ".lock-"
 	// removedName is in the directory of a snapshot that was removed while it was
-	// in use: its last user deletes it, or else whoever opens the store next.
+	// in use, or that is arriving: its last user deletes it, or else whoever opens the
+	// store next.
 	removedName = "removed"
 )
 
@@ -400,7 +401,9 @@ func (s *Store) deleteUnused(dir string) error {
 	case errors.Is(err, filelock.ErrHeld), errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err == nil:
-		err = atomicfile.Remove(dir)
+		if wasRemoved(dir) { // else it had been arriving, and is whole since
+			err = atomicfile.Remove(dir)
+		}
 		_ = own.Release()
 	}
 	if err != nil {

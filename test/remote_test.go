@@ -75,9 +75,12 @@ func TestSnapshotTravels(t *testing.T) {
 	began := time.Now()
 	other.hello("hello", "--env", fmt.Sprintf("HELLO_TABLE_MIB=%d", mib))
 	t.Logf("deployed on the other within %v", time.Since(began))
-	if list := inStore(other); len(list) != 1 || list[0].ID != id || !list[0].Here || !list[0].Usable {
-		t.Errorf("in the store: %+v", list)
-	}
+	eventually(t, "all of the snapshot on the other", time.Minute, func() error {
+		if list := inStore(other); len(list) != 1 || list[0].ID != id || !list[0].Here || !list[0].Usable {
+			return fmt.Errorf("there is %+v", list)
+		}
+		return nil
+	})
 	for _, policy := range []string{"stream", "reap", "mmap", "resident"} {
 		right(other, policy, api.StartRestore)
 	}

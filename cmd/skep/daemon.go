@@ -140,7 +140,7 @@ func (d *daemon) openStore(ctx context.Context) (err error) {
 	if d.bucket, err = bucket.Open(ctx, bucket.Options{Name: c.StoreBucket, Endpoints: c.StoreEndpoints, Region: c.StoreRegion}); err != nil {
 		return err
 	}
-	o := objects.Options{Bucket: d.bucket, Prefix: c.StorePrefix, Log: d.log}
+	o := objects.Options{Bucket: d.bucket, Prefix: c.StorePrefix, FillRate: c.StoreFillRate << 20, Log: d.log}
 	switch {
 	case c.StoreKeyFile != "":
 		o.Key = seal.FromFile(c.StoreKeyFile)

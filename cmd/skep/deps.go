@@ -37,6 +37,7 @@ func nodeConfig(cfg config.Config) node.Config {
 		DrainTimeout:  cfg.DrainTimeout.D(),
 		Nameservers:   cfg.Nameservers,
 		Push:          cfg.StorePush,
+		StoreWait:     cfg.StoreWait.D(),
 	}
 	if c.ImageGrace, c.ImageBytes = cfg.KeepImages.D(), int64(cfg.ImageBudget)<<20; c.ImageGrace == 0 {
 		c.ImageGrace = -1

@@ -89,6 +89,10 @@ func memoryRows(m api.MemoryStats) [][]string {
 		{"fetch", millis(m.FetchTime) + " ms"},
 		{"install", millis(m.InstallTime) + " ms"},
 	}
+	if r := m.Remote; r != nil {
+		rows = append(rows, []string{"from the object store", fmt.Sprintf("%s of %s, the first of it in %s ms", size(r.Fetched), size(r.Total), millis(r.Began))},
+			[]string{"waits for that", fmt.Sprintf("%d in %s ms", r.Waits, millis(r.Waited))})
+	}
 	if m.Note != "" {
 		rows = append(rows, []string{"note", m.Note})
 	}

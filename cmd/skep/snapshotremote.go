@@ -101,6 +101,8 @@ func (c *cli) listRemote(ctx context.Context, client *api.Client, function strin
 		}
 		if s.Here {
 			here = "yes"
+		} else if a := s.Arriving; a != nil {
+			here = fmt.Sprintf("%d%%", 100*a.Done/max(a.Total, 1))
 		}
 		rows = append(rows, []string{s.ID, s.Function, ago(s.Pushed), s.Reason, strconv.Itoa(s.MemoryMiB) + " MiB", size(s.Stored), s.VMM, here, usable})
 	}

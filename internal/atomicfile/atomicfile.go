@@ -147,13 +147,21 @@ func (s *Staged) Publish(final string) error {
 	if err := SyncTree(s.Dir); err != nil {
 		return fmt.Errorf("publishing %s: %w", final, err)
 	}
+	if err := s.Place(final); err != nil {
+		return err
+	}
+	if err := SyncDir(filepath.Dir(final)); err != nil {
+		return fmt.Errorf("publishing %s: %w", final, err)
+	}
+	return nil
+}
+
+// Place is Publish without syncing anything: for what nobody relies on after a crash.
+func (s *Staged) Place(final string) error {
 	if err := renameNoReplace(s.Dir, final); err != nil {
 		return fmt.Errorf("publishing %s: %w", final, err)
 	}
 	s.published = true
-	if err := SyncDir(filepath.Dir(final)); err != nil {
-		return fmt.Errorf("publishing %s: %w", final, err)
-	}
 	return nil
 }
 

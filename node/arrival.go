@@ -1,0 +1,480 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/cause"
+	"github.com/skep-dev/skep/internal/tracing"
+	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/remote"
+	"github.com/skep-dev/skep/snapshot"
+)
+
+// ErrStoreUnavailable is wrapped by what failed for want of the object store.
+var ErrStoreUnavailable = remote.ErrUnavailable
+
+// storeWait is how long a guest waits for a page from the object store, by default.
+const storeWait = 30 * time.Second
+
+// beyondWait is how much later a guest is ended whose read does not end by itself when it should.
+const beyondWait = 10 * time.Second
+
+// Filling an arrival that the store gives nothing for is tried again after a time that doubles from
+// arrivalRetry to arrivalMost.
+const (
+	arrivalRetry = time.Second
+	arrivalMost  = time.Minute
+)
+
+// arrival is a snapshot of the object store that instances start from while its memory is on its way:
+// all else of it is here. One goroutine fetches the rest, and publishes it when it is whole.
+type arrival struct {
+	r     *receivable
+	n     *Node
+	snap  *snapshot.Arrival
+	file  *os.File         // its memory
+	mem   *remote.Arriving // what fills that
+	head  int64            // bytes that were fetched before it could be started from
+	total int64            // bytes to fetch in all
+	began time.Duration    // that this took
+	stop  context.CancelCauseFunc
+	over  chan struct{} // closed when the goroutine has ended
+	err   error         // then: why it is not published; nil: it is
+
+	mu    sync.Mutex
+	stuck error // guarded by mu: why nothing should start from it: for now, where the store does not answer
+	users int   // guarded by mu: the goroutine and the guests, of whom the last closes the file
+}
+
+// origin is a snapshot to start from, in use, and the arrival that it is of, if it is not whole yet.
+type origin struct {
+	*snapshot.Snapshot
+	from *arrival
+}
+
+// arrivals are those under way.
+type arrivals struct {
+	mu sync.Mutex
+	of map[string]*arrival // guarded by mu: by id
+}
+
+func (a *arrivals) get(id string) *arrival {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.of[id]
+}
+
+// all lists those of a function.
+func (a *arrivals) all(function string) (list []*arrival) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, o := range a.of {
+		if o.r.entry.Function == function {
+			list = append(list, o)
+		}
+	}
+	return list
+}
+
+func (a *arrivals) put(o *arrival) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.of == nil {
+		a.of = map[string]*arrival{}
+	}
+	a.of[o.r.entry.ID] = o
+}
+
+func (a *arrivals) drop(o *arrival) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.of, o.r.entry.ID)
+}
+
+// whenDraining has f be called when the node drains, unless what it returns was called before.
+func (n *Node) whenDraining(f func()) (never func()) {
+	stop := make(chan struct{})
+	go func() { // ends with the caller
+		select {
+		case <-n.drain:
+			f()
+		case <-stop:
+		}
+	}()
+	return func() { close(stop) }
+}
+
+// arrive brings here what a start from the snapshot needs, and has the rest follow. nil without an error: all
+// of it is here.
+func (n *Node) arrive(ctx context.Context, r *receivable) (_ *arrival, err error) {
+	ctx, span := tracing.Start(ctx, "fetch snapshot", tracing.Function.String(r.entry.Function), tracing.Snapshot.String(r.entry.ID))
+	defer func() { tracing.End(span, err) }()
+	fail := func(err error) (*arrival, error) {
+		return nil, fmt.Errorf("fetching snapshot %s: %w", r.entry.ID, cause.Because(ctx, err))
+	}
+	began := time.Now()
+	unlock, err := n.receiving.lock(ctx, r.entry.ID)
+	if err != nil {
+		return fail(err)
+	}
+	defer unlock()
+	if snap, err := n.snaps.Take(ctx, r.entry.ID); err == nil {
+		snap.Release()
+		return nil, nil
+	}
+	if a := n.arrivals.get(r.entry.ID); a != nil {
+		return a, a.usable()
+	}
+	if err := n.receiveDisk(ctx, r); err != nil {
+		return fail(err)
+	}
+	a, err := n.beginArrival(ctx, r)
+	if err != nil {
+		return fail(err)
+	}
+	a.began = time.Since(began)
+	filling, stop := context.WithCancelCause(n.ctx)
+	a.stop = stop
+	n.arrivals.put(a)
+	if !n.spawn(func() { a.run(filling) }) {
+		n.arrivals.drop(a)
+		a.snap.Abort()
+		a.leave()
+		return fail(ErrDraining)
+	}
+	n.log.Info("starting from a snapshot of the object store while the rest of it is fetched", "function", r.entry.Function, "snapshot", r.entry.ID,
+		"fetched", a.head, "of", a.total, "took", a.began.String())
+	return a, nil
+}
+
+func (n *Node) beginArrival(ctx context.Context, r *receivable) (*arrival, error) {
+	stage, err := n.snaps.Receive(r.manifest)
+	if err != nil {
+		return nil, err
+	}
+	defer stage.Abort()
+	files, err := n.openFiles(r, stage)
+	if err != nil {
+		return nil, err
+	}
+	a := &arrival{r: r, n: n, over: make(chan struct{}), users: 1}
+	for _, f := range files {
+		c, _ := r.stored.File(f.name)
+		a.total += r.stored.Stored(c)
+		if f.name == snapshot.PartMemory {
+			a.file = f.file
+			continue
+		}
+		a.head += r.stored.Stored(c)
+	}
+	defer func() {
+		for _, f := range files {
+			if f.file != a.file {
+				err = errors.Join(err, f.file.Close())
+			}
+		}
+	}()
+	if a.file == nil {
+		return nil, fmt.Errorf("%w: it has no memory", remote.ErrFormat)
+	}
+	err = n.deps.Remote.Fetch(ctx, r.stored, targets(files, snapshot.PartMemory), nil)
+	if err == nil {
+		a.mem, err = n.deps.Remote.Arrive(r.stored, snapshot.PartMemory, a.file, n.cfg.StoreWait)
+	}
+	if err == nil {
+		a.snap, err = stage.Arrive(ctx, r.manifest)
+	}
+	if err != nil {
+		return nil, errors.Join(err, a.file.Close())
+	}
+	return a, nil
+}
+
+// run fetches the rest, and publishes the snapshot.
+func (a *arrival) run(ctx context.Context) {
+	defer close(a.over)
+	n, began := a.n, time.Now()
+	defer n.whenDraining(func() { a.stop(ErrDraining) })()
+	err := a.fill(ctx)
+	var snap api.Snapshot
+	if err == nil {
+		snap, err = a.snap.Complete(ctx)
+	}
+	if err != nil {
+		a.fail(err)
+		a.snap.Abort()
+	}
+	a.leave()
+	n.arrivals.drop(a)
+	if a.err = err; err != nil {
+		if ctx.Err() == nil {
+			n.log.Warn("a snapshot of the object store has not come whole", "function", a.r.entry.Function, "snapshot", a.r.entry.ID, "error", err)
+		}
+		return
+	}
+	n.received(a.r, snap, a.began+time.Since(began))
+	if d := n.deployed(a.r.entry.Function); d != nil {
+		n.shells.wantNewest(n.ctx, d)
+	}
+}
+
+// fill fetches until all is here, or what the store has is of no use.
+func (a *arrival) fill(ctx context.Context) error {
+	for wait := arrivalRetry; ; wait = min(2*wait, arrivalMost) {
+		var came atomic.Bool
+		err := a.mem.Fill(ctx, func() {
+			came.Store(true)
+			a.goesOn()
+		})
+		if came.Load() {
+			wait = arrivalRetry
+		}
+		if !errors.Is(err, remote.ErrUnavailable) || ctx.Err() != nil {
+			return cause.Because(ctx, err)
+		}
+		a.fail(err)
+		a.n.log.Warn("fetching the rest of a snapshot", "function", a.r.entry.Function, "snapshot", a.r.entry.ID, "error", err, "retry_in", wait.String())
+		t := time.NewTimer(wait/2 + rand.N(wait))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// fail has nothing start from it any more: until the store gives something again, where that was not to be reached.
+func (a *arrival) fail(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.stuck == nil || errors.Is(a.stuck, remote.ErrUnavailable) {
+		a.stuck = err
+	}
+}
+
+func (a *arrival) goesOn() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if errors.Is(a.stuck, remote.ErrUnavailable) {
+		a.stuck = nil
+	}
+}
+
+// join and leave count who may still put something into the file.
+func (a *arrival) join() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.users++
+}
+
+func (a *arrival) leave() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.users--; a.users == 0 {
+		_ = a.file.Close() // what was written is synced before it counts
+	}
+}
+
+// usable says why nothing should start from it, if so.
+func (a *arrival) usable() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.stuck != nil {
+		return fmt.Errorf("snapshot %s has not come whole yet: %w", a.r.entry.ID, a.stuck)
+	}
+	return nil
+}
+
+// use returns the snapshot to start from.
+func (a *arrival) use() (*origin, error) {
+	if err := a.usable(); err != nil {
+		return nil, err
+	}
+	snap, err := a.snap.Use()
+	if err != nil {
+		return nil, err
+	}
+	return &origin{snap, a}, nil
+}
+
+// wait returns when the snapshot is published, or why it is not, or not for now. progress, which may be nil,
+// is told of bytes of content.
+func (a *arrival) wait(ctx context.Context, progress func(done, total int64)) error {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-a.over:
+			return a.err
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for snapshot %s to be here whole: %w", a.r.entry.ID, context.Cause(ctx))
+		case <-tick.C:
+		}
+		if err := a.usable(); err != nil {
+			return err
+		}
+		if at := a.mem.Progress(); progress != nil {
+			progress(at.Done, at.Total)
+		}
+	}
+}
+
+// giveUp ends the arrival, unless it is published by then.
+func (a *arrival) giveUp(why error) {
+	a.stop(why)
+	<-a.over
+}
+
+// dropArrivals gives up those of a function that keep does not want kept, and removes what is whole by then.
+func (n *Node) dropArrivals(function string, why error, keep func(id string, m snapshot.Manifest) bool) {
+	for _, a := range n.arrivals.all(function) {
+		if id := a.r.entry.ID; keep == nil || !keep(id, a.r.manifest) {
+			if a.giveUp(why); a.err == nil {
+				n.removeSnapshots(function, []string{id})
+			}
+		}
+	}
+}
+
+// arrivingFor returns an arrival that the deployment can start from, if there is one: the newest.
+func (n *Node) arrivingFor(ctx context.Context, d *deployment) (newest *arrival, err error) {
+	info, err := n.deps.VMM.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range n.arrivals.all(d.fn.Name) {
+		m := &a.r.manifest
+		if m.Match(n.want(d, info)) == nil && (newest == nil || m.Created.After(newest.r.manifest.Created)) {
+			newest = a
+		}
+	}
+	return newest, nil
+}
+
+// startRemote returns what a start that could boot instead can go from of the object store; nil without
+// an error, if the function wants none. It takes no longer than that is worth, and after a failure
+// others do not even ask for a while. What the VMM maps must be here whole.
+func (n *Node) startRemote(ctx context.Context, p *pool, d *deployment, policy string) (*origin, error) {
+	if n.deps.Remote == nil || d.fn.Snapshot.Off {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, remoteWait, fmt.Errorf("the object store took longer than %v", remoteWait))
+	defer cancel()
+	a, err := n.arrivingFor(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	if a == nil {
+		p.mu.Lock()
+		after := p.remoteAt
+		p.mu.Unlock()
+		if time.Now().Before(after) {
+			return nil, nil
+		}
+		if a, err = n.fetchUsable(ctx, d); err != nil {
+			p.mu.Lock()
+			p.remoteAt = time.Now().Add(remoteRetry)
+			p.mu.Unlock()
+			return nil, cause.Because(ctx, err)
+		}
+	}
+	if a != nil && memory.Mapped(policy) {
+		if err := a.wait(ctx, nil); err != nil {
+			return nil, err
+		}
+		a = nil
+	}
+	if a != nil {
+		return a.use()
+	}
+	snap, err := n.usable(ctx, d)
+	if snap == nil {
+		return nil, err
+	}
+	return &origin{Snapshot: snap}, nil
+}
+
+// fetchUsable has a snapshot arrive that the deployment can start from, if the object store
+// has one. The error says why there is none.
+func (n *Node) fetchUsable(ctx context.Context, d *deployment) (*arrival, error) {
+	r, err := n.findRemote(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	return n.arrive(ctx, r)
+}
+
+// source is where a restore gets its memory from.
+func (o *origin) source() memory.Source {
+	src := memorySource(o.Snapshot)
+	if a := o.from; a != nil {
+		src.ReadLimit = a.n.cfg.StoreWait + beyondWait
+		src.Open = func(context.Context) (memory.Pages, error) {
+			file, err := memory.OpenFile(o.MemoryPath(), o.MemorySize())
+			if err != nil {
+				return nil, err
+			}
+			a.join()
+			return &arrivingPages{file, a}, nil
+		}
+	}
+	return src
+}
+
+// arrivingPages is memory that is on its way: a page that is not here is fetched when it is asked for. What is
+// in the file was verified before it was written there.
+type arrivingPages struct {
+	memory.Pages
+	a *arrival
+}
+
+var _ memory.Pages = (*arrivingPages)(nil)
+
+const pageSize = 4096
+
+// Data lists the pages of blocks that are stored.
+func (p *arrivingPages) Data() ([]memory.Extent, error) {
+	var out []memory.Extent
+	for _, e := range p.a.mem.Data() {
+		first, end := e.Offset/pageSize, (e.Offset+e.Length+pageSize-1)/pageSize
+		out = append(out, memory.Extent{First: uint32(first), Pages: uint32(end - first)})
+	}
+	return out, nil
+}
+
+func (p *arrivingPages) ReadNow(b []byte, first uint32) (bool, error) {
+	if !p.a.mem.Here(int64(first)*pageSize, int64(len(b))) {
+		return false, nil
+	}
+	return p.Pages.ReadNow(b, first)
+}
+
+func (p *arrivingPages) Read(ctx context.Context, b []byte, first uint32) error {
+	if err := p.a.mem.Bring(ctx, int64(first)*pageSize, int64(len(b))); err != nil {
+		if errors.Is(err, remote.ErrUnavailable) {
+			p.a.fail(err)
+		}
+		return fmt.Errorf("from the object store: %w", err)
+	}
+	return p.Pages.Read(ctx, b, first)
+}
+
+func (p *arrivingPages) Close() error {
+	defer p.a.leave()
+	return p.Pages.Close()
+}
+
+// Remote is what the session's statistics say of it.
+func (p *arrivingPages) Remote() *api.RemoteMemory {
+	at := p.a.mem.Progress()
+	return &api.RemoteMemory{Began: p.a.began, Fetched: p.a.head + at.Fetched, Total: p.a.total, Waits: at.Waits, Waited: at.Waited}
+}
