@@ -78,6 +78,16 @@ endif
 test-page: ## run the tests of the page in a real Chromium (needs chromium, and SKEP_AXE: axe-core's axe.min.js)
 	cd test/page && $(GO) test .
 
+# With packages of its own, below .cache.
+PYTHON ?= python3
+VENV := $(CURDIR)/.cache/python
+
+test-python: setup-test ## run the tests of the Python client and its notebook, against a real daemon, in a virtual environment of their own
+	@[ -x $(VENV)/bin/pip ] || $(PYTHON) -m venv $(VENV) || { echo "please install python3-venv, of Python 3.11 or later"; exit 1; }
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e './clients/python[test]'
+	cd clients/python && $(VENV)/bin/ruff check --no-cache
+	SKEP_PYTHON=$(VENV)/bin/python SKEP_REQUIRE=$(SKEP_REQUIRE),python $(GO) test -timeout 20m ./clients/python ./test -run '^(TestMade|TestClient|TestTypes|TestPython|TestNotebook)$$'
+
 test-firecracker: setup-test ## run the tests of VMMs, of containerd and the end-to-end tests on a real Firecracker
 	@$(MAKE) --no-print-directory firecracker-tests
 
