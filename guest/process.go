@@ -43,6 +43,10 @@ type Process struct {
 	// pid there is 1, those that are run after it are in there, too, and all end
 	// with it. Without one processes see the guest's, whose first is the agent.
 	Init bool `json:"init,omitempty"`
+	// Neighbours says that others serve at the loopback of the network namespace that
+	// the guest answers for: what nobody in the guest serves at 127.0.0.1, its processes
+	// reach there, from now on.
+	Neighbours bool `json:"neighbours,omitempty"`
 }
 
 // IDs are who a process runs as, in numbers.

@@ -146,6 +146,9 @@ func TestJoinedGuest(t *testing.T) {
 		{p.in, "127.0.0.1:9000", "sidecar"},
 		{p.in, "127.0.0.1:8022", "queue"},
 		{g.ns, outsideAddress + ":80", "world"},
+		// What the pod's others serve at their loopback is the guest's at the gateway.
+		{g.ns, testGateway.String() + ":8022", "queue"},
+		{g.ns, testGateway.String() + ":9000", "sidecar"},
 	} {
 		if got := p.from(t, tt.ns, tt.address, patient); got != tt.want {
 			t.Errorf("at %s %q answers, want %q", tt.address, got, tt.want)
@@ -165,6 +168,69 @@ func TestJoinedGuest(t *testing.T) {
 	}
 	greeted(t, c, "agent")
 	c.Close()
+}
+
+// Who serves at a pod's 127.0.0.1 sees its guest there, by TCP and UDP; one that has its
+// namespace for itself is led nowhere.
+func TestJoinedLoopback(t *testing.T) {
+	p := newPod(t)
+	_, g := p.join(t, Ports{Loopback: []int{8080}, Closed: true})
+	var l net.Listener
+	var u net.PacketConn
+	p.must(t, p.in, func() (err error) {
+		if l, err = net.Listen("tcp4", "127.0.0.1:9001"); err != nil {
+			return err
+		}
+		u, err = net.ListenPacket("udp4", "127.0.0.1:9001")
+		return err
+	})
+	defer l.Close()
+	defer u.Close()
+	c, err := dialFrom(p.s, g.ns, testGateway.String()+":9001", patient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if ip := s.RemoteAddr().(*net.TCPAddr).IP; !ip.IsLoopback() {
+		t.Errorf("the sidecar is asked from %v", ip)
+	}
+	go func() { _, _ = s.Write([]byte("hello")) }()
+	greeted(t, c, "hello")
+
+	var asks net.Conn
+	p.must(t, g.ns, func() (err error) { asks, err = net.Dial("udp4", testGateway.String()+":9001"); return err })
+	defer asks.Close()
+	if _, err := asks.Write([]byte("ping")); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 16)
+	for _, end := range []interface{ SetReadDeadline(time.Time) error }{u, asks} {
+		if err := end.SetReadDeadline(time.Now().Add(patient)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, from, err := u.ReadFrom(b)
+	if err != nil || string(b[:n]) != "ping" || !from.(*net.UDPAddr).IP.IsLoopback() {
+		t.Fatalf("the sidecar got %q from %v, %v", b[:n], from, err)
+	}
+	if _, err := u.WriteTo([]byte("pong"), from); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := asks.Read(b); err != nil || string(b[:n]) != "pong" {
+		t.Errorf("the guest got %q, %v", b[:n], err)
+	}
+
+	alone := newPod(t)
+	_, g = alone.join(t, Ports{Alone: true})
+	listen(t, alone.s, alone.in, "127.0.0.1:9001", "nobody's")
+	if got := alone.from(t, g.ns, testGateway.String()+":9001", brief); got != "" {
+		t.Errorf("the guest of a namespace of its own reaches %q", got)
+	}
 }
 
 // echo answers datagrams with themselves.

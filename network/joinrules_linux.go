@@ -35,6 +35,9 @@ const agentFirst, agentLast = 10, 11
 //	chain prerouting  (nat) not from the tap, to an address of the namespace, TCP or
 //	                  UDP that nobody here listens for: to the guest
 //	chain output      (nat) to 127.0.0.0/8 or ::1, TCP or UDP to the guest's ports: to the guest
+//	chain shared      (nat, prerouting) from the tap to the gateway, TCP or UDP, where the guest
+//	                  is not alone: to 127.0.0.1
+//	chain sharer      (nat, input) what comes of it: from 127.0.0.1
 //	chain postrouting (nat) from there to the guest: from the gateway
 //	                  (nat) from the guest: masquerade
 //	chain guard       (filter, output) to the agent's ports, without the mark: drop
@@ -52,16 +55,18 @@ func openJoinRules(p Ports, all ...guestRules) error {
 type guestRules struct {
 	family   nftables.TableFamily
 	guest    netip.Addr
+	gateway  netip.Addr // at which the guest asks for what others serve at their loopback; invalid: nowhere
 	loopback netip.Prefix
 }
 
 func rules4(opts Options) guestRules {
 	guest, _ := netip.AddrFromSlice(opts.Guest)
-	return guestRules{nftables.TableFamilyIPv4, guest, netip.MustParsePrefix("127.0.0.0/8")}
+	gateway, _ := netip.AddrFromSlice(opts.Gateway)
+	return guestRules{nftables.TableFamilyIPv4, guest.Unmap(), gateway.Unmap(), netip.MustParsePrefix("127.0.0.0/8")}
 }
 
 func rules6(guest netip.Addr) guestRules {
-	return guestRules{nftables.TableFamilyIPv6, guest, netip.MustParsePrefix("::1/128")}
+	return guestRules{nftables.TableFamilyIPv6, guest, netip.Addr{}, netip.MustParsePrefix("::1/128")}
 }
 
 func (g guestRules) host() netip.Prefix { return netip.PrefixFrom(g.guest, g.guest.BitLen()) }
@@ -89,6 +94,9 @@ func (t rules) addJoin(g guestRules, p Ports) {
 	if !p.Closed {
 		t.addInward(g, p)
 	}
+	if !p.Alone && g.gateway.IsValid() {
+		t.addShared(g)
+	}
 	t.add(post, toTap, source(g.loopback, expr.CmpOpEq), []expr.Any{&expr.Masq{}})
 	t.add(post, notToTap, source(g.host(), expr.CmpOpEq), []expr.Any{&expr.Masq{}})
 	for _, number := range []uint16{agentFirst, agentLast} {
@@ -96,6 +104,19 @@ func (t rules) addJoin(g guestRules, p Ports) {
 		t.add(guard, destination(g.host()), port(unix.IPPROTO_TCP, number), unmarked(), verdict(expr.VerdictDrop))
 		t.add(forward, destination(g.host()), port(unix.IPPROTO_TCP, number), verdict(expr.VerdictDrop))
 	}
+}
+
+// addShared leads what the guest asks the gateway for to those who serve at the
+// namespace's 127.0.0.1, as from there: many take no others.
+func (t rules) addShared(g guestRules) {
+	fromTap := interfaceName(expr.MetaKeyIIFNAME, tapName)
+	shared := t.chain("shared", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, nftables.ChainPolicyAccept)
+	sharer := t.chain("sharer", nftables.ChainTypeNAT, nftables.ChainHookInput, nftables.ChainPriorityNATSource, nftables.ChainPolicyAccept)
+	here := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	for _, proto := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		t.add(shared, fromTap, destination(netip.PrefixFrom(g.gateway, g.gateway.BitLen())), protocol(proto), dnat(here))
+	}
+	t.add(sharer, fromTap, destination(g.loopback), snat(here))
 }
 
 // addInward adds what leads others to the guest.
@@ -147,13 +168,16 @@ func unmarked() []expr.Any {
 	return compareMeta(expr.MetaKeyMARK, expr.CmpOpNeq, binaryutil.NativeEndian.PutUint32(agentMark))
 }
 
-func dnat(to netip.Addr) []expr.Any {
+func dnat(to netip.Addr) []expr.Any   { return translated(expr.NATTypeDestNAT, to) }
+func snat(from netip.Addr) []expr.Any { return translated(expr.NATTypeSourceNAT, from) }
+
+func translated(kind expr.NATType, to netip.Addr) []expr.Any {
 	family := uint32(unix.NFPROTO_IPV4)
 	if to.Is6() {
 		family = unix.NFPROTO_IPV6
 	}
 	return []expr.Any{
 		&expr.Immediate{Register: 1, Data: to.AsSlice()},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: 1},
+		&expr.NAT{Type: kind, Family: family, RegAddrMin: 1},
 	}
 }

@@ -121,6 +121,9 @@ func isOnly(spec *specs.Spec) bool {
 	return spec.Annotations[annotationType] == "container" && spec.Annotations[annotationContainer] == "" && !isKnative(spec)
 }
 
+// isAlone tells a container in whose network namespace nobody else is.
+func isAlone(spec *specs.Spec) bool { return spec.Annotations[annotationType] == "" || isOnly(spec) }
+
 // emptyDirsOf are the kubelet's emptyDirs that a container has mounted, or of which
 // it has a part.
 func emptyDirsOf(spec *specs.Spec) (dirs []string) {

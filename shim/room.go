@@ -228,7 +228,7 @@ func (r *room) started(pid int) error {
 // join puts the guest behind a tap in the container's network namespace. Until a ready
 // snapshot is made, nobody is to reach it: what a client says would be in there.
 func (r *room) join() (err error) {
-	r.ports.Alone = r.spec.Annotations[annotationType] == "" || isOnly(r.spec)
+	r.ports.Alone = isAlone(r.spec)
 	if port := r.container.Settings.Port; port != 0 {
 		r.ports.Loopback = []int{port}
 	}

@@ -177,6 +177,7 @@ func (t translation) namespaces() error {
 		return fmt.Errorf("the container is to have a clock of its own: a microVM keeps the host's")
 	}
 	t.c.NetNS = paths[specs.NetworkNamespace]
+	t.c.Process.Neighbours = !isAlone(t.spec)
 	t.c.Process.Init = paths[specs.PIDNamespace] == "" // else the first is the pause container's, for which the guest's stands
 	return nil
 }

@@ -84,6 +84,11 @@ func TestTranslate(t *testing.T) {
 			return []any{*c.Process.Capabilities, c.Process.Rlimits, c.Process.NoNewPrivileges}
 		},
 			[]any{guest.Capabilities{Bounding: []string{"CAP_CHOWN"}}, []guest.Rlimit{{Type: "RLIMIT_NOFILE", Soft: 1, Hard: 2}}, true}},
+		{"the only container of its pod", func(s *specs.Spec) { s.Annotations = map[string]string{annotationType: "container"} },
+			func(c container) any { return c.Process.Neighbours }, false},
+		{"one of its pod's containers", func(s *specs.Spec) {
+			s.Annotations = map[string]string{annotationType: "container", annotationContainer: "app"}
+		}, func(c container) any { return c.Process.Neighbours }, true},
 		{"its place", nil, func(c container) any { return []any{c.NetNS, c.Cgroup, c.ReadOnly} }, []any{"/run/netns/n", "/default/c", false}},
 		{"a network namespace of its own", both(without(specs.NetworkNamespace, ""), func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/guest"
 )
 
 // reserveMiB is guest memory that the function may not have: for the kernel's
@@ -27,6 +29,7 @@ type cgroup struct {
 	freezer *os.File // cgroup.freeze
 	events  *os.File // cgroup.events
 	made    int      // groups below it
+	shares  bool     // the host's loopback
 }
 
 // makeGroup makes the function's cgroup, with as much memory as the guest can
@@ -154,6 +157,18 @@ func (g *cgroup) below() (*os.File, error) {
 		return nil, errors.Join(err, os.Remove(path))
 	}
 	return dir, nil
+}
+
+// shareLoopback leads what nobody here serves at 127.0.0.1 to the gateway. A kernel that
+// cannot has it said on the console, and its processes refused, as without it.
+func (g *cgroup) shareLoopback() {
+	if g.shares {
+		return
+	}
+	g.shares = true
+	if err := shareLoopback(g.dir, [4]byte(guest.Gateway.To4())); err != nil {
+		fmt.Fprintln(os.Stderr, "skep-agent:", err)
+	}
 }
 
 // inGroup lists the processes of a group, and of none below it.

@@ -75,6 +75,9 @@ func (p *process) start() error {
 			return errors.Join(err, p.closeOwn())
 		}
 		l.group, p.oom = p.group, f.group.killed()
+		if p.spec.Neighbours {
+			f.group.shareLoopback()
+		}
 	}
 	if l.init {
 		p.pid, err = f.forkInit(l, p.spec.Rlimits)

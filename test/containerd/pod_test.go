@@ -28,6 +28,12 @@ func TestPod(t *testing.T) {
 				t.Errorf("a sidecar gets %q from %s, want %q", out, tt.url, tt.want)
 			}
 		}
+		// Who serves in the guest is itself, at its port; nobody serves at the last one.
+		for url, want := range map[string]string{"http://127.0.0.1:8080/hostname": "three", "http://127.0.0.1:9000/": "hello", "http://127.0.0.1:9001/": ""} {
+			if r := p.Try("exec", app, "/bin/get", url); strings.TrimSpace(r.Stdout) != want || (r.Code == 0) != (want != "") {
+				t.Errorf("the microVM gets %q from %s (%d, %s), want %q", r.Stdout, url, r.Code, r.Stderr, want)
+			}
+		}
 		for _, port := range []string{"8080", "9000"} {
 			if out := eventually(c, func() shimtest.Result { return p.Probe("get", "http://"+pod.IP()+":"+port+"/") }); out != "hello" {
 				t.Errorf("from outside port %s answers %q", port, out)
