@@ -152,7 +152,7 @@ PACKAGES ?= bin/package
 package: setup ## make a .deb, a static tarball, what they are made of and checksums in PACKAGES (docs/install.md)
 	@GO=$(GO) packaging/package.sh $(PACKAGES)
 
-test-package: setup-test ## build the packages twice, and compare them
+test-package: setup-test ## build the packages twice and compare them; install as a module
 	@SKEP_TEST_PACKAGES=1 $(GO) test -timeout 60m ./test/install
 
 lint: setup ## gofmt, vet, staticcheck

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -171,8 +172,8 @@ func publish(staged *atomicfile.Staged, final string) error {
 	return err
 }
 
-// helloBinary finds the program that `make build` puts beside skep, or builds it
-// where the sources are at hand.
+// helloBinary finds the program that `make build` and packages put beside skep, or
+// builds it where the sources are at hand.
 func helloBinary(ctx context.Context, cacheDir string, step func(string)) (path string, cleanup func(), err error) {
 	none := func() {}
 	if p := os.Getenv(HelloEnv); p != "" {
@@ -198,11 +199,25 @@ func helloBinary(ctx context.Context, cacheDir string, step func(string)) (path 
 		return "", none, err
 	}
 	out := filepath.Join(dir, "hello")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, "github.com/skep-dev/skep/functions/hello")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if b, err := cmd.CombinedOutput(); err != nil {
-		err = fmt.Errorf("its program is not beside %s, and building it failed: %w: %s; run this in skep's source tree, or `make build`", self, err, strings.TrimSpace(string(b)))
+	const pkg = "github.com/skep-dev/skep/functions/hello"
+	err = compile(ctx, dir, "build", "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
+	if info, ok := debug.ReadBuildInfo(); err != nil && ok && strings.HasPrefix(info.Main.Version, "v") {
+		// Not in the tree: skep was installed as a module, in which hello is, too.
+		err = compile(ctx, dir, "install", "-trimpath", "-ldflags=-s -w", pkg+"@"+info.Main.Version)
+	}
+	if err != nil {
+		err = fmt.Errorf("its program is not beside %s, and building it failed: %w; run this in skep's source tree, or `make build`", self, err)
 		return "", none, errors.Join(err, os.RemoveAll(dir))
 	}
 	return out, func() { os.RemoveAll(dir) }, nil
+}
+
+// compile runs go, which installs into dir.
+func compile(ctx context.Context, dir string, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOBIN="+dir)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return nil
 }

@@ -152,5 +152,5 @@ func FindAgent() (string, error) {
 			return p, nil
 		}
 	}
-	return "", fmt.Errorf("no skep-agent beside %s or in ../libexec: `make build` makes both, or set %s to its path", self, AgentEnv)
+	return "", fmt.Errorf("no skep-agent beside %s or in ../libexec: `make build` and `CGO_ENABLED=0 go install github.com/skep-dev/skep/cmd/...` make both, or set %s to its path", self, AgentEnv)
 }
