@@ -66,6 +66,9 @@ func (c *collection) run(ctx context.Context) (err error) {
 	if c.now, err = c.s.now(ctx); err != nil {
 		return err
 	}
+	if err := c.clocks(ctx); err != nil {
+		return err
+	}
 	if err := c.retire(ctx); err != nil {
 		return err
 	}
@@ -125,6 +128,22 @@ func (c *collection) execute(ctx context.Context, packs, condemned map[PackID]Ob
 			if err := c.s.o.Bucket.Delete(ctx, key); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// clocks deletes what those that were killed have asked the time with.
+func (c *collection) clocks(ctx context.Context) error {
+	for o, err := range c.s.o.Bucket.List(ctx, c.s.key(clockDir, "")) {
+		if err != nil {
+			return err
+		}
+		if c.o.DryRun || !o.Modified.Add(c.s.o.Lease).Before(c.now) {
+			continue
+		}
+		if err := c.s.o.Bucket.Delete(ctx, o.Key); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -32,7 +32,7 @@ type Options struct {
 	// bytes a second; default none. What a guest waits for is not held back.
 	FillRate int
 	// Lease is how long a push that nothing is heard of is taken to be alive, by the
-	// store's clock; default an hour.
+	// store's clock; default an hour. With a negative one all are taken to be dead.
 	Lease time.Duration
 	// Key encrypts all that is stored and is asked for when it is needed first, and again after it
 	// was not to be had; nil: nothing is encrypted.

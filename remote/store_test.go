@@ -411,6 +411,14 @@ func TestKilledCollect(t *testing.T) {
 			t.Fatal(err)
 		}
 		whole(t, b, map[string][]byte{"keep": keep, "again": again})
+		last, err2 := remote.New(remote.Options{Bucket: b, Prefix: "team", Lease: -time.Hour})
+		if err2 != nil {
+			t.Fatal(err2)
+		}
+		if _, err := last.Collect(t.Context(), remote.CollectOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		tidy(t, b)
 		if err == nil {
 			return
 		}
