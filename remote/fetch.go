@@ -65,6 +65,49 @@ func (m *Manifest) spans(want []uint32, longest int64) []span {
 	return out
 }
 
+// smallRead is a read that costs by its round trip more than by its bytes.
+const smallRead = 1 << 20
+
+// scattered returns those packs of which a snapshot has so little at a time that without them
+// it costs no more than so many small reads, those with the least bytes a read first. A snapshot
+// that stores only what is new has its chunks in more and more packs from one to the next;
+// where these are stored anew they lie together again.
+func (m *Manifest) scattered(limit int) map[PackID]bool {
+	all := make([]uint32, len(m.Chunks))
+	for i := range all {
+		all[i] = uint32(i)
+	}
+	type use struct {
+		pack  uint32
+		bytes int64
+		reads int64 // small ones
+	}
+	uses := make([]use, len(m.Packs))
+	left := int64(0)
+	for _, sp := range m.spans(all, maxRange) {
+		u := &uses[sp.pack]
+		u.pack = sp.pack
+		if n := sp.end - sp.off; n < smallRead {
+			u.bytes += n
+			u.reads++
+			left++
+		}
+	}
+	uses = slices.DeleteFunc(uses, func(u use) bool { return u.reads == 0 })
+	slices.SortFunc(uses, func(a, b use) int {
+		return cmp.Or(cmp.Compare(a.bytes*b.reads, b.bytes*a.reads), cmp.Compare(a.pack, b.pack))
+	})
+	out := map[PackID]bool{}
+	for _, u := range uses {
+		if left <= int64(limit) {
+			break
+		}
+		out[m.Packs[u.pack]] = true
+		left -= u.reads
+	}
+	return out
+}
+
 // chunksOf lists the chunks of a file in the order of its blocks.
 func (c Content) chunksOf() []uint32 {
 	var out []uint32

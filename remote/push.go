@@ -157,6 +157,7 @@ func (p *push) learn(ctx context.Context, snap Snapshot) error {
 	p.old = slices.DeleteFunc(slices.Clone(all), func(e Entry) bool { return near(e, snap) < 2 })
 	// What counts most comes last and wins: this snapshot itself, then this function's.
 	slices.SortStableFunc(all, func(a, b Entry) int { return near(b, snap) - near(a, snap) })
+	var last *Manifest // the nearest of this function
 	for _, e := range slices.Backward(all[:min(len(all), dedupe)]) {
 		m, err := p.s.Load(ctx, e)
 		if errors.Is(err, ErrNotThere) {
@@ -175,6 +176,13 @@ func (p *push) learn(ctx context.Context, snap Snapshot) error {
 		for _, c := range m.Chunks {
 			p.have[c.Digest] = known{m.Packs[c.Pack], c.Offset, c.Stored, c.Size}
 		}
+		if near(e, snap) > 0 {
+			last = m
+		}
+	}
+	if last != nil {
+		anew := last.scattered(p.s.o.Scatter)
+		maps.DeleteFunc(p.have, func(_ Digest, k known) bool { return anew[k.pack] })
 	}
 	if err := p.declare(ctx); err != nil {
 		return err

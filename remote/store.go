@@ -31,6 +31,9 @@ type Options struct {
 	// FillRate bounds what is fetched of snapshots from which starts are made already, all together, in
 	// bytes a second; default none. What a guest waits for is not held back.
 	FillRate int
+	// Scatter is how many small reads a snapshot may cost, of less than a MiB, before the next
+	// of its function stores the worst of it anew, together; default 256.
+	Scatter int
 	// Lease is how long a push that nothing is heard of is taken to be alive, by the
 	// store's clock; default an hour. With a negative one all are taken to be dead.
 	Lease time.Duration
@@ -70,6 +73,9 @@ func New(o Options) (*Store, error) {
 	}
 	if o.Reads == 0 {
 		o.Reads = 8
+	}
+	if o.Scatter == 0 {
+		o.Scatter = 256
 	}
 	if o.Lease == 0 {
 		o.Lease = time.Hour
