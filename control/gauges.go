@@ -16,6 +16,9 @@ var (
 	descQueue     = prometheus.NewDesc("skep_queue_length", "Requests that wait for an instance.", nil, nil)
 	descWaiting   = prometheus.NewDesc("skep_function_queue_length", "Requests that wait for an instance, by function; those without are left out.", []string{"function"}, nil)
 	descSnapshots = prometheus.NewDesc("skep_snapshots", "Published snapshots, by whether they can be used here; rollback: kept for one.", []string{"usable"}, nil)
+	descHost      = prometheus.NewDesc("skep_host_memory_bytes", "Memory of the host.", nil, nil)
+	descAvailable = prometheus.NewDesc("skep_host_memory_available_bytes", "Memory of the host that can be had without swapping.", nil, nil)
+	descResident  = prometheus.NewDesc("skep_instances_resident_bytes", "Memory of the VMMs of a function's instances, their guests' included; those without are left out.", []string{"function"}, nil)
 	descDisk      = prometheus.NewDesc("skep_snapshot_disk_bytes", "Bytes that published snapshots occupy on disk.", nil, nil)
 )
 
@@ -34,6 +37,11 @@ type stateCollector struct {
 func (c *stateCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descBuild, descFunctions, descInstances, descQueue, descWaiting, descSnapshots, descDisk} {
 		ch <- d
+	}
+	if _, ok := c.state.(UsageState); ok {
+		ch <- descHost
+		ch <- descAvailable
+		ch <- descResident
 	}
 }
 
@@ -59,6 +67,7 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	for k, n := range instances {
 		gauge(descInstances, float64(n), k.function, k.state)
 	}
+	c.usage(gauge)
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	snapshots, err := c.state.Snapshots(ctx, "")
@@ -81,4 +90,25 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descSnapshots, unusable, "false")
 	gauge(descSnapshots, kept, "rollback")
 	gauge(descDisk, disk)
+}
+
+// usage tells what memory is used, where that is known.
+func (c *stateCollector) usage(gauge func(*prometheus.Desc, float64, ...string)) {
+	state, ok := c.state.(UsageState)
+	if !ok {
+		return
+	}
+	u, err := state.Usage()
+	if err != nil {
+		return // no figure rather than a wrong one
+	}
+	gauge(descHost, float64(u.MemoryBytes))
+	gauge(descAvailable, float64(u.AvailableBytes))
+	resident := map[string]int64{}
+	for _, i := range u.Instances {
+		resident[i.Function] += i.ResidentBytes
+	}
+	for function, n := range resident {
+		gauge(descResident, float64(n), function)
+	}
 }

@@ -32,6 +32,23 @@ var phaseBuckets = []float64{
 	100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1, 2.5, 5, 10, 30,
 }
 
+// Native histograms have buckets of their own, each 10% wider than the one before, of
+// which a series keeps so many at most; Prometheus reads them where it is told to
+// (native-histograms). Others read the buckets above.
+const (
+	nativeFactor   = 1.1
+	nativeBuckets  = 160
+	nativeLifetime = time.Hour // at least, before a series with more of them begins anew
+)
+
+// inSeconds are the options of a histogram of seconds.
+func inSeconds(name, help string) prometheus.HistogramOpts {
+	return prometheus.HistogramOpts{
+		Name: name, Help: help, Buckets: phaseBuckets,
+		NativeHistogramBucketFactor: nativeFactor, NativeHistogramMaxBucketNumber: nativeBuckets, NativeHistogramMinResetDuration: nativeLifetime,
+	}
+}
+
 // State is what the gauges are read from at each scrape.
 type State interface {
 	Functions() []api.Function
@@ -41,6 +58,11 @@ type State interface {
 	// without any may be left out.
 	Waiting() map[string]int
 	Snapshots(ctx context.Context, function string) ([]api.Snapshot, error)
+}
+
+// UsageState is a State that knows what memory the host and the instances use.
+type UsageState interface {
+	Usage() (api.Usage, error)
 }
 
 // Metrics counts invocations and answers /metrics. Observe it every record.
@@ -98,14 +120,11 @@ func NewMetrics(state State, v api.Version, queue func() int) *Metrics {
 	m := &Metrics{
 		registry:    prometheus.NewRegistry(),
 		invocations: counter("skep_invocations_total", "Invocations by function, by how their instance started, and by HTTP status class.", "function", "start", "code"),
-		phases: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "skep_phase_seconds", Help: "Duration of each phase of an invocation.", Buckets: phaseBuckets,
-		}, []string{"phase", "start"}),
-		bytes:    counter("skep_bytes_total", "Bytes of request and response bodies.", "direction"),
-		failures: counter("skep_failures_total", "Invocations without a complete answer, by whose doing that is: client, queue, timeout, function, platform.", "function", "failure"),
-		totals: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "skep_invocation_seconds", Help: "Request in to response out, by function and by how the instance started; functions beyond the first 200 are summed up.", Buckets: phaseBuckets,
-		}, []string{"function", "start"}),
+		phases:      prometheus.NewHistogramVec(inSeconds("skep_phase_seconds", "Duration of each phase of an invocation."), []string{"phase", "start"}),
+		bytes:       counter("skep_bytes_total", "Bytes of request and response bodies.", "direction"),
+		failures:    counter("skep_failures_total", "Invocations without a complete answer, by whose doing that is: client, queue, timeout, function, platform.", "function", "failure"),
+		totals: prometheus.NewHistogramVec(inSeconds("skep_invocation_seconds",
+			"Request in to response out, by function and by how the instance started; functions beyond the first 200 are summed up."), []string{"function", "start"}),
 		byFunction: prometheus.NewSummaryVec(prometheus.SummaryOpts{
 			Name: "skep_function_phase_seconds", Help: "Time that a function's invocations spent in each phase: sum, and how many had it.",
 		}, []string{"function", "phase"}),

@@ -1,11 +1,18 @@
 package control_test
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/control"
@@ -62,6 +69,8 @@ func TestMetrics(t *testing.T) {
 		`skep_function_phase_seconds_sum{function="hello",phase="spawn"} 0.05`,
 		`skep_function_phase_seconds_count{function="hello",phase="total"} 2`,
 		`skep_function_queue_length{function="hello"} 2`,
+		`skep_host_memory_available_bytes 4.294967296e+09`,
+		`skep_instances_resident_bytes{function="hello"} 8.388608e+07`,
 		`process_resident_memory_bytes`,
 	} {
 		if !strings.Contains(text, want) {
@@ -69,8 +78,49 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	m.Forget("hello")
-	if left := strings.ReplaceAll(scrape(t, m), `skep_function_queue_length{function="hello"}`, ""); strings.Contains(strings.ReplaceAll(left, `skep_instances{function="hello"`, ""), `function="hello"`) {
+	left := scrape(t, m)
+	for _, gauge := range []string{`skep_function_queue_length{`, `skep_instances{`, `skep_instances_resident_bytes{`} { // which the node still has
+		left = strings.ReplaceAll(left, gauge+`function="hello"`, "")
+	}
+	if strings.Contains(left, `function="hello"`) {
 		t.Error("a removed function still has a series")
+	}
+}
+
+// TestMetricsAreNamedAsOthers: what Prometheus' linter says of names, kinds and helps.
+func TestMetricsAreNamedAsOthers(t *testing.T) {
+	text := scrape(t, controltest.Metrics())
+	problems, err := promlint.New(strings.NewReader(text)).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+// TestNativeHistograms reads them as Prometheus does where it is told to: as protobuf.
+func TestNativeHistograms(t *testing.T) {
+	r := httptest.NewRequest("GET", "/metrics", nil)
+	format := expfmt.NewFormat(expfmt.TypeProtoDelim)
+	r.Header.Set("Accept", string(format))
+	w := httptest.NewRecorder()
+	controltest.Metrics().Handler().ServeHTTP(w, r)
+	d := expfmt.NewDecoder(w.Body, format)
+	native := map[string]bool{}
+	for {
+		var f dto.MetricFamily
+		if err := d.Decode(&f); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if h := f.Metric[0].Histogram; h != nil && strings.HasPrefix(f.GetName(), "skep_") {
+			native[f.GetName()] = len(h.PositiveSpan) > 0 && len(h.Bucket) > 0
+		}
+	}
+	if want := map[string]bool{"skep_phase_seconds": true, "skep_invocation_seconds": true}; !maps.Equal(native, want) {
+		t.Errorf("histograms, and whether they have buckets of both kinds: %v", native)
 	}
 }
 
