@@ -1,5 +1,5 @@
 import { enter, useToken, follow } from './api.js';
-import { load, apply, sample } from './state.js';
+import { load, apply, heard, sample } from './state.js';
 import { overview, functions, oneFunction, requests, snapshots, oneSnapshot } from './views.js';
 import { el, field } from './parts.js';
 
@@ -63,6 +63,7 @@ async function begin() {
   // Events that come while the state is read are told after it.
   let reading = null;
   follow((ev) => {
+    heard(ev);
     if (ev.kind === 'resync') {
       reading = resync().catch((e) => say(e.message, true));
       return;

@@ -1,6 +1,6 @@
 // Pieces of views. Text is only ever set as text, so that nothing that a function is
 // named, writes or answers becomes a part of the page.
-import { PHASES } from './state.js';
+import { PHASES, STATES } from './state.js';
 
 export function el(tag, attrs = {}, ...children) {
   const e = tag === 'svg' || tag === 'path' ? document.createElementNS('http://www.w3.org/2000/svg', tag) : document.createElement(tag);
@@ -69,8 +69,34 @@ export function waterfall(phases, scale) {
   return el('td', { class: 'wide' }, bar, el('span', { class: 'hidden' }, said.join(', ') || 'no phase yet'));
 }
 
-export function legend() {
-  return el('ul', { class: 'legend', 'aria-label': 'Phases' }, ...PHASES.map((p) => {
+// span is the time of an instance's states between two times, as a bar of which all is
+// from the first to the last.
+export function span(life, from, to) {
+  const bar = el('div', { class: 'bar', 'aria-hidden': 'true' });
+  const took = {};
+  const add = (name, until, since) => {
+    const part = el('span', name ? { title: `${name} ${seconds(until - since)}` } : { class: 'left' });
+    part.style.flexGrow = Math.round((until - since) / 100) / 10;
+    if (name) part.style.background = `var(--${name})`;
+    if (until > since) bar.append(part);
+  };
+  const end = life.ended || to;
+  add('', Math.max(life.parts[0].since, from), from);
+  life.parts.forEach((p, i) => {
+    const since = Math.max(p.since, from), until = Math.max(life.parts[i + 1]?.since ?? end, from);
+    took[p.state] = (took[p.state] ?? 0) + until - since;
+    add(p.state, until, since);
+  });
+  add('', to, end);
+  const said = STATES.filter((s) => took[s]).map((s) => `${s} for ${seconds(took[s])}`);
+  if (life.ended) said.push('then it ended');
+  return el('td', { class: 'wide' }, bar, el('span', { class: 'hidden' }, said.join(', ')));
+}
+
+const seconds = (v) => `${(v / 1000).toFixed(1)} s`;
+
+export function legend(about = 'Phases', names = PHASES) {
+  return el('ul', { class: 'legend', 'aria-label': about }, ...names.map((p) => {
     const i = el('i');
     i.style.background = `var(--${p})`;
     return el('li', {}, i, p);

@@ -1,10 +1,10 @@
 // The views: each returns an element for what is known now. Those with forms build
 // them once and renew the rest.
-import { state, resident, PHASES } from './state.js';
-import { el, table, size, ms, clock, link, functionLink, chart, waterfall, legend, phasesOf, field } from './parts.js';
+import { state, resident, now, PHASES, STATES } from './state.js';
+import { el, table, size, ms, clock, link, functionLink, chart, waterfall, span, legend, phasesOf, field } from './parts.js';
 import { get, request, change, lines } from './api.js';
 
-const rowsShown = 200;
+const rowsShown = 200, timelineMost = 5 * 60 * 1000;
 
 // live is an element whose content draw makes anew at each change, unless somebody
 // is at something in it or nothing is different.
@@ -49,6 +49,14 @@ function startRows(only) {
 
 const startTable = (only) => table('Starts of instances', ['Began', 'Function', 'Instance', 'Now', 'Start ms', 'Phases of the start', 'Why it ended'], startRows(only), 'no instance has started since this page was opened');
 
+// timeline is what instances did over the last minutes, those that began last first.
+function timeline(only) {
+  const to = now(), shown = [...state.lives.values()].filter((l) => (!only || l.function === only) && (!l.ended || l.ended > to - timelineMost)).reverse().slice(0, 20);
+  const from = Math.max(to - timelineMost, Math.min(...shown.map((l) => l.parts[0].since)));
+  return table('Instances over time', ['Function', 'Instance', 'Now', `From ${clock(from)} to now`], shown.map((l) => [
+    functionLink(l.function), l.id, el('td', {}, el('span', { class: 'state' }, l.ended ? 'ended' : l.parts.at(-1).state)), span(l, from, to)]), 'no instance runs, and none has since this page was opened');
+}
+
 function requestTable(list, caption) {
   const shown = list.slice(0, 50);
   const scale = Math.max(1, ...shown.map((r) => r.phases.total_us / 1000));
@@ -82,6 +90,7 @@ export function overview() {
       ];
     }),
     el('h2', {}, 'Starts'), legend(), live(() => [startTable()]),
+    el('h2', {}, 'Instances over time'), legend('States', STATES), live(() => [timeline()]),
     el('h2', {}, 'Requests'), live(() => [requestTable(state.requests, 'Newest requests')]));
 }
 
@@ -211,6 +220,7 @@ export function oneFunction(name) {
     said, answer,
     el('h2', {}, 'Instances'), live(() => [table('Instances', ['Instance', 'State', 'Start', 'Requests', 'Memory', 'Since'],
       [...state.instances.values()].filter((i) => i.function === name).map((i) => [i.id, el('td', { class: 'state' }, i.state), i.start || '–', String(i.requests), size(resident(i.id)), clock(i.created)]), 'none runs')]),
+    el('h2', {}, 'Instances over time'), legend('States', STATES), live(() => [timeline(name)]),
     el('h2', {}, 'Starts'), legend(), live(() => [startTable(name)]),
     el('h2', {}, 'Requests'), live(() => [requestTable(state.requests.filter((r) => r.function === name), 'Requests')]),
     el('h2', {}, 'Snapshots'), live(() => [snapshotTable([...state.snapshots.values()].filter((s) => s.function === name))]),

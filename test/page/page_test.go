@@ -151,8 +151,14 @@ func TestColdStartIsSeen(t *testing.T) {
 	rec := record("r9", api.StartRestore, api.Phases{Process: 1234 * time.Millisecond})
 	s.node.Happened.Publish(api.Event{Kind: api.EventInvocation, Function: "hello", Invocation: &rec})
 	b.says("1234")
+	row := "[...document.querySelectorAll('table')].find((t) => t.caption.textContent === 'Instances over time').textContent"
+	b.sees("%s.includes('busy for ')", row)
+	tell(api.InstanceIdle)
+	b.sees("/starting for .*busy for .*idle for /.test(%s)", row)
 	tell(api.InstanceStopped)
 	b.says("ended")
+	b.sees("/i-9ended.*then it ended/.test(%s)", row)
+	b.shoot("timeline")
 }
 
 // TestDaemonComesBack ends the daemon under the page, and starts another.
