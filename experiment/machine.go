@@ -30,6 +30,8 @@ type Session struct {
 	Load      string    `json:"load"`                    // load averages when it began
 	Learning  bool      `json:"memory_learning"`
 	Settings  Settings  `json:"settings"`
+	// Unadvised says that QEMU could not advise huge pages for a mapped snapshot.
+	Unadvised bool `json:"unadvised,omitempty"`
 }
 
 // Emulated says that guest code was translated by software.
@@ -43,7 +45,7 @@ func (s Session) Nested() bool { return strings.Contains(s.CPU, "QEMU TCG") }
 func Describe(v api.Version, dataDir string, set Settings) Session {
 	s := Session{
 		Time: time.Now().UTC(), Skep: strings.TrimSpace(v.Version + " " + v.Commit), VMM: v.VMM,
-		CPU: cpuModel(), CPUs: runtime.NumCPU(), Go: runtime.Version(), Settings: set,
+		CPU: cpuModel(), CPUs: runtime.NumCPU(), Go: runtime.Version(), Settings: set, Unadvised: runtime.GOARCH == "amd64",
 	}
 	s.Disk, s.ReadAhead = disk(dataDir)
 	if b, err := os.ReadFile("/proc/loadavg"); err == nil {

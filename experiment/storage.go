@@ -97,6 +97,5 @@ func showStorage(all []Sample) Section {
 	}
 	return Section{Charts: []chart.Chart{c}, Tables: []Table{t}, Findings: []string{
 		fmt.Sprintf("reap gains %s and stream %s over mmap in the geometric mean (the paper's REAP: 5.4×).", times(stat.GeoMean(gains["reap"])), times(stat.GeoMean(gains["stream"]))),
-	}, Caveats: []string{"A limit on requests and bytes is not a disk with a head: it has no seek that grows with distance, and a read that is over the limit waits for the limit's next tick, however small it is.",
-		"QEMU advises huge pages for guest memory; file systems with large folios then read a mapped memory file, which has holes, block by block. Mapped starts are slower for it, behind a limit on reads by far (docs/paper.md)."}}
+	}, Caveats: []string{"A limit on requests and bytes is not a disk with a head: it has no seek that grows with distance, and a read that is over the limit waits for the limit's next tick, however small it is."}}
 }

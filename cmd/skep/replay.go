@@ -34,7 +34,7 @@ without a VM: a process maps memory of the guest's size, registers it as a VMM
 would and touches the recorded pages in order, checking each. The same server
 and policies fill its memory as a guest's. Under mmap it maps the memory file
 itself, as Firecracker does; under mmap-huge with the advice to use huge pages,
-as QEMU does. Beside them stand floors from the same run: a bare loop that copies the same runs, one that answers faults, and
+as QEMU would. Beside them stand floors from the same run: a bare loop that copies the same runs, one that answers faults, and
 the disk.
 
 SNAPSHOT is the id of one with a trace (any restore under stream, reap, wsfile

@@ -117,8 +117,8 @@ func reasons(s experiment.Session) []string {
 	if kb := s.ReadAhead; kb != "" && kb != "128" {
 		out = append(out, fmt.Sprintf("The disk's read-ahead is %s KiB, where Linux has 128 unless it is told otherwise: a mapped snapshot is paged in by few large reads, which makes mmap faster than the paper's baseline.", kb))
 	}
-	if strings.HasPrefix(s.VMM, "qemu") {
-		out = append(out, "QEMU advises huge pages for guest memory, so the kernel reads some megabytes around each fault on a mapped snapshot, whatever the disk's read-ahead; Firecracker, which the paper used, does not.")
+	if strings.HasPrefix(s.VMM, "qemu") && !s.Unadvised {
+		out = append(out, "QEMU advises huge pages for guest memory, so the kernel reads some megabytes around each fault on a mapped snapshot, whatever the disk's read-ahead, and behind a limit on reads what has holes block by block; Firecracker, which the paper used, does not.")
 	}
 	out = append(out,
 		fmt.Sprintf("%d processors, where the paper had 48 cores, and %s, where it had a SATA SSD of 850 MB/s.", s.CPUs, s.Disk),

@@ -115,10 +115,15 @@ func TestReasons(t *testing.T) {
 		{"qemu 7.2 tcg", "AMD EPYC", "Guest code is emulated", "its KVM too"},
 		{"firecracker 1.16.1 kvm", "QEMU TCG CPU version 2.5+", "its KVM too", "Guest code is emulated"},
 		{"firecracker 1.16.1 kvm", "AMD EPYC", "processors", "emulated"},
+		{"firecracker 1.16.1 kvm", "AMD EPYC", "processors", "advises huge pages"},
+		{"qemu 7.2 tcg", "AMD EPYC", "advises huge pages", "its KVM too"},
 	} {
 		said := strings.Join(reasons(experiment.Session{VMM: test.vmm, CPU: test.cpu}), "\n")
 		if !strings.Contains(said, test.want) || strings.Contains(said, test.not) {
 			t.Errorf("%s on %s: %s", test.vmm, test.cpu, said)
 		}
+	}
+	if said := strings.Join(reasons(experiment.Session{VMM: "qemu 7.2 tcg", Unadvised: true}), "\n"); strings.Contains(said, "advises huge pages") {
+		t.Errorf("of a run whose QEMU could not: %s", said)
 	}
 }

@@ -99,7 +99,8 @@ func (o Options) withDefaults() Options {
 }
 
 // MmapHuge is the policy mmap with the mapping advised to be of huge pages, which
-// makes the kernel read more around each fault. QEMU maps memory so, Firecracker
+// makes the kernel read more around each fault. QEMU would map memory so and is kept
+// from it; Firecracker
 // does not.
 const MmapHuge = "mmap-huge"
 

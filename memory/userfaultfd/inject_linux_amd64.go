@@ -69,3 +69,18 @@ func (t *tracee) step(regs *unix.PtraceRegs) (int64, error) {
 	}
 	return int64(after.Rax), nil
 }
+
+// belowStack is where the stopped child has room for so many bytes that it does not
+// use: below its stack pointer and the 128 bytes that a function may use there.
+func (t *tracee) belowStack(n int) (uint64, error) {
+	var regs unix.PtraceRegs
+	if err := unix.PtraceGetRegs(t.pid, &regs); err != nil {
+		return 0, os.NewSyscallError("ptrace(GETREGS)", err)
+	}
+	return (regs.Rsp - 128 - uint64(n)) &^ 15, nil
+}
+
+func (t *tracee) write(addr uint64, b []byte) error {
+	_, err := unix.PtracePokeData(t.pid, uintptr(addr), b)
+	return os.NewSyscallError("ptrace(POKEDATA)", err)
+}

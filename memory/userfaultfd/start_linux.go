@@ -27,36 +27,10 @@ import (
 // of zeros. It is close-on-exec, and the number is whichever is free.
 //
 // The FD has not been through API. When Start fails the child is gone, reaped.
-func Start(cmd *exec.Cmd, before ...func() error) (*FD, error) {
-	if cmd.SysProcAttr != nil && cmd.SysProcAttr.Pdeathsig != 0 {
-		return nil, fmt.Errorf("starting %s under a userfaultfd: SysProcAttr.Pdeathsig would fire when the thread that forked it ends: leave it out", cmd.Path)
+func Start(cmd *exec.Cmd, before ...func() error) (fd *FD, err error) {
+	if err := checkTraceable(cmd); err != nil {
+		return nil, fmt.Errorf("starting %s under a userfaultfd: %w", cmd.Path, err)
 	}
-	type result struct {
-		fd  *FD
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		// Only the thread that forked may trace the child.
-		runtime.LockOSThread()
-		for _, f := range before {
-			if err := f(); err != nil {
-				done <- result{nil, err}
-				return // still locked: the runtime ends the thread
-			}
-		}
-		fd, err := startTraced(cmd)
-		if len(before) == 0 {
-			runtime.UnlockOSThread()
-		}
-		done <- result{fd, err}
-	}()
-	r := <-done
-	return r.fd, r.err
-}
-
-// startTraced is Start on its thread.
-func startTraced(cmd *exec.Cmd) (*FD, error) {
 	// A child without privileges may not call userfaultfd(2), but may make one
 	// from the device when it is handed in open: it lends the child ours.
 	dev := -1
@@ -66,6 +40,60 @@ func startTraced(cmd *exec.Cmd) (*FD, error) {
 		cmd.ExtraFiles = append(cmd.ExtraFiles[:len(cmd.ExtraFiles):len(cmd.ExtraFiles)], f)
 		defer func() { cmd.ExtraFiles = cmd.ExtraFiles[:len(cmd.ExtraFiles)-1] }()
 	}
+	err = startTraced(cmd, before, func(t *tracee) error {
+		n, err := t.makeUserfaultfd(dev)
+		if err == nil {
+			fd, err = takeFD(t.pid, n)
+		}
+		if err != nil {
+			return fmt.Errorf("making a userfaultfd in %s: %w", cmd.Path, err)
+		}
+		return nil
+	})
+	if err != nil && fd != nil {
+		fd.Close()
+		fd = nil
+	}
+	return fd, err
+}
+
+func checkTraceable(cmd *exec.Cmd) error {
+	if cmd.SysProcAttr != nil && cmd.SysProcAttr.Pdeathsig != 0 {
+		return errors.New("SysProcAttr.Pdeathsig would fire when the thread that forked it ends: leave it out")
+	}
+	return nil
+}
+
+// startTraced starts cmd and has act done to it before its first instruction. The
+// functions before run first, on the thread that forks.
+func startTraced(cmd *exec.Cmd, before []func() error, act func(*tracee) error) error {
+	// Only the thread that forked may trace the child.
+	return onThread(before, func() error { return startHere(cmd, act) })
+}
+
+// onThread runs the functions before, and then start, on a thread of their own if
+// there are any.
+func onThread(before []func() error, start func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		for _, f := range before {
+			if err := f(); err != nil {
+				done <- err
+				return // still locked: the runtime ends the thread
+			}
+		}
+		err := start()
+		if len(before) == 0 {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// startHere is startTraced on the thread that it is called on.
+func startHere(cmd *exec.Cmd, act func(*tracee) error) error {
 	attr := syscall.SysProcAttr{}
 	if cmd.SysProcAttr != nil {
 		attr = *cmd.SysProcAttr
@@ -76,42 +104,30 @@ func startTraced(cmd *exec.Cmd) (*FD, error) {
 	err := cmd.Start()
 	cmd.SysProcAttr = old
 	if err != nil {
-		return nil, err
+		return err
 	}
-	fd, err := inject(cmd.Process.Pid, dev)
-	if err != nil {
+	if err := inject(&tracee{pid: cmd.Process.Pid}, act); err != nil {
 		_ = cmd.Process.Kill() // also a child in a tracing stop
 		_ = cmd.Wait()
-		return nil, fmt.Errorf("making a userfaultfd in %s: %w", cmd.Path, err)
+		return err
 	}
-	return fd, nil
+	return nil
 }
 
-// inject makes the userfaultfd in the child, which is stopping at its exec, and
-// detaches from it.
-func inject(pid, dev int) (*FD, error) {
-	t := &tracee{pid: pid}
+// inject does act to the child, which is stopping at its exec, and detaches from it.
+func inject(t *tracee, act func(*tracee) error) error {
 	if err := t.waitStop(); err != nil {
-		return nil, err
+		return err
 	}
 	// From here the child dies with this thread instead of running on without
-	// a server for its memory.
-	if err := unix.PtraceSetOptions(pid, unix.PTRACE_O_EXITKILL); err != nil {
-		return nil, os.NewSyscallError("ptrace(SETOPTIONS)", err)
+	// what was to be done.
+	if err := unix.PtraceSetOptions(t.pid, unix.PTRACE_O_EXITKILL); err != nil {
+		return os.NewSyscallError("ptrace(SETOPTIONS)", err)
 	}
-	n, err := t.makeUserfaultfd(dev)
-	if err != nil {
-		return nil, err
+	if err := act(t); err != nil {
+		return err
 	}
-	fd, err := takeFD(pid, n)
-	if err != nil {
-		return nil, err
-	}
-	if err := t.detach(); err != nil {
-		fd.Close()
-		return nil, err
-	}
-	return fd, nil
+	return t.detach()
 }
 
 func (t *tracee) makeUserfaultfd(dev int) (int, error) {

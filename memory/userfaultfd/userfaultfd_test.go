@@ -19,6 +19,7 @@ import (
 
 func TestMain(m *testing.M) {
 	uffdtest.Main()
+	adviseMain()
 	os.Exit(m.Run())
 }
 

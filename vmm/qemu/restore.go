@@ -54,6 +54,8 @@ func (l *launch) mapped(ctx context.Context, file string) (*machine, error) {
 		return nil, fmt.Errorf("guest memory %s is %d bytes long: the machine has %d", file, st.Size(), want)
 	}
 	l.ram = ram{file: file, private: true}
+	// QEMU advises huge pages for all guest memory, and there is no option against it.
+	l.start = func(cmd *exec.Cmd, enter func() error) error { return userfaultfd.StartUnadvised(cmd, enter) }
 	l.args = []string{"-incoming", "defer"}
 	m, _, err := l.run(ctx)
 	return m, err

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -159,6 +161,7 @@ func (s *suite) testRestoreFile(t *testing.T) {
 		t.Errorf("timings %+v; want both parts", tm)
 	}
 	checkConfined(t, i.PID())
+	checkUnadvised(t, i.PID())
 	if err := i.Resume(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -339,5 +342,23 @@ func (s *suite) testGeneration(t *testing.T) {
 			seen[line[1]] = n
 		}
 		t.Logf("clone %d: %d numbers", n, len(lines))
+	}
+}
+
+// checkUnadvised makes sure that no memory of the process is advised to be of huge
+// pages: that makes the kernel read megabytes around each fault on a mapped snapshot.
+func checkUnadvised(t *testing.T, pid int) {
+	t.Helper()
+	if runtime.GOARCH != "amd64" {
+		return // where it is not kept from it
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if flags, ok := strings.CutPrefix(line, "VmFlags:"); ok && slices.Contains(strings.Fields(flags), "hg") {
+			t.Errorf("memory is advised to be of huge pages: %s", flags)
+		}
 	}
 }
