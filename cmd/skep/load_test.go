@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -62,5 +63,41 @@ func TestLoadVerb(t *testing.T) {
 		if code, _, errs := skep(t, "", args...); code != 2 {
 			t.Errorf("%v: %d: %s", args, code, errs)
 		}
+	}
+}
+
+// A Knative service is called at its ingress, by a Host header: what the server says of
+// starts is not known then, and said so.
+func TestLoadByHost(t *testing.T) {
+	hosts := map[string]int{}
+	var mu sync.Mutex // guards hosts
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		hosts[r.Host]++
+		if r.URL.Path != "/work" || r.FormValue("ms") == "" {
+			http.Error(w, "what is this", http.StatusNotFound)
+		}
+	}))
+	t.Cleanup(server.Close)
+	dir := t.TempDir()
+	small := filepath.Join(dir, "trace")
+	if code, _, errs := skep(t, "", "workload", "make", "--functions", "40", "--minutes", "2", "--rate", "0.1", small); code != 0 {
+		t.Fatal(errs)
+	}
+	code, out, errs := skep(t, "", "load", small, "--speed", "600", "--url", server.URL+"/work?ms={ms}", "--host", "{function}.default.example.com", "--out", filepath.Join(dir, "a"), "--json")
+	var r load.Report
+	if err := json.Unmarshal([]byte(out), &r); code != 0 || err != nil || r.Done == 0 || r.Lost != 0 || r.Untold != r.Done || r.Slowdown.P50 <= 0 {
+		t.Fatalf("%d: %+v %s", code, r, errs)
+	}
+	calls := 0
+	for host, n := range hosts {
+		if !strings.HasPrefix(host, "load-") || !strings.HasSuffix(host, ".default.example.com") {
+			t.Errorf("called with the Host %s", host)
+		}
+		calls += n
+	}
+	if calls != r.Done || len(hosts) < 2 {
+		t.Errorf("%d calls of %d were there, of %v", calls, r.Done, hosts)
 	}
 }
