@@ -46,6 +46,8 @@ type Function struct {
 	ResponseTimeout Duration `json:"response_timeout,omitempty"` // request sent until the response's header is there; 0: as Timeout
 	IdleTimeout     Duration `json:"idle_timeout,omitempty"`     // without a byte of either body; 0: as Timeout
 	StreamTimeout   Duration `json:"stream_timeout,omitempty"`   // in place of Timeout for streams: WebSockets and other upgrades, server-sent events, gRPC; 0: none
+
+	TargetUtilization float64 `json:"target_utilization,omitempty"` // share of Concurrency beyond which other instances are started, and get the next requests; default 1
 }
 
 // Limits are how long the parts of an invocation may take. Those of Function
@@ -257,6 +259,9 @@ func (f Function) Validate() error {
 		if p != "" && (!strings.HasPrefix(p, "/") || len(p) > 1024 || strings.ContainsAny(p, " \r\n")) {
 			return fmt.Errorf("function %q: %s is %q: want an HTTP path that starts with /", f.Name, name, p)
 		}
+	}
+	if !(f.TargetUtilization == 0 || f.TargetUtilization >= 0.01 && f.TargetUtilization <= 1) {
+		return fmt.Errorf("function %q: target_utilization is %v: want 0.01 to 1, or 0 for its default, 1", f.Name, f.TargetUtilization)
 	}
 	if err := f.Rehearsal.validate(); err != nil {
 		return fmt.Errorf("function %q: %w", f.Name, err)

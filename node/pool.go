@@ -125,7 +125,7 @@ func (p *pool) withdraw() {
 func (p *pool) load(d *deployment) scale.Load {
 	now := time.Now()
 	l := scale.Load{
-		Waiting: len(p.queue), Concurrency: d.fn.Concurrency, Min: d.fn.MinInstances, Max: d.fn.MaxInstances,
+		Waiting: len(p.queue), Concurrency: d.fn.Concurrency, Target: targetOf(d), Min: d.fn.MinInstances, Max: d.fn.MaxInstances,
 		Start: p.startCost, Service: p.service,
 	}
 	for _, inst := range p.instances {
@@ -427,13 +427,21 @@ func (p *pool) dropFree(inst *instance) {
 	}
 }
 
-// takeFree returns the instance that the next request goes to: the last used,
-// so that those which are not needed can expire. The mutex is held.
+// takeFree returns the instance that the next request goes to: the last used that is below
+// its target, so that those which are not needed can expire. The mutex is held.
 func (p *pool) takeFree() *instance {
 	if len(p.free) == 0 {
 		return nil
 	}
-	return p.free[len(p.free)-1]
+	last := p.free[len(p.free)-1]
+	if last.active < targetOf(last.dep) {
+		return last
+	}
+	active := make([]int, len(p.free))
+	for i, inst := range p.free {
+		active[i] = inst.active
+	}
+	return p.free[scale.Choose(active, targetOf(last.dep))]
 }
 
 func (p *pool) oldestIdle() *instance {

@@ -38,11 +38,16 @@ func (p *pool) policyOf(d *deployment) scale.Policy {
 			spec, _ = scale.Parse(scale.Default)
 		}
 		s.policy = spec.New(scale.Function{KeepAlive: d.fn.KeepAlive.D(), MemoryMiB: d.fn.MemoryMiB}, &p.n.scaleGroup)
-		_, s.steady = s.policy.(scale.Steady)
 	}
+	_, s.steady = s.policy.(scale.Steady)
+	s.steady = s.steady && targetOf(d) >= d.fn.Concurrency
 	s.made = d
 	return s.policy
 }
+
+// targetOf is how many requests an instance of a deployment is to have at most before others
+// are started.
+func targetOf(d *deployment) int { return scale.Target(d.fn.Concurrency, d.fn.TargetUtilization) }
 
 // scale asks the policy and starts what it says. The mutex is held.
 func (p *pool) scale(d *deployment) {

@@ -103,6 +103,43 @@ func TestKPALive(t *testing.T) {
 	})
 }
 
+// Four requests at once fit into an instance whose target is two: others get the third, and
+// each instance has no more than it is to have; back to back they go to the same.
+func TestTargetUtilization(t *testing.T) {
+	underPolicy(t, func(f *api.Function) { f.Concurrency, f.TargetUtilization = 4, 0.5 }, func(t *testing.T, n *Node, w *world, there func() int) {
+		var leases []Lease
+		on := map[string]int{}
+		for range 4 {
+			l := acquire(t, n, AcquireOptions{})
+			leases = append(leases, l)
+			on[l.Instance()]++
+			time.Sleep(time.Second) // so long that another is there
+		}
+		if k := there(); k != 2 || len(on) != 2 {
+			t.Errorf("%d instances for four requests, which went to %v; want two to each of two", k, on)
+		}
+		for i := range 4 { // beyond the target, but no more than there is room for
+			l := acquire(t, n, AcquireOptions{})
+			leases = append(leases, l)
+			if on[l.Instance()]++; i > 0 {
+				time.Sleep(time.Second)
+			}
+		}
+		for inst, k := range on {
+			if k > 4 {
+				t.Errorf("%s has %d requests", inst, k)
+			}
+		}
+		for _, l := range leases {
+			must(t, send(t, l, "/", time.Hour, ""))
+		}
+		time.Sleep(2 * time.Minute)
+		if k := there(); k != 0 {
+			t.Errorf("%d instances are left", k)
+		}
+	})
+}
+
 func TestScalingIsChecked(t *testing.T) {
 	w := newWorld(t)
 	n := w.open(t, nil)

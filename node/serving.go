@@ -30,7 +30,7 @@ func instanceSettings(f api.Function) string {
 	f.Image, f.Revision, f.Created = "", 0, time.Time{}
 	f.ReadyTimeout, f.Timeout, f.KeepAlive = 0, 0, 0
 	f.QueueTimeout, f.ResponseTimeout, f.IdleTimeout, f.StreamTimeout = 0, 0, 0, 0
-	f.MinInstances, f.MaxInstances, f.QueueLimit, f.MemoryPolicy, f.Scaling = 0, 0, 0, "", ""
+	f.MinInstances, f.MaxInstances, f.QueueLimit, f.MemoryPolicy, f.Scaling, f.TargetUtilization = 0, 0, 0, "", "", 0
 	b, err := json.Marshal(f)
 	if err != nil {
 		return f.Name // cannot be: all its fields marshal

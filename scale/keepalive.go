@@ -38,13 +38,13 @@ func (k keepAlive) Decide(_ time.Duration, l *Load) Decision {
 func (k keepAlive) Steady() {}
 
 // react is what policies have in common that start instances when requests wait:
-// as many as are worth it, and those that are missing to the least that there are
-// to be.
+// as many as are worth it, those that are missing so that none has more than its target,
+// and to the least that there are to be.
 func react(l *Load) (start int, again time.Duration) {
 	if l.Waiting > 0 {
 		start, again = Starts(*l)
 	}
-	return max(start, min(l.Min, l.Max)-l.Starting-l.Busy-l.Idle), again
+	return max(start, l.beyond(), min(l.Min, l.Max)-l.Starting-l.Busy-l.Idle), again
 }
 
 // sooner returns the earlier of two times to ask again, of which 0 is never.

@@ -131,6 +131,9 @@ func (k *kpaPolicy) scale(now time.Duration, l *Load) int {
 func (k *kpaPolicy) desired(now time.Duration, stable, panicked float64, l *Load) int {
 	ready := float64(max(1, l.Busy+l.Idle))
 	target := float64(max(1, l.Concurrency)) * k.utilization
+	if t := l.target(); t < max(1, l.Concurrency) { // the function's own
+		target = float64(t)
+	}
 	most, least := math.Ceil(k.maxUp*ready), math.Floor(ready/k.maxDown)
 	byStable, byPanic := math.Ceil(stable/target), math.Ceil(panicked/target)
 	bounded := func(by float64) int {

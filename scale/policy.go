@@ -52,7 +52,8 @@ type Ranker interface {
 }
 
 // Steady is a Policy that decides the same as long as no request waits: it need not be
-// asked when one arrives that is served at once, or is answered.
+// asked when one arrives that is served at once, or is answered, unless instances have a
+// Target that is less than their Concurrency.
 type Steady interface {
 	Policy
 	Steady()

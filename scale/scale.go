@@ -19,6 +19,7 @@ type Load struct {
 	Active      int // requests that instances have
 	Free        int // requests that the busy and idle ones could take on now
 	Concurrency int // requests at once in one instance; less than 1 counts as 1
+	Target      int // requests in one instance beyond which others are started, see Target; less than 1 counts as Concurrency
 	Min         int // instances that there are to be though nobody asks
 	Max         int // instances at once
 

@@ -17,6 +17,7 @@ type world struct {
 	now    time.Duration
 	start  time.Duration // of an instance
 	per    int           // requests at once
+	target int           // beyond which others are started
 	least  int
 	most   int
 	stages []stage // what will happen, in order
@@ -47,7 +48,7 @@ func (w *world) at(d time.Duration, do func()) {
 }
 
 func (w *world) load() *Load {
-	l := &Load{Waiting: len(w.waiting), Concurrency: w.per, Min: w.least, Max: w.most, Start: w.start, Service: time.Second}
+	l := &Load{Waiting: len(w.waiting), Concurrency: w.per, Target: w.target, Min: w.least, Max: w.most, Start: w.start, Service: time.Second}
 	for _, i := range w.there {
 		switch {
 		case !i.ready:
@@ -72,11 +73,18 @@ func (w *world) load() *Load {
 // settle gives requests to instances, asks the policy and does what it says.
 func (w *world) settle() {
 	for len(w.waiting) > 0 {
-		i := slices.IndexFunc(w.there, func(i *inst) bool { return i.ready && i.active < w.per })
+		var room []*inst
+		var active []int
+		for _, i := range w.there {
+			if i.ready && i.active < w.per {
+				room, active = append(room, i), append(active, i.active)
+			}
+		}
+		i := Choose(active, w.target)
 		if i < 0 {
 			break
 		}
-		in, took := w.there[i], w.waiting[0]
+		in, took := room[i], w.waiting[0]
 		w.waiting = w.waiting[1:]
 		in.active++
 		w.at(w.now+took, func() {
@@ -89,6 +97,9 @@ func (w *world) settle() {
 	w.asked++
 	w.last = w.p.Decide(w.now, l)
 	d := w.last
+	if _, windowed := w.p.(*kpaPolicy); !windowed && l.Active+l.Waiting > w.target*(len(w.there)+d.Start) && len(w.there)+d.Start < w.most && w.target < w.per {
+		w.t.Fatalf("at %v: %+v leaves instances with more than %d requests each: %+v", w.now, d, w.target, l)
+	}
 	if d.Start > 0 && len(w.there)+d.Start > max(w.most, 0) {
 		w.t.Fatalf("at %v: %+v starts more than max of %d: %+v", w.now, d, w.most, l)
 	}
@@ -166,6 +177,7 @@ func randomLoad(t *testing.T, spec string, seed uint64) {
 	w := &world{t: t, p: mustNew(t, spec, Function{KeepAlive: time.Duration(r.IntN(120)) * time.Second, MemoryMiB: 128}, nil),
 		start: time.Duration(1+r.IntN(5000)) * time.Millisecond, per: 1 + r.IntN(4), most: 1 + r.IntN(8)}
 	w.least = r.IntN(w.most + 1)
+	w.target = Target(w.per, r.Float64())
 	n := 200
 	at := time.Duration(0)
 	for range n {

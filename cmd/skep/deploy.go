@@ -88,6 +88,7 @@ func (d *deployFlags) register(fs *pflag.FlagSet) {
 	fs.DurationVar(&d.timeouts[5], "idle-timeout", 0, "without a byte of the bodies moving, in streams too (default as --timeout)")
 	fs.DurationVar(&d.timeouts[6], "stream-timeout", 0, "of a WebSocket, an event stream or a gRPC call (default none)")
 	fs.IntVar(&f.Concurrency, "concurrency", 0, "requests at once in one instance (default 1)")
+	fs.Float64Var(&f.TargetUtilization, "target-utilization", 0, "share of --concurrency beyond which others are started (default 1)")
 	fs.IntVar(&f.MaxInstances, "max-instances", 0, "instances at once (default 8)")
 	fs.IntVar(&f.MinInstances, "min-instances", 0, "instances that there are though nobody asks, as long as there is room (default 0)")
 	fs.StringVar(&f.Scaling, "scaling", "", "scaling `POLICY`, as kpa or fixed:keep-alive=10m; skep simulate -h lists them (default: the daemon's)")
@@ -173,33 +174,34 @@ func (d *deployFlags) base(image []string) (f api.Function, err error) {
 // overlay copies to f what was given as a flag.
 func overlay(fs *pflag.FlagSet, f, flags *api.Function, d *deployFlags) {
 	set := map[string]func(){
-		"name":             func() { f.Name = flags.Name },
-		"memory-mib":       func() { f.MemoryMiB = flags.MemoryMiB },
-		"vcpus":            func() { f.VCPUs = flags.VCPUs },
-		"port":             func() { f.Port = flags.Port },
-		"ready-path":       func() { f.ReadyPath = flags.ReadyPath },
-		"ready-timeout":    func() { f.ReadyTimeout = api.Duration(d.timeouts[0]) },
-		"timeout":          func() { f.Timeout = api.Duration(d.timeouts[1]) },
-		"queue-timeout":    func() { f.QueueTimeout = api.Duration(d.timeouts[3]) },
-		"response-timeout": func() { f.ResponseTimeout = api.Duration(d.timeouts[4]) },
-		"idle-timeout":     func() { f.IdleTimeout = api.Duration(d.timeouts[5]) },
-		"stream-timeout":   func() { f.StreamTimeout = api.Duration(d.timeouts[6]) },
-		"concurrency":      func() { f.Concurrency = flags.Concurrency },
-		"max-instances":    func() { f.MaxInstances = flags.MaxInstances },
-		"min-instances":    func() { f.MinInstances = flags.MinInstances },
-		"scaling":          func() { f.Scaling = flags.Scaling },
-		"queue-limit":      func() { f.QueueLimit = flags.QueueLimit },
-		"keep-alive":       func() { f.KeepAlive = api.Duration(d.timeouts[2]) },
-		"no-snapshot":      func() { f.Snapshot.Off = d.noSnapshot },
-		"snapshot-after":   func() { f.Snapshot.AfterInvocations = flags.Snapshot.AfterInvocations },
-		"policy":           func() { f.MemoryPolicy = flags.MemoryPolicy },
-		"egress":           func() { f.Egress = flags.Egress },
-		"disk-mib":         func() { f.DiskMiB = flags.DiskMiB },
-		"clone-hook":       func() { f.CloneHook = flags.CloneHook },
-		"rehearse":         func() { f.Rehearsal.Path = flags.Rehearsal.Path },
-		"rehearse-method":  func() { f.Rehearsal.Method = flags.Rehearsal.Method },
-		"rehearse-header":  func() { f.Rehearsal.Header = flags.Rehearsal.Header },
-		"rehearse-data":    func() { f.Rehearsal.Body = flags.Rehearsal.Body },
+		"name":               func() { f.Name = flags.Name },
+		"memory-mib":         func() { f.MemoryMiB = flags.MemoryMiB },
+		"vcpus":              func() { f.VCPUs = flags.VCPUs },
+		"port":               func() { f.Port = flags.Port },
+		"ready-path":         func() { f.ReadyPath = flags.ReadyPath },
+		"ready-timeout":      func() { f.ReadyTimeout = api.Duration(d.timeouts[0]) },
+		"timeout":            func() { f.Timeout = api.Duration(d.timeouts[1]) },
+		"queue-timeout":      func() { f.QueueTimeout = api.Duration(d.timeouts[3]) },
+		"response-timeout":   func() { f.ResponseTimeout = api.Duration(d.timeouts[4]) },
+		"idle-timeout":       func() { f.IdleTimeout = api.Duration(d.timeouts[5]) },
+		"stream-timeout":     func() { f.StreamTimeout = api.Duration(d.timeouts[6]) },
+		"concurrency":        func() { f.Concurrency = flags.Concurrency },
+		"target-utilization": func() { f.TargetUtilization = flags.TargetUtilization },
+		"max-instances":      func() { f.MaxInstances = flags.MaxInstances },
+		"min-instances":      func() { f.MinInstances = flags.MinInstances },
+		"scaling":            func() { f.Scaling = flags.Scaling },
+		"queue-limit":        func() { f.QueueLimit = flags.QueueLimit },
+		"keep-alive":         func() { f.KeepAlive = api.Duration(d.timeouts[2]) },
+		"no-snapshot":        func() { f.Snapshot.Off = d.noSnapshot },
+		"snapshot-after":     func() { f.Snapshot.AfterInvocations = flags.Snapshot.AfterInvocations },
+		"policy":             func() { f.MemoryPolicy = flags.MemoryPolicy },
+		"egress":             func() { f.Egress = flags.Egress },
+		"disk-mib":           func() { f.DiskMiB = flags.DiskMiB },
+		"clone-hook":         func() { f.CloneHook = flags.CloneHook },
+		"rehearse":           func() { f.Rehearsal.Path = flags.Rehearsal.Path },
+		"rehearse-method":    func() { f.Rehearsal.Method = flags.Rehearsal.Method },
+		"rehearse-header":    func() { f.Rehearsal.Header = flags.Rehearsal.Header },
+		"rehearse-data":      func() { f.Rehearsal.Body = flags.Rehearsal.Body },
 	}
 	fs.Visit(func(g *pflag.Flag) {
 		if apply := set[g.Name]; apply != nil {

@@ -91,6 +91,9 @@ func settingRows(d api.FunctionDetail) [][]string {
 	if f.Scaling != "" || f.MinInstances > 0 {
 		rows = append(rows, []string{"scaling", fmt.Sprintf("%s, at least %d instances", orDefault(f.Scaling), f.MinInstances)})
 	}
+	if f.TargetUtilization > 0 {
+		rows = append(rows, []string{"target", fmt.Sprintf("others start beyond %g of what is at once in each", f.TargetUtilization)})
+	}
 	if len(f.Args) > 0 {
 		rows = append(rows, []string{"args", strings.Join(f.Args, " ")})
 	}

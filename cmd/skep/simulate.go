@@ -35,6 +35,7 @@ type simulateFlags struct {
 	least     int
 	most      int
 	per       int
+	target    float64
 	keepAlive time.Duration
 	timeout   time.Duration
 	parallel  int
@@ -80,6 +81,7 @@ its flags and --seed.`,
 	f.IntVar(&o.least, "min-instances", 0, "instances of each function at least")
 	f.IntVar(&o.most, "max-instances", 1000, "instances of each function at most")
 	f.IntVar(&o.per, "concurrency", 1, "requests at once in an instance")
+	f.Float64Var(&o.target, "target-utilization", 1, "share of --concurrency beyond which others are started")
 	f.DurationVar(&o.keepAlive, "keep-alive", time.Minute, "of functions, for the policy fixed")
 	f.DurationVar(&o.timeout, "queue-timeout", time.Minute, "how long a request waits at most")
 	f.IntVar(&o.parallel, "parallel", runtime.GOMAXPROCS(0), "simulations at once")
@@ -221,7 +223,7 @@ func (o *simulateFlags) runs(costs *sim.Costs) ([]sim.Config, error) {
 				return nil, &usageError{msg: fmt.Sprintf("--start is %q: there are costs of %s", start, strings.Join(costs.Names(), ", "))}
 			}
 			runs = append(runs, sim.Config{Policy: spec, Start: start, Costs: costs, Nodes: o.nodes, NodeMiB: o.nodeMiB, Placement: sim.Placement(o.placement),
-				KeepAlive: o.keepAlive, MinInstances: o.least, MaxInstances: o.most, Concurrency: o.per, QueueTimeout: o.timeout, Seed: o.trace.seed})
+				KeepAlive: o.keepAlive, MinInstances: o.least, MaxInstances: o.most, Concurrency: o.per, Utilization: o.target, QueueTimeout: o.timeout, Seed: o.trace.seed})
 		}
 	}
 	return runs, nil

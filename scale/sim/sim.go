@@ -31,6 +31,7 @@ type Config struct {
 	MinInstances int           // of each function
 	MaxInstances int           // of each function; default 1000
 	Concurrency  int           // requests at once in an instance; default 1
+	Utilization  float64       // share of it beyond which others are started; default 1
 	QueueTimeout time.Duration // for how long a request waits; default 1m
 	Seed         uint64
 	Until        time.Duration // when memory is counted no longer; default: the end of the trace
@@ -57,8 +58,8 @@ func (c *Config) withDefaults() error {
 		return fmt.Errorf("a simulation needs a trace and costs")
 	case c.Nodes < 0 || c.Nodes > 100000:
 		return fmt.Errorf("%d nodes: want 1 to 100000", c.Nodes)
-	case c.NodeMiB < 0 || c.MinInstances < 0 || c.Concurrency < 0 || c.MaxInstances < 0 || c.Until < 0:
-		return fmt.Errorf("node memory, instances, concurrency and an end cannot be negative")
+	case c.NodeMiB < 0 || c.MinInstances < 0 || c.Concurrency < 0 || c.MaxInstances < 0 || c.Until < 0 || !(c.Utilization >= 0 && c.Utilization <= 1):
+		return fmt.Errorf("node memory, instances, concurrency and an end cannot be negative, and a utilization is at most 1")
 	case c.Placement != "" && c.Placement != Spread && c.Placement != Pack && c.Placement != SnapshotAware:
 		return fmt.Errorf("placement is %q: want one of %v", c.Placement, Placements)
 	}

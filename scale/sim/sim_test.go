@@ -126,7 +126,7 @@ func TestAllPoliciesAnswerAll(t *testing.T) {
 			per       int
 		}{{1, 0, Spread, 1}, {4, 256 << 10, Pack, 1}, {3, 256 << 10, SnapshotAware, 4}} {
 			set := func(c *Config) {
-				c.Nodes, c.NodeMiB, c.Placement, c.Concurrency = nodes.n, nodes.mib, nodes.placement, nodes.per
+				c.Nodes, c.NodeMiB, c.Placement, c.Concurrency, c.Utilization = nodes.n, nodes.mib, nodes.placement, nodes.per, 0.6
 				c.Costs.Fetch = Distribution{0.1, 0.2}
 				c.Costs.Warm = Distribution{0.001, 0.002}
 				c.QueueTimeout = time.Hour
@@ -147,6 +147,21 @@ func TestAllPoliciesAnswerAll(t *testing.T) {
 				t.Errorf("%s: twice the same is\n%+v\n%+v", policy, a, b)
 			}
 		}
+	}
+}
+
+// Four requests at an instance for four: with a target of half the third has another started,
+// though it is served at once.
+func TestTargetUtilization(t *testing.T) {
+	tr := calls(t, [3]float64{1, 0, 30}, [3]float64{1, 10, 10}, [3]float64{1, 12, 10}, [3]float64{1, 14, 10})
+	at := func(utilization float64) *Result {
+		return run(t, tr, "fixed:keep-alive=10s", func(c *Config) { c.Concurrency, c.Utilization = 4, utilization })
+	}
+	if r := at(1); r.Starts != 1 || r.Cold != 1 {
+		t.Errorf("all of the concurrency: %d starts", r.Starts)
+	}
+	if r := at(0.5); r.Starts != 2 || r.Cold != 1 || r.Lost != 0 {
+		t.Errorf("half of it: %d starts, %d cold", r.Starts, r.Cold)
 	}
 }
 

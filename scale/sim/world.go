@@ -13,6 +13,7 @@ type world struct {
 	c       *Config
 	now     int64
 	minute  int
+	target  int // requests in one instance beyond which others are started
 	rand    *rand.Rand
 	group   scale.Group
 	starts  Distribution
@@ -87,7 +88,7 @@ type function struct {
 const never = int64(1<<63 - 1)
 
 func newWorld(c *Config) *world {
-	w := &world{c: c, rand: rand.New(rand.NewPCG(c.Seed, 3)), starts: c.Costs.Starts[c.Start]}
+	w := &world{c: c, target: scale.Target(c.Concurrency, c.Utilization), rand: rand.New(rand.NewPCG(c.Seed, 3)), starts: c.Costs.Starts[c.Start]}
 	w.functions = make([]function, len(c.Trace.Functions))
 	for i := range w.functions {
 		f := &w.functions[i]
@@ -140,17 +141,26 @@ func (w *world) idling(in *instance, mib float64) {
 	w.nodes[in.node].idle += mib
 }
 
-// free returns the instance that the next request goes to: one that serves and has room,
-// else the idle one that was used last; -1: none.
+// free returns the instance that the next request goes to: one that serves and is below its
+// target, else the idle one that was used last, else the one with the fewest requests; -1: none.
 func (w *world) free(f *function) int32 {
 	if i := f.roomy; i >= 0 {
 		in := &w.instances[i]
-		if in.state == busy && int(in.active) < w.c.Concurrency {
+		if in.state == busy && int(in.active) < w.target {
 			return i
 		}
 		f.roomy = -1
 	}
-	return f.lists[idle].last
+	if i := f.lists[idle].last; i >= 0 || w.target == w.c.Concurrency {
+		return i
+	}
+	least := int32(-1) // as scale.Choose says
+	for i := f.lists[busy].last; i >= 0; i = w.instances[i].before {
+		if n := w.instances[i].active; int(n) < w.c.Concurrency && (least < 0 || n < w.instances[least].active) {
+			least = i
+		}
+	}
+	return least
 }
 
 // serve gives a request to an instance that has room.
@@ -166,7 +176,7 @@ func (w *world) serve(i int32, r request, waited bool) {
 	} else {
 		in.changed = w.now
 	}
-	if int(in.active) < w.c.Concurrency {
+	if int(in.active) < w.target {
 		f.roomy = i
 	}
 	in.served = true
@@ -201,7 +211,7 @@ func (w *world) done(i int32) {
 	if in.active == 0 {
 		w.move(i, idle)
 		w.idling(in, in.mib)
-	} else if int(in.active) < w.c.Concurrency {
+	} else if int(in.active) < w.target {
 		f.roomy = i
 	}
 	w.decide(id)
@@ -276,7 +286,7 @@ func (w *world) fill(f *function) {
 	waiting := len(f.queue) - f.head
 	*l = scale.Load{
 		Waiting: waiting, Starting: int(f.lists[starting].n), Busy: int(f.lists[busy].n), Idle: int(f.lists[idle].n), Active: int(f.active),
-		Concurrency: w.c.Concurrency, Min: w.c.MinInstances, Max: w.c.MaxInstances, Start: f.start, Service: f.service,
+		Concurrency: w.c.Concurrency, Target: w.target, Min: w.c.MinInstances, Max: w.c.MaxInstances, Start: f.start, Service: f.service,
 	}
 	l.Free = (l.Busy+l.Idle)*w.c.Concurrency - l.Active
 	if waiting == 0 {
