@@ -2,7 +2,7 @@
 // same policies that decide live, on a cluster of nodes whose starts take what starts
 // were measured to take. `skep simulate` calls it.
 //
-// Memory is bounded: some 200 bytes a function and its policy's own, 100 an instance, 16
+// Memory is bounded: some 200 bytes a function and its policy's own (TestMemoryIsBounded), 100 an instance, 16
 // a request that waits, two minutes of invocations, and the trace. A run is a function of
 // its configuration: the same gives the same.
 package sim

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -349,6 +350,36 @@ func TestDistribution(t *testing.T) {
 	}
 	if Of(nil).At(0.5) != 0 || Of([]float64{7}).At(0.9) != 7 {
 		t.Error("few samples")
+	}
+}
+
+// What a simulation takes for each function that is called, whatever the policy: a million
+// of them must fit into a machine's memory.
+func TestMemoryIsBounded(t *testing.T) {
+	const functions, most = 10_000, 1 << 10 // bytes for each
+	tr, err := trace.Generator{Functions: functions, Minutes: 60, Rate: 0.05, Seed: 1}.Make()
+	if err != nil {
+		t.Fatal(err)
+	}
+	heap := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	for _, policy := range scale.Names() {
+		before, took := heap(), int64(0)
+		run(t, tr, policy, func(c *Config) {
+			c.Progress = func(minute, of int) {
+				if minute == of {
+					took = (heap() - before) / functions
+				}
+			}
+		})
+		t.Logf("%s: %d bytes for each function", policy, took)
+		if took <= 0 || took > most {
+			t.Errorf("%s: %d bytes for each function, want at most %d", policy, took, most)
+		}
 	}
 }
 
