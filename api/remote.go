@@ -31,6 +31,19 @@ type Arriving struct {
 	Total int64 `json:"total_bytes"`
 }
 
+// StoreStats counts what a daemon has had of the object store since it was started.
+type StoreStats struct {
+	Fetched     int64 // bytes
+	Requests    int64
+	Failed      int64         // requests that got no proper answer, after all retries
+	Waits       int64         // times that guests waited for a part of their memory,
+	Waited      time.Duration // in all
+	CacheHits   int64         // chunks that the cache on disk had,
+	CacheMisses int64         // and had not
+	CacheBytes  int64         // that it has now
+	Arriving    int           // snapshots on their way now
+}
+
 // PushedSnapshot says what a push has done, in bytes.
 type PushedSnapshot struct {
 	ID       string   `json:"id"`

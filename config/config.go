@@ -66,6 +66,7 @@ type Config struct {
 	StoreKeyFile    string       // secret that all in it is encrypted with; empty: nothing is, or StoreKeyCommand's
 	StoreKeyCommand string       // run by /bin/sh; prints that secret
 	StoreFillRate   int          // MiB a second at which the rest of a snapshot is fetched that is started from; 0: no bound
+	StoreCacheMiB   int          // of chunks of that store kept on disk, those used last; 0: none
 	StoreWait       api.Duration // that a guest waits for a page from that store before it is ended
 
 	KeepRecords     int          // invocation records kept in all; 0: none
@@ -103,6 +104,7 @@ func Default() Config {
 		NATPool:         "10.211.0.0/16",
 		HostServices:    []string{"7090=127.0.0.1:7090"}, // `skep functions s3`
 		StorePush:       true,
+		StoreCacheMiB:   1024,
 		StoreWait:       api.Duration(30 * time.Second),
 		KeepRecords:     100_000,
 		KeepImages:      api.Duration(7 * 24 * time.Hour),
@@ -170,6 +172,7 @@ var Keys = []Key{
 	{"store_endpoints", "URLs of that object store, the next where one does not answer (default: AWS's); credentials are found as AWS's programs do", func(c *Config) any { return &c.StoreEndpoints }},
 	{"store_region", "region of that object store (default: what AWS's variables and files say, or us-east-1)", func(c *Config) any { return &c.StoreRegion }},
 	{"store_wait", "for how long a guest waits for a page of its memory from the object store before it is ended", func(c *Config) any { return &c.StoreWait }},
+	{"store_cache_mib", "MiB of chunks of the object store that are kept on disk, those that were used last, for snapshots that share them (0: none)", func(c *Config) any { return &c.StoreCacheMiB }},
 	{"store_fill_rate", "MiB a second at which the rest of a snapshot is fetched that instances start from already; 0: as fast as can be", func(c *Config) any { return &c.StoreFillRate }},
 	{"store_push", "push snapshots to the object store when they are made", func(c *Config) any { return &c.StorePush }},
 	{"store_key_file", "file with 32 random bytes or more that all in the object store is encrypted with, mode 0600, the same on all nodes (default: it is not encrypted)", func(c *Config) any { return &c.StoreKeyFile }},

@@ -84,6 +84,9 @@ func (c Config) validateAddresses() error {
 	if c.StoreFillRate < 0 || c.StoreFillRate > 1<<20 {
 		errs = append(errs, fmt.Errorf("store_fill_rate is %d: want MiB a second, or 0 for no bound", c.StoreFillRate))
 	}
+	if c.StoreCacheMiB < 0 || c.StoreCacheMiB > 1<<30 {
+		errs = append(errs, fmt.Errorf("store_cache_mib is %d: want MiB, or 0 for no cache", c.StoreCacheMiB))
+	}
 	if c.StoreWait < api.Duration(time.Second) || c.StoreWait > api.Duration(time.Hour) {
 		errs = append(errs, fmt.Errorf("store_wait is %v: want 1s to 1h", c.StoreWait))
 	}

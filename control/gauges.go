@@ -22,6 +22,27 @@ var (
 	descDisk      = prometheus.NewDesc("skep_snapshot_disk_bytes", "Bytes that published snapshots occupy on disk.", nil, nil)
 )
 
+// storeDescs are of the object store; a daemon without one has none.
+var storeDescs = []struct {
+	desc  *prometheus.Desc
+	kind  prometheus.ValueType
+	value func(s *api.StoreStats) float64
+}{
+	{storeDesc("fetched_bytes_total", "Bytes read of the object store."), prometheus.CounterValue, func(s *api.StoreStats) float64 { return float64(s.Fetched) }},
+	{storeDesc("requests_total", "Requests to the object store."), prometheus.CounterValue, func(s *api.StoreStats) float64 { return float64(s.Requests) }},
+	{storeDesc("failed_requests_total", "Requests that the object store gave no proper answer to, after all retries."), prometheus.CounterValue, func(s *api.StoreStats) float64 { return float64(s.Failed) }},
+	{storeDesc("waits_total", "Times that guests waited for memory from the object store."), prometheus.CounterValue, func(s *api.StoreStats) float64 { return float64(s.Waits) }},
+	{storeDesc("wait_seconds_total", "Time that guests waited for memory from the object store."), prometheus.CounterValue, func(s *api.StoreStats) float64 { return s.Waited.Seconds() }},
+	{storeDesc("cache_hits_total", "Chunks that were found on disk."), prometheus.CounterValue, func(s *api.StoreStats) float64 { return float64(s.CacheHits) }},
+	{storeDesc("cache_misses_total", "Chunks that were not found on disk."), prometheus.CounterValue, func(s *api.StoreStats) float64 { return float64(s.CacheMisses) }},
+	{storeDesc("cache_bytes", "Bytes of chunks on disk."), prometheus.GaugeValue, func(s *api.StoreStats) float64 { return float64(s.CacheBytes) }},
+	{storeDesc("arriving_snapshots", "Snapshots that are being fetched while instances start from them."), prometheus.GaugeValue, func(s *api.StoreStats) float64 { return float64(s.Arriving) }},
+}
+
+func storeDesc(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc("skep_store_"+name, help, nil, nil)
+}
+
 // scrapeTimeout bounds what a scrape may ask of the node; a collector is given
 // no context of its own.
 const scrapeTimeout = 5 * time.Second
@@ -42,6 +63,9 @@ func (c *stateCollector) Describe(ch chan<- *prometheus.Desc) {
 		ch <- descHost
 		ch <- descAvailable
 		ch <- descResident
+	}
+	for _, d := range storeDescs {
+		ch <- d.desc
 	}
 }
 
@@ -68,6 +92,13 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descInstances, float64(n), k.function, k.state)
 	}
 	c.usage(gauge)
+	if s, ok := c.state.(StoreState); ok {
+		if stats := s.StoreStats(); stats != nil {
+			for _, d := range storeDescs {
+				ch <- prometheus.MustNewConstMetric(d.desc, d.kind, d.value(stats))
+			}
+		}
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	snapshots, err := c.state.Snapshots(ctx, "")

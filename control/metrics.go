@@ -65,6 +65,11 @@ type UsageState interface {
 	Usage() (api.Usage, error)
 }
 
+// StoreState is a State that may have an object store.
+type StoreState interface {
+	StoreStats() *api.StoreStats // nil: none
+}
+
 // Metrics counts invocations and answers /metrics. Observe it every record.
 type Metrics struct {
 	registry    *prometheus.Registry
@@ -75,6 +80,7 @@ type Metrics struct {
 	totals      *prometheus.HistogramVec // function, start; of few functions
 	byFunction  *prometheus.SummaryVec   // function, phase; sums and counts alone
 	memory      memoryCounters
+	remote      remoteCounters
 
 	mu     sync.Mutex // guards labels and timed
 	labels map[string]struct{}
@@ -90,6 +96,19 @@ type memoryCounters struct {
 
 func (c memoryCounters) all() []*prometheus.CounterVec {
 	return []*prometheus.CounterVec{c.restores, c.faults, c.prefetched, c.zero, c.ahead, c.missed, c.wasted, c.read, c.fetch, c.install, c.handler}
+}
+
+// remoteCounters are of instances that started before all of their snapshot was here.
+type remoteCounters struct{ starts, bytes prometheus.Counter }
+
+func newRemoteCounters() remoteCounters {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "skep_store_" + name + "_total", Help: help})
+	}
+	return remoteCounters{
+		starts: counter("first_responses", "First responses of instances that started while their snapshot was being fetched."),
+		bytes:  counter("first_response_bytes", "Bytes of the snapshot that had come from the object store by those responses."),
+	}
 }
 
 func newMemoryCounters() memoryCounters {
@@ -130,10 +149,11 @@ func NewMetrics(state State, v api.Version, queue func() int) *Metrics {
 		}, []string{"function", "phase"}),
 		timed:  map[string]struct{}{},
 		memory: newMemoryCounters(),
+		remote: newRemoteCounters(),
 		labels: map[string]struct{}{},
 		state:  state,
 	}
-	m.registry.MustRegister(m.invocations, m.phases, m.bytes, m.failures, m.totals, m.byFunction,
+	m.registry.MustRegister(m.remote.starts, m.remote.bytes, m.invocations, m.phases, m.bytes, m.failures, m.totals, m.byFunction,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		&stateCollector{state: state, version: v, queue: queue})
 	for _, c := range m.memory.all() {
@@ -164,6 +184,10 @@ func (m *Metrics) Observe(rec api.Invocation) {
 	})
 	if s := rec.Memory; s != nil {
 		m.memory.add(function, *s)
+		if r := s.Remote; r != nil {
+			m.remote.starts.Inc()
+			m.remote.bytes.Add(float64(r.Fetched))
+		}
 	}
 }
 

@@ -162,3 +162,26 @@ func BenchmarkList(b *testing.B) {
 		}
 	}
 }
+
+// storeState is a node with an object store.
+type storeState struct{ control.State }
+
+func (storeState) StoreStats() *api.StoreStats {
+	return &api.StoreStats{Fetched: 1, Requests: 2, Failed: 3, Waits: 4, Waited: 5 * time.Second, CacheHits: 6, CacheMisses: 7, CacheBytes: 8, Arriving: 9}
+}
+
+func TestStoreMetrics(t *testing.T) {
+	n := controltest.New("hello")
+	if text := scrape(t, control.NewMetrics(n, api.Version{}, nil)); strings.Contains(text, "skep_store_fetched") {
+		t.Error("figures of a store that there is not")
+	}
+	m := control.NewMetrics(storeState{n}, api.Version{}, nil)
+	m.Observe(api.Invocation{Function: "hello", Memory: &api.MemoryStats{Policy: "stream", Remote: &api.RemoteMemory{Fetched: 10}}})
+	text := scrape(t, m)
+	for _, want := range []string{"fetched_bytes_total 1", "requests_total 2", "failed_requests_total 3", "waits_total 4", "wait_seconds_total 5",
+		"cache_hits_total 6", "cache_misses_total 7", "cache_bytes 8", "arriving_snapshots 9", "first_responses_total 1", "first_response_bytes_total 10"} {
+		if !strings.Contains(text, "\nskep_store_"+want+"\n") {
+			t.Errorf("no %s", want)
+		}
+	}
+}

@@ -31,7 +31,15 @@ func (s *session) traced() {
 }
 
 func figures(m api.MemoryStats) []attribute.KeyValue {
-	return []attribute.KeyValue{
+	var remote []attribute.KeyValue
+	if r := m.Remote; r != nil {
+		remote = []attribute.KeyValue{
+			attribute.Int64("skep.memory.remote.fetched_bytes", r.Fetched),
+			attribute.Int64("skep.memory.remote.waits", r.Waits),
+			attribute.Int64("skep.memory.remote.waited_us", r.Waited.Microseconds()),
+		}
+	}
+	return append(remote,
 		attribute.Int64("skep.memory.prefetched_pages", m.Prefetched),
 		attribute.Int64("skep.memory.faults", m.Faults),
 		attribute.Int64("skep.memory.zero_pages", m.ZeroPages),
@@ -42,5 +50,5 @@ func figures(m api.MemoryStats) []attribute.KeyValue {
 		attribute.Int64("skep.memory.install_us", m.InstallTime.Microseconds()),
 		attribute.Int64("skep.memory.handler_us", m.HandlerTime.Microseconds()),
 		attribute.String("skep.memory.note", m.Note),
-	}
+	)
 }

@@ -72,6 +72,12 @@ func (a *arrivals) get(id string) *arrival {
 	return a.of[id]
 }
 
+func (a *arrivals) count() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.of)
+}
+
 // all lists those of a function.
 func (a *arrivals) all(function string) (list []*arrival) {
 	a.mu.Lock()

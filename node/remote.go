@@ -501,6 +501,16 @@ func (n *Node) VerifyStore(ctx context.Context, function string, quick bool) (ap
 	return out, err
 }
 
+// StoreStats counts what was had of the object store; nil: there is none.
+func (n *Node) StoreStats() *api.StoreStats {
+	if n.deps.Remote == nil {
+		return nil
+	}
+	s := n.deps.Remote.Stats()
+	return &api.StoreStats{Fetched: s.Fetched, Requests: s.Requests, Failed: s.Failed, Waits: s.Waits, Waited: s.Waited,
+		CacheHits: s.Cache.Hits, CacheMisses: s.Cache.Misses, CacheBytes: s.Cache.Bytes, Arriving: n.arrivals.count()}
+}
+
 func (n *Node) StoreUsage(ctx context.Context, function string) (api.StoreUsage, error) {
 	if n.deps.Remote == nil {
 		return api.StoreUsage{}, ErrNoStore

@@ -195,7 +195,8 @@ func (a *Arriving) bring(ctx context.Context, off, length int64) (there bool, er
 	sp := a.around(b, c)
 	over := a.claim(sp.chunks)
 	a.mu.Unlock()
-	return false, a.fetch(ctx, sp, over)
+	_, err = a.fetch(ctx, sp, over)
+	return false, err
 }
 
 // around is the read of a block's chunk, with what follows in the file and lies beside it in the
@@ -222,9 +223,9 @@ func (a *Arriving) claim(chunks []uint32) chan struct{} {
 	return over
 }
 
-// fetch reads what was claimed.
-func (a *Arriving) fetch(ctx context.Context, sp span, over chan struct{}) error {
-	err := a.s.readSpan(ctx, a.m, sp, func(c uint32, data []byte) error {
+// fetch reads what was claimed, and returns how many bytes of that came from the store.
+func (a *Arriving) fetch(ctx context.Context, sp span, over chan struct{}) (int64, error) {
+	read, err := a.s.readSpan(ctx, a.m, sp, func(c uint32, data []byte) error {
 		for _, b := range a.places[c] {
 			if _, err := a.to.WriteAt(data, int64(b)*int64(a.m.Block)); err != nil {
 				return err
@@ -235,9 +236,7 @@ func (a *Arriving) fetch(ctx context.Context, sp span, over chan struct{}) error
 		a.here[c] = true
 		return nil
 	})
-	if err == nil {
-		a.fetched.Add(sp.end - sp.off)
-	}
+	a.fetched.Add(read)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, c := range sp.chunks {
@@ -247,7 +246,7 @@ func (a *Arriving) fetch(ctx context.Context, sp span, over chan struct{}) error
 		a.bad = err
 	}
 	close(over)
-	return err
+	return read, err
 }
 
 // hurry and relax are around somebody's waiting: Fill asks for nothing new meanwhile.
@@ -280,13 +279,7 @@ func (a *Arriving) Fill(ctx context.Context, came func()) error {
 			break
 		}
 		g.Go(func() error {
-			if !a.lacks(sp) {
-				return nil
-			}
-			err := a.s.filling.WaitN(filling, int(min(sp.end-sp.off, fillRange)))
-			if err == nil {
-				err = a.fill(filling, sp)
-			}
+			err := a.fill(filling, sp)
 			if err == nil && came != nil {
 				came()
 			}
@@ -303,12 +296,6 @@ func (a *Arriving) absent() []uint32 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(a.chunks), func(c uint32) bool { return a.here[c] })
-}
-
-func (a *Arriving) lacks(sp span) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return slices.ContainsFunc(sp.chunks, func(c uint32) bool { return !a.here[c] })
 }
 
 // fill fetches of a span what nobody else has fetched meanwhile, and waits for what others do.
@@ -354,7 +341,11 @@ func (a *Arriving) fill(ctx context.Context, sp span) error {
 		now := a.m.spans(mine, fillRange)[0]
 		over := a.claim(now.chunks)
 		a.mu.Unlock()
-		if err := a.fetch(ctx, now, over); err != nil {
+		read, err := a.fetch(ctx, now, over)
+		if err == nil { // what the cache had is not held back
+			err = a.s.filling.WaitN(ctx, int(min(read, fillRange)))
+		}
+		if err != nil {
 			return err
 		}
 	}

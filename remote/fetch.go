@@ -160,7 +160,11 @@ func (s *Store) Fetch(ctx context.Context, m *Manifest, files []Target, progress
 			}
 		}
 	}
-	return s.each(ctx, m, want, progress, func(i uint32, data []byte) error {
+	cached := func(ctx context.Context, m *Manifest, sp span, use func(chunk uint32, data []byte) error) error {
+		_, err := s.readSpan(ctx, m, sp, use)
+		return err
+	}
+	return s.each(ctx, m, want, cached, progress, func(i uint32, data []byte) error {
 		for _, p := range places[i] {
 			if _, err := p.to.WriteAt(data, p.off); err != nil {
 				return err
@@ -170,8 +174,11 @@ func (s *Store) Fetch(ctx context.Context, m *Manifest, files []Target, progress
 	})
 }
 
+// readFunc uses the chunks of a part of a pack.
+type readFunc func(ctx context.Context, m *Manifest, sp span, use func(chunk uint32, data []byte) error) error
+
 // each reads chunks and calls use with the content of each, from several goroutines.
-func (s *Store) each(ctx context.Context, m *Manifest, want []uint32, progress func(done, total int64), use func(chunk uint32, data []byte) error) error {
+func (s *Store) each(ctx context.Context, m *Manifest, want []uint32, read readFunc, progress func(done, total int64), use func(chunk uint32, data []byte) error) error {
 	spans := m.spans(want, maxRange)
 	var total int64
 	for _, sp := range spans {
@@ -185,7 +192,7 @@ func (s *Store) each(ctx context.Context, m *Manifest, want []uint32, progress f
 			break
 		}
 		g.Go(func() error {
-			if err := s.readSpan(reading, m, sp, use); err != nil {
+			if err := read(reading, m, sp, use); err != nil {
 				return err
 			}
 			if n := done.Add(sp.end - sp.off); progress != nil {
@@ -200,9 +207,66 @@ func (s *Store) each(ctx context.Context, m *Manifest, want []uint32, progress f
 	return ctx.Err()
 }
 
-// readSpan reads a part of a pack and uses the chunks in it. What arrives damaged is
+// readSpan uses the chunks of a part of a pack: those that the cache has, and then the others, which
+// it reads. It returns how many bytes it has read of the store.
+func (s *Store) readSpan(ctx context.Context, m *Manifest, sp span, use func(chunk uint32, data []byte) error) (int64, error) {
+	rest, err := s.fromCache(m, sp.chunks, use)
+	if err != nil || len(rest) == 0 {
+		return 0, err
+	}
+	parts, read := []span{sp}, int64(0)
+	if len(rest) < len(sp.chunks) {
+		parts = m.spans(rest, sp.end-sp.off)
+	}
+	for _, part := range parts {
+		if err := s.readPack(ctx, m, part, use); err != nil {
+			return read, err
+		}
+		read += part.end - part.off
+	}
+	return read, nil
+}
+
+// fromCache uses those of the chunks that the cache has, and returns the others.
+func (s *Store) fromCache(m *Manifest, chunks []uint32, use func(chunk uint32, data []byte) error) (rest []uint32, err error) {
+	if s.o.Cache == nil {
+		return chunks, nil
+	}
+	buf := make([]byte, 0, m.Block)
+	for _, i := range chunks {
+		c := m.Chunks[i]
+		stored := s.o.Cache.get(c.Digest)
+		if stored == nil {
+			rest = append(rest, i)
+			continue
+		}
+		data, err := s.open(c, stored, buf)
+		if err != nil { // a crash, or somebody else, has damaged it
+			s.o.Cache.drop(c.Digest)
+			rest = append(rest, i)
+			continue
+		}
+		s.o.Cache.used()
+		if err := use(i, data); err != nil {
+			return nil, err
+		}
+	}
+	return rest, nil
+}
+
+// keep puts a chunk that was verified into the cache.
+func (s *Store) keep(c Chunk, stored []byte) {
+	if s.o.Cache == nil {
+		return
+	}
+	if err := s.o.Cache.put(c.Digest, stored); err != nil {
+		s.cacheFull.Do(func() { s.o.Log.Warn("chunks of the object store are not kept on disk", "error", err) })
+	}
+}
+
+// readPack reads a part of a pack and uses the chunks in it. What arrives damaged is
 // read once more, alone: it may have been damaged on the way.
-func (s *Store) readSpan(ctx context.Context, m *Manifest, sp span, use func(chunk uint32, data []byte) error) error {
+func (s *Store) readPack(ctx context.Context, m *Manifest, sp span, use func(chunk uint32, data []byte) error) error {
 	id := m.Packs[sp.pack]
 	key := s.key(packsDir, id.String())
 	raw := make([]byte, sp.end-sp.off)
@@ -213,13 +277,15 @@ func (s *Store) readSpan(ctx context.Context, m *Manifest, sp span, use func(chu
 	for _, i := range sp.chunks {
 		c := m.Chunks[i]
 		at := int64(c.Offset) - sp.off
-		data, err := s.open(c, raw[at:at+int64(c.Stored)], buf)
+		stored := raw[at : at+int64(c.Stored)]
+		data, err := s.open(c, stored, buf)
 		if err != nil {
 			again := make([]byte, c.Stored)
 			if err := s.o.Bucket.ReadAt(ctx, key, again, int64(c.Offset)); err != nil {
 				return fmt.Errorf("reading pack %s: %w", id, err)
 			}
-			data, err = s.open(c, again, buf)
+			stored = again
+			data, err = s.open(c, stored, buf)
 		}
 		if err != nil {
 			return fmt.Errorf("pack %s, chunk at %d: %w", id, c.Offset, err)
@@ -227,6 +293,7 @@ func (s *Store) readSpan(ctx context.Context, m *Manifest, sp span, use func(chu
 		if err := use(i, data); err != nil {
 			return err
 		}
+		s.keep(c, stored)
 	}
 	return nil
 }

@@ -10,19 +10,22 @@ import (
 
 // Stats counts what a Store has done since New.
 type Stats struct {
-	Fetched     int64 // bytes read of objects
-	Requests    int64 // of any kind
-	Failed      int64 // of those, the ones to which the store gave no proper answer, retries included
-	Waits       int64 // times that a guest waited for something to arrive,
-	Waited      time.Duration
-	CacheHits   int64 // chunks that the cache had,
-	CacheMisses int64 // and had not
+	Fetched  int64 // bytes read of objects
+	Requests int64 // of any kind
+	Failed   int64 // of those, the ones to which the store gave no proper answer, after all retries
+	Waits    int64 // times that a guest waited for something to arrive,
+	Waited   time.Duration
+	Cache    CacheStats
 }
 
 // Stats returns the counts.
 func (s *Store) Stats() Stats {
 	m := &s.meter
-	return Stats{Fetched: m.fetched.Load(), Requests: m.requests.Load(), Failed: m.failed.Load(), Waits: m.waits.Load(), Waited: time.Duration(m.waited.Load())}
+	out := Stats{Fetched: m.fetched.Load(), Requests: m.requests.Load(), Failed: m.failed.Load(), Waits: m.waits.Load(), Waited: time.Duration(m.waited.Load())}
+	if s.o.Cache != nil {
+		out.Cache = s.o.Cache.Stats()
+	}
+	return out
 }
 
 // meter is what a Store counts.

@@ -28,6 +28,8 @@ type Options struct {
 	Block  int    // bytes of the blocks that files are cut into; default DefaultBlock
 	Pack   int    // bytes from which on an object of chunks is full; default 16 MiB
 	Reads  int    // ranges that one Fetch asks for at once; default 8
+	// Cache has chunks on this host's disk, and gets what is fetched; nil: none.
+	Cache *Cache
 	// FillRate bounds what is fetched of snapshots from which starts are made already, all together, in
 	// bytes a second; default none. What a guest waits for is not held back.
 	FillRate int
@@ -52,6 +54,8 @@ type Store struct {
 
 	meter   meter
 	filling *rate.Limiter // bytes of what nobody waits for
+
+	cacheFull sync.Once // it was told that nothing can be kept in the cache
 
 	mu     sync.Mutex
 	loaded map[string]*Manifest // guarded by mu: by key; a key's content never changes

@@ -63,7 +63,7 @@ func (s *Store) Verify(ctx context.Context, function string, quick bool, progres
 			}
 		}
 		if err == nil && !quick {
-			err = s.each(ctx, m, want, nil, func(uint32, []byte) error { return nil })
+			err = s.each(ctx, m, want, s.readPack, nil, func(uint32, []byte) error { return nil })
 		}
 		if err != nil && (ctx.Err() != nil || errors.Is(err, ErrUnavailable)) {
 			return out, fmt.Errorf("verifying snapshot %s in the object store: %w", e.ID, err)

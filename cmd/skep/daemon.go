@@ -151,6 +151,11 @@ func (d *daemon) openStore(ctx context.Context) (err error) {
 	case c.StoreKeyCommand != "":
 		o.Key = seal.FromCommand(c.StoreKeyCommand)
 	}
+	if c.StoreCacheMiB > 0 {
+		if o.Cache, err = objects.OpenCache(filepath.Join(c.DataDir, "chunks"), int64(c.StoreCacheMiB)<<20); err != nil {
+			return err
+		}
+	}
 	d.remote, err = objects.New(o)
 	return err
 }

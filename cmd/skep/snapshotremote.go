@@ -53,7 +53,9 @@ func (c *cli) snapshotPullCmd() *cobra.Command {
 		Short: "bring a snapshot of the object store to this node",
 		Long: `Bring a snapshot of a function from the object store to this node: the newest
 that it could start from here, or the one named, whether or not its function is
-deployed. A daemon does it by itself where it would have to boot otherwise.`,
+deployed. A daemon does it by itself where it would have to boot otherwise, and
+starts instances before all of it is here; this waits for all of it. How far one
+is that instances start from, ` + "`skep snapshot ls --remote`" + ` shows under HERE.`,
 		Example: `  skep snapshot pull hello
   skep snapshot pull hello ID`,
 		Args:              nArgs(1, 2),

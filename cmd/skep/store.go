@@ -16,7 +16,8 @@ func (c *cli) storeCmd() *cobra.Command {
 		Short: "look after the object store that nodes share snapshots through",
 		Long: `Look after the object store that store_bucket names. Snapshots come into it by
 ` + "`skep snapshot push`" + `, or by themselves when they are made (store_push), and go
-by ` + "`skep snapshot rm --remote`" + ` or ` + "`skep store gc --keep`" + `.`,
+by ` + "`skep snapshot rm --remote`" + ` or ` + "`skep store gc --keep`" + `. A node keeps what it
+fetched last of the store on its disk, up to store_cache_mib.`,
 		Example: `  skep store usage
   skep store verify --quick
   skep store gc --dry-run --keep 2`,

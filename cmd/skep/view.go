@@ -24,8 +24,9 @@ type nodeView struct {
 }
 
 var (
-	_ control.Node  = (*nodeView)(nil)
-	_ control.State = (*nodeView)(nil)
+	_ control.Node       = (*nodeView)(nil)
+	_ control.State      = (*nodeView)(nil)
+	_ control.StoreState = (*nodeView)(nil)
 )
 
 // backend is the node as the gateway sees it. It counts the requests that wait
