@@ -159,7 +159,7 @@ func TestKeyIsNotTold(t *testing.T) {
 	}
 	slog.New(slog.NewTextHandler(&out, nil)).Info("key", "key", k)
 	slog.New(slog.NewJSONHandler(&out, nil)).Info("key", "key", k)
-	if err := json.NewEncoder(&out).Encode(k); err != nil {
+	if err := json.NewEncoder(&out).Encode(map[string]any{"key": k}); err != nil {
 		t.Fatal(err)
 	}
 	tells(t, out.String(), secret(1))
