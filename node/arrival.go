@@ -154,6 +154,8 @@ func (n *Node) arrive(ctx context.Context, r *receivable) (_ *arrival, err error
 		n.arrivals.drop(a)
 		a.snap.Abort()
 		a.leave()
+		a.err = ErrDraining
+		close(a.over)
 		return fail(ErrDraining)
 	}
 	n.log.Info("starting from a snapshot of the object store while the rest of it is fetched", "function", r.entry.Function, "snapshot", r.entry.ID,

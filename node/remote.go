@@ -17,6 +17,7 @@ import (
 	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/internal/atomicfile"
 	"github.com/skep-dev/skep/internal/cause"
+	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/memory/workingset"
 	"github.com/skep-dev/skep/remote"
 	"github.com/skep-dev/skep/snapshot"
@@ -364,8 +365,14 @@ func (n *Node) tryReceived(ctx context.Context, p *pool, d *deployment, progress
 		return "", 0, err
 	}
 	end := begin(progress, api.StagePulling, "snapshot "+id)
-	if _, err := n.arrive(ctx, r); err != nil {
+	a, err := n.arrive(ctx, r)
+	if err != nil {
 		return "", 0, errors.Join(err, n.db.spare(id))
+	}
+	if a != nil && memory.Mapped(n.policyOf(d)) { // a deployment has more time for it than a start
+		if err := a.wait(ctx, nil); err != nil {
+			return id, 0, err
+		}
 	}
 	end()
 	end = begin(progress, api.StageChecking, d.fn.Rehearsal.String())
