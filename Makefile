@@ -22,7 +22,7 @@ PKG ?= ./...
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help collector demo paper test test-firecracker test-containerd test-package test-kubernetes test-knative cluster cluster-down image package build s3 lint setup setup-test clean
+.PHONY: help collector demo paper test test-firecracker test-containerd test-package test-kubernetes test-knative cluster cluster-down image tools-image package build s3 lint setup setup-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -152,7 +152,12 @@ PACKAGES ?= bin/package
 package: setup ## make a .deb, a static tarball, what they are made of and checksums in PACKAGES (docs/install.md)
 	@GO=$(GO) packaging/package.sh $(PACKAGES)
 
-test-package: setup-test ## build the packages twice and compare them; install as a module
+TOOLS_IMAGE ?= bin/skep-image.tar
+
+tools-image: setup-test ## write an image of skep with QEMU and a guest kernel into TOOLS_IMAGE, without any registry (docs/install.md)
+	@GO=$(GO) packaging/image.sh $(TOOLS_IMAGE)
+
+test-package: setup-test ## build the packages twice and compare them; install, upgrade, remove and purge them in fresh Debian 12 and 13; install as a module; run the image of the tools
 	@SKEP_TEST_PACKAGES=1 $(GO) test -timeout 60m ./test/install
 
 lint: setup ## gofmt, vet, staticcheck

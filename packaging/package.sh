@@ -87,19 +87,21 @@ licences() {
 			xargs "$GO" list -m -f $'{{.Path}} {{.Version}}\t{{with .Replace}}{{.Dir}}{{else}}{{.Dir}}{{end}}'
 		printf 'Go %s\t%s\n' "$("$GO" env GOVERSION)" "$("$GO" env GOROOT)"
 	)
-	cat <<-'END'
-		skep: serverless functions in microVMs, started from snapshots.
-		Source: https://github.com/skep-dev/skep
-		Copyright: the authors of skep.
-
-		Its programs contain the modules below, each under the licence that follows it.
-	END
+	echo "skep's programs contain these modules, each under the licence that follows it."
 	for sum in $(printf '%s\n' "${!modules[@]}" | sort); do
 		printf '\n%s\n%s\n' "$(printf '%0.s-' {1..88})" "${modules[$sum]}"
 		cat "${texts[$sum]}"
 	done
 }
-licences >"$share/doc/skep/copyright"
+licences >"$share/doc/skep/licences"
+cat >"$share/doc/skep/copyright" <<'END'
+skep: serverless functions in microVMs, started from snapshots.
+Source: https://github.com/skep-dev/skep
+Copyright: the authors of skep.
+
+Its programs contain modules by others: the file licences beside this one names them,
+with their copyright and the licence of each.
+END
 
 # --- packages -------------------------------------------------------------------
 
@@ -109,6 +111,7 @@ tar -C "$STAGE" --sort=name --owner=0 --group=0 --numeric-owner --format=gnu -cf
 
 printf 'skep (%s) unstable; urgency=medium\n\n  * The commit %s.\n\n -- The authors of skep <skep@skep.invalid>  %s\n' \
 	"$debian" "$VERSION" "$(date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$files/changelog.gz"
+echo 'skep: statically-linked-binary' >"$files/lintian"
 ln -s "$tree" "$STAGE/tree"
 "$GO" -C packaging tool nfpm package --config "$root/packaging/nfpm.yaml" --packager deb --target "$out/skep_${debian}_amd64.deb" >"$STAGE/log" 2>&1 || die "$(cat "$STAGE/log")"
 

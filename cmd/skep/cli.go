@@ -55,6 +55,7 @@ A tour, as root:
   skep invoke hello -v --start restore     again, from the snapshot
   curl http://hello.localhost:7080/        the same through the gateway, as users would
   skep ls; skep inspect hello; skep logs hello
+  skep service install                     the daemon as a service; where a package brought skep: systemctl enable --now skep
 
 Every verb takes -h, with examples, and most take --json.
 

@@ -101,7 +101,8 @@ func (c *cli) serviceCmd() *cobra.Command {
 		Long: `Write a systemd unit that runs this program as the daemon, enable it and start
 it. A unit that is there is replaced, and the daemon started anew. Settings that
 came from flags or from the environment are written into the unit; the
-configuration file is read at each start.
+configuration file is read at each start. A unit that a package brought is left
+alone: this one goes before it.
 
 systemd starts the daemon again when it dies. What machines it left then are
 ended by the next start, as after any crash. At its end only the daemon gets the

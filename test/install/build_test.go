@@ -4,7 +4,6 @@ package install
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,9 +15,11 @@ import (
 	"testing"
 
 	"github.com/skep-dev/skep/internal/testenv"
+	"github.com/skep-dev/skep/shim/shimtest"
 )
 
-// packagesEnv lets these tests run: they build packages, and fetch others.
+// packagesEnv lets these tests run: they build packages, and fetch others. Where it is
+// the path of a directory, packages and roots of Debian are kept there for the next time.
 const packagesEnv = "SKEP_TEST_PACKAGES"
 
 func needPackages(t *testing.T) {
@@ -47,7 +48,7 @@ func TestMain(m *testing.M) {
 	for _, dir := range packages.dirs {
 		os.RemoveAll(dir)
 	}
-	os.Exit(code)
+	shimtest.Exit(code)
 }
 
 // built is a directory of packages of this tree.
@@ -58,13 +59,27 @@ func built(t *testing.T, version string) string {
 	if dir := packages.dirs[version]; dir != "" {
 		return dir
 	}
-	dir, err := os.MkdirTemp("", "skep-packages-")
-	if err != nil {
-		t.Fatal(err)
+	dir := kept(version)
+	if _, err := os.Stat(filepath.Join(dir, "SHA256SUMS")); dir != "" && err == nil {
+		return dir
 	}
-	packages.dirs[version] = dir
+	if dir == "" {
+		var err error
+		if dir, err = os.MkdirTemp("", "skep-packages-"); err != nil {
+			t.Fatal(err)
+		}
+		packages.dirs[version] = dir
+	}
 	build(t, tree(t), dir, version)
 	return dir
+}
+
+// kept is the path of what is kept for the next time; "" is none.
+func kept(name string) string {
+	if dir := os.Getenv(packagesEnv); filepath.IsAbs(dir) {
+		return filepath.Join(dir, name)
+	}
+	return ""
 }
 
 // tree is a copy of this tree, as it is now and without what git does not look at.
@@ -104,9 +119,7 @@ func tree(t *testing.T) string {
 // build runs what `make package` does.
 func build(t *testing.T, tree, out, version string, environ ...string) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(tree, "packaging", "package.sh"), out)
+	cmd := exec.CommandContext(t.Context(), filepath.Join(tree, "packaging", "package.sh"), out)
 	cmd.Env = append(append(os.Environ(), "VERSION="+version, "SOURCE_DATE_EPOCH=1750000000"), environ...)
 	if text, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building packages: %v\n%s", err, text)
