@@ -278,13 +278,7 @@ func (a *Arriving) Fill(ctx context.Context, came func()) error {
 		if filling.Err() != nil {
 			break
 		}
-		g.Go(func() error {
-			err := a.fill(filling, sp)
-			if err == nil && came != nil {
-				came()
-			}
-			return err
-		})
+		g.Go(func() error { return a.fill(filling, sp, came) })
 	}
 	if err := g.Wait(); err != nil {
 		return err
@@ -299,7 +293,7 @@ func (a *Arriving) absent() []uint32 {
 }
 
 // fill fetches of a span what nobody else has fetched meanwhile, and waits for what others do.
-func (a *Arriving) fill(ctx context.Context, sp span) error {
+func (a *Arriving) fill(ctx context.Context, sp span, came func()) error {
 	for want := sp.chunks; len(want) > 0; {
 		a.mu.Lock()
 		if calm := a.calm; calm != nil {
@@ -342,6 +336,9 @@ func (a *Arriving) fill(ctx context.Context, sp span) error {
 		over := a.claim(now.chunks)
 		a.mu.Unlock()
 		read, err := a.fetch(ctx, now, over)
+		if err == nil && read > 0 && came != nil { // now: it says that the store answers
+			came()
+		}
 		if err == nil { // what the cache had is not held back
 			err = a.s.filling.WaitN(ctx, int(min(read, fillRange)))
 		}
