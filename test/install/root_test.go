@@ -178,7 +178,7 @@ func (r *root) give(path string) string {
 func (r *root) files() map[string]bool {
 	r.Helper()
 	out := r.run("find / -xdev -path /proc -prune -o -path /sys -prune -o -path /run -prune -o -path /tmp -prune -o -path /root -prune -o " +
-		"-path /var/log -prune -o -path /var/lib/dpkg -prune -o -path /var/lib/apt -prune -o -path /var/cache/apt -prune -o -path /var/cache/man -prune -o " +
+		"-path /var/log -prune -o -path /var/lib/dpkg -prune -o -path /var/lib/apt -prune -o -path /var/cache/apt -prune -o -path /var/cache/man -prune -o -path /var/cache/debconf -prune -o " +
 		"-path '/var/lib/systemd/*' -prune -o -path '/var/tmp/*' -prune -o -print")
 	all := map[string]bool{}
 	for s := bufio.NewScanner(strings.NewReader(out)); s.Scan(); {
