@@ -272,7 +272,7 @@ func (s *session) learn(now turn) {
 	s.learner = &learner{history: now.history}
 	s.server.rec = newRecorder(s.back.pages, residualTouches)
 	if now.sampled {
-		s.learner.sample = newSample(s.server.plan, s.back.pages, now.n, sampleShare)
+		s.learner.sample = newSample(s.server.plan, s.back, now.n, sampleShare)
 		s.server.sample = s.learner.sample
 	}
 }

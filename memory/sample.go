@@ -15,12 +15,13 @@ type sample struct {
 
 // newSample holds back one page in share of a plan; with the same turn the same
 // ones, with the next turn others, until all had theirs.
-func newSample(p *plan, pages uint32, turn, share uint32) *sample {
-	x := &sample{held: newBitmap(int(pages)), place: make(map[uint32]int32)}
+func newSample(p *plan, back *backing, turn, share uint32) *sample {
+	x := &sample{held: newBitmap(int(back.pages)), place: make(map[uint32]int32)}
 	for i := range p.runs {
 		for page := p.runs[i].First; page < p.runs[i].End(); page++ {
-			// Scattered, so that a turn is not all of one data structure.
-			if page*0x9E3779B1>>16%share == turn%share {
+			// Scattered, so that a turn is not all of one data structure. A page that is left
+			// to the kernel would seem to be held back in vain.
+			if page*0x9E3779B1>>16%share == turn%share && !back.empty(page/blockPages) {
 				x.held.set(page)
 				x.place[page] = int32(len(x.pages))
 				x.pages = append(x.pages, page)

@@ -39,6 +39,9 @@ func (s *server) serveFault(ev userfaultfd.Event) (again bool, err error) {
 		s.rec.touch(page, ev.Flags&userfaultfd.FaultWrite != 0)
 	}
 	addr := ev.Address &^ (pageSize - 1)
+	if s.left.has(page) { // it was waiting when the page was left, and may still
+		return s.answered(addr, syscall.EEXIST)
+	}
 	s.ahead = s.ahead || s.plan != nil && s.plan.index(page) >= 0
 	if s.present.has(page) {
 		return s.wake(page, addr)
@@ -239,7 +242,7 @@ func (s *server) install(page, end uint32, wanted func(page uint32) bool, put fu
 
 // lacks says that a page is to be installed ahead.
 func (s *server) lacks(page uint32) bool {
-	return !s.present.has(page) && !s.removed.has(page) && !s.sample.holds(page)
+	return !s.present.has(page) && !s.removed.has(page) && !s.left.has(page) && !s.sample.holds(page)
 }
 
 func (s *server) installedPages(r *planned, page, n uint32) {

@@ -30,10 +30,12 @@ type server struct {
 	spin    *spinners
 	sample  *sample // may be nil
 	beside  *beside // nil: what was not planned is served page by page
+	leaves  bool    // holes to the kernel
 
 	// Owned by loop.
 	removed bitmap // given back by the guest: zeros from then on
 	present bitmap // installed: only a hint, and only for prefetching
+	left    bitmap // to the kernel: their faults are not delivered
 	faults  []userfaultfd.Event
 	waiting []userfaultfd.Event // faults on pages of the plan whose contents are being read
 	reading map[uint32]*miss    // pages that are being read for a fault
@@ -84,7 +86,7 @@ var errGone = errors.New("the guest's memory is gone")
 func newServer(back *backing, p *plan, c *counters) *server {
 	s := &server{
 		back: back, plan: p, counter: c,
-		removed: newBitmap(int(back.pages)), present: newBitmap(int(back.pages)),
+		removed: newBitmap(int(back.pages)), present: newBitmap(int(back.pages)), left: newBitmap(int(back.pages)),
 		faults: make([]userfaultfd.Event, 0, 2*userfaultfd.MaxBatch),
 		enough: make(chan struct{}), stopped: make(chan struct{}), failed: make(chan struct{}),
 	}
@@ -176,6 +178,10 @@ func (s *server) tell(change func()) bool {
 func (s *server) loop() {
 	if s.plan == nil {
 		s.letRun()
+	}
+	if s.leaves {
+		s.leaves = false // once: this goroutine may be the next of several
+		s.leaveHoles()
 	}
 	var err error
 	for err == nil {

@@ -40,7 +40,7 @@ func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 		// does, whose record it shares.
 		s.tries = s.server.rec != nil
 		if s.server.rec == nil {
-			s.server.beside = newBeside(s.back.pages)
+			s.server.beside, s.server.leaves = newBeside(s.back.pages), true
 		}
 		f = s.openTrial()
 		switch {
@@ -57,7 +57,7 @@ func (p streamPolicy) Open(ctx context.Context, src Source) (Session, error) {
 		if !p.frozen {
 			s.learn(now)
 		}
-		s.server.beside = newBeside(s.back.pages)
+		s.server.beside, s.server.leaves = newBeside(s.back.pages), true
 	}
 	s.server.mayLeave = f.layout.mayLeave
 	p.readFor(s, f)

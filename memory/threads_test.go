@@ -117,7 +117,7 @@ func TestFaultWaitsForRead(t *testing.T) {
 			s.Prefetch()
 			until(t, s, "the read to begin", func(api.MemoryStats) bool { return memory.Issued(s) > 0 })
 			// The zeros could not be served by a loop that reads for a fault.
-			ops, served := []uffdtest.Op{{Pages: []int{10, 11, 12}}, {Pages: []int{1500}}}, int64(1)
+			ops, served := []uffdtest.Op{{Pages: []int{10, 11, 12}}, {Pages: []int{700}}}, int64(1)
 			want := *im
 			if c.remove {
 				ops, served = append(ops, uffdtest.Op{Pages: []int{10}, Remove: true, Pause: 20 * time.Millisecond}), 2
