@@ -252,6 +252,9 @@ class Function:
     #: in place of Timeout for streams: WebSockets and other upgrades, server-sent events, gRPC; 0:
     #: none
     stream_timeout: str | None = None
+    #: share of Concurrency beyond which other instances are started, and get the next requests;
+    #: default 1
+    target_utilization: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +324,9 @@ class FunctionDetail:
     #: in place of Timeout for streams: WebSockets and other upgrades, server-sent events, gRPC; 0:
     #: none
     stream_timeout: str | None = None
+    #: share of Concurrency beyond which other instances are started, and get the next requests;
+    #: default 1
+    target_utilization: float | None = None
     #: where the gateway answers for it
     url: str | None = None
     instances: dict[str, int] | None = None
@@ -389,6 +395,9 @@ class FunctionStatus:
     #: in place of Timeout for streams: WebSockets and other upgrades, server-sent events, gRPC; 0:
     #: none
     stream_timeout: str | None = None
+    #: share of Concurrency beyond which other instances are started, and get the next requests;
+    #: default 1
+    target_utilization: float | None = None
     #: where the gateway answers for it
     url: str | None = None
     instances: dict[str, int] | None = None
@@ -925,6 +934,9 @@ class FunctionSettings(TypedDict, total=False):
     #: in place of Timeout for streams: WebSockets and other upgrades, server-sent events, gRPC; 0:
     #: none
     stream_timeout: str
+    #: share of Concurrency beyond which other instances are started, and get the next requests;
+    #: default 1
+    target_utilization: float
 
 
 class FunctionPatch(TypedDict, total=False):
@@ -977,6 +989,9 @@ class FunctionPatch(TypedDict, total=False):
     #: in place of Timeout for streams: WebSockets and other upgrades, server-sent events, gRPC; 0:
     #: none
     stream_timeout: str | None
+    #: share of Concurrency beyond which other instances are started, and get the next requests;
+    #: default 1
+    target_utilization: float | None
     #: of one invocation, queue included, unless its answer is a stream; default 60s
     timeout: str | None
     #: default 1
