@@ -23,15 +23,19 @@ import (
 
 // importImages gives the cluster its images, unless it has them.
 func (c *Cluster) importImages(ctx context.Context, coredns string) error {
+	images := map[string]v1.Image{}
 	for ref, program := range map[string]string{PauseImage: c.opts.Pause, DNSImage: coredns, HelloImage: filepath.Join(c.opts.Skep, "skep-hello")} {
 		config := v1.Config{Env: []string{"PATH=/"}}
 		if ref == HelloImage {
 			config.ExposedPorts = map[string]struct{}{"8080/tcp": {}}
 		}
 		img, err := Image(program, config)
-		if err != nil {
-			return fmt.Errorf("making image %s: %w", ref, err)
+		if err != nil { // no other try has another program
+			return &refusedError{fmt.Errorf("making image %s: %w; `make build` makes skep's programs", ref, err)}
 		}
+		images[ref] = img
+	}
+	for ref, img := range images {
 		if err := c.Import(ctx, ref, img); err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -45,6 +46,21 @@ func TestRefusedAtOnce(t *testing.T) {
 		if refused && !strings.Contains(err.Error(), said) {
 			t.Errorf("of %q it says %v", said, err)
 		}
+	}
+}
+
+// A program that is missing for an image is named at once: no try finds it later.
+func TestImageWithoutProgram(t *testing.T) {
+	c := place(t)
+	c.opts.Skep = t.TempDir()
+	c.opts.Pause = filepath.Join(c.opts.Skep, "pause")
+	if err := os.WriteFile(c.opts.Pause, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	goesOn := errors.New("it is tried again")
+	err := retry(t.Context(), func(ctx context.Context) error { return c.importImages(ctx, c.opts.Pause) }, func() error { return goesOn })
+	if errors.Is(err, goesOn) || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "skep-hello") {
+		t.Errorf("without skep-hello: %v", err)
 	}
 }
 
