@@ -16,6 +16,7 @@ import (
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/remote"
 	"github.com/skep-dev/skep/snapshot"
+	"github.com/skep-dev/skep/transfer"
 )
 
 // ErrStoreUnavailable is wrapped by what failed for want of the object store.
@@ -37,7 +38,7 @@ const (
 // arrival is a snapshot of the object store that instances start from while its memory is on its way:
 // all else of it is here. One goroutine fetches the rest, and publishes it when it is whole.
 type arrival struct {
-	r     *receivable
+	r     *transfer.Found
 	n     *Node
 	snap  *snapshot.Arrival
 	file  *os.File         // its memory
@@ -83,7 +84,7 @@ func (a *arrivals) all(function string) (list []*arrival) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, o := range a.of {
-		if o.r.entry.Function == function {
+		if o.r.Entry.Function == function {
 			list = append(list, o)
 		}
 	}
@@ -96,13 +97,13 @@ func (a *arrivals) put(o *arrival) {
 	if a.of == nil {
 		a.of = map[string]*arrival{}
 	}
-	a.of[o.r.entry.ID] = o
+	a.of[o.r.Entry.ID] = o
 }
 
 func (a *arrivals) drop(o *arrival) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.of, o.r.entry.ID)
+	delete(a.of, o.r.Entry.ID)
 }
 
 // whenDraining has f be called when the node drains, unless what it returns was called before.
@@ -120,26 +121,26 @@ func (n *Node) whenDraining(f func()) (never func()) {
 
 // arrive brings here what a start from the snapshot needs, and has the rest follow. nil without an error: all
 // of it is here.
-func (n *Node) arrive(ctx context.Context, r *receivable) (_ *arrival, err error) {
-	ctx, span := tracing.Start(ctx, "fetch snapshot", tracing.Function.String(r.entry.Function), tracing.Snapshot.String(r.entry.ID))
+func (n *Node) arrive(ctx context.Context, r *transfer.Found) (_ *arrival, err error) {
+	ctx, span := tracing.Start(ctx, "fetch snapshot", tracing.Function.String(r.Entry.Function), tracing.Snapshot.String(r.Entry.ID))
 	defer func() { tracing.End(span, err) }()
 	fail := func(err error) (*arrival, error) {
-		return nil, fmt.Errorf("fetching snapshot %s: %w", r.entry.ID, cause.Because(ctx, err))
+		return nil, fmt.Errorf("fetching snapshot %s: %w", r.Entry.ID, cause.Because(ctx, err))
 	}
 	began := time.Now()
-	unlock, err := n.receiving.lock(ctx, r.entry.ID)
+	unlock, err := n.receiving.lock(ctx, r.Entry.ID)
 	if err != nil {
 		return fail(err)
 	}
 	defer unlock()
-	if snap, err := n.snaps.Take(ctx, r.entry.ID); err == nil {
+	if snap, err := n.snaps.Take(ctx, r.Entry.ID); err == nil {
 		snap.Release()
 		return nil, nil
 	}
-	if a := n.arrivals.get(r.entry.ID); a != nil {
+	if a := n.arrivals.get(r.Entry.ID); a != nil {
 		return a, a.usable()
 	}
-	if err := n.receiveDisk(ctx, r); err != nil {
+	if err := r.Disk(ctx, n.deps.Remote, n.images); err != nil {
 		return fail(err)
 	}
 	a, err := n.beginArrival(ctx, r)
@@ -158,47 +159,47 @@ func (n *Node) arrive(ctx context.Context, r *receivable) (_ *arrival, err error
 		close(a.over)
 		return fail(ErrDraining)
 	}
-	n.log.Info("starting from a snapshot of the object store while the rest of it is fetched", "function", r.entry.Function, "snapshot", r.entry.ID,
+	n.log.Info("starting from a snapshot of the object store while the rest of it is fetched", "function", r.Entry.Function, "snapshot", r.Entry.ID,
 		"fetched", a.head, "of", a.total, "took", a.began.String())
 	return a, nil
 }
 
-func (n *Node) beginArrival(ctx context.Context, r *receivable) (*arrival, error) {
-	stage, err := n.snaps.Receive(r.manifest)
+func (n *Node) beginArrival(ctx context.Context, r *transfer.Found) (*arrival, error) {
+	stage, err := n.snaps.Receive(r.Manifest)
 	if err != nil {
 		return nil, err
 	}
 	defer stage.Abort()
-	files, err := n.openFiles(r, stage)
+	files, err := r.Stage(stage)
 	if err != nil {
 		return nil, err
 	}
 	a := &arrival{r: r, n: n, over: make(chan struct{}), users: 1}
 	for _, f := range files {
-		c, _ := r.stored.File(f.name)
-		a.total += r.stored.Stored(c)
-		if f.name == snapshot.PartMemory {
-			a.file = f.file
+		c, _ := r.Stored.File(f.Name)
+		a.total += r.Stored.Stored(c)
+		if f.Name == snapshot.PartMemory {
+			a.file = f.File
 			continue
 		}
-		a.head += r.stored.Stored(c)
+		a.head += r.Stored.Stored(c)
 	}
 	defer func() {
 		for _, f := range files {
-			if f.file != a.file {
-				err = errors.Join(err, f.file.Close())
+			if f.File != a.file {
+				err = errors.Join(err, f.File.Close())
 			}
 		}
 	}()
 	if a.file == nil {
 		return nil, fmt.Errorf("%w: it has no memory", remote.ErrFormat)
 	}
-	err = n.deps.Remote.Fetch(ctx, r.stored, targets(files, snapshot.PartMemory), nil)
+	err = n.deps.Remote.Fetch(ctx, r.Stored, transfer.Targets(files, snapshot.PartMemory), nil)
 	if err == nil {
-		a.mem, err = n.deps.Remote.Arrive(r.stored, snapshot.PartMemory, a.file, n.cfg.StoreWait)
+		a.mem, err = n.deps.Remote.Arrive(r.Stored, snapshot.PartMemory, a.file, n.cfg.StoreWait)
 	}
 	if err == nil {
-		a.snap, err = stage.Arrive(ctx, r.manifest)
+		a.snap, err = stage.Arrive(ctx, r.Manifest)
 	}
 	if err != nil {
 		return nil, errors.Join(err, a.file.Close())
@@ -224,12 +225,12 @@ func (a *arrival) run(ctx context.Context) {
 	n.arrivals.drop(a)
 	if a.err = err; err != nil {
 		if ctx.Err() == nil {
-			n.log.Warn("a snapshot of the object store has not come whole", "function", a.r.entry.Function, "snapshot", a.r.entry.ID, "error", err)
+			n.log.Warn("a snapshot of the object store has not come whole", "function", a.r.Entry.Function, "snapshot", a.r.Entry.ID, "error", err)
 		}
 		return
 	}
 	n.received(a.r, snap, a.began+time.Since(began))
-	if d := n.deployed(a.r.entry.Function); d != nil {
+	if d := n.deployed(a.r.Entry.Function); d != nil {
 		n.shells.wantNewest(n.ctx, d)
 	}
 }
@@ -249,7 +250,7 @@ func (a *arrival) fill(ctx context.Context) error {
 			return cause.Because(ctx, err)
 		}
 		a.fail(err)
-		a.n.log.Warn("fetching the rest of a snapshot", "function", a.r.entry.Function, "snapshot", a.r.entry.ID, "error", err, "retry_in", wait.String())
+		a.n.log.Warn("fetching the rest of a snapshot", "function", a.r.Entry.Function, "snapshot", a.r.Entry.ID, "error", err, "retry_in", wait.String())
 		t := time.NewTimer(wait/2 + rand.N(wait))
 		select {
 		case <-t.C:
@@ -297,7 +298,7 @@ func (a *arrival) usable() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.stuck != nil {
-		return fmt.Errorf("snapshot %s has not come whole yet: %w", a.r.entry.ID, a.stuck)
+		return fmt.Errorf("snapshot %s has not come whole yet: %w", a.r.Entry.ID, a.stuck)
 	}
 	return nil
 }
@@ -324,7 +325,7 @@ func (a *arrival) wait(ctx context.Context, progress func(done, total int64)) er
 		case <-a.over:
 			return a.err
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for snapshot %s to be here whole: %w", a.r.entry.ID, context.Cause(ctx))
+			return fmt.Errorf("waiting for snapshot %s to be here whole: %w", a.r.Entry.ID, context.Cause(ctx))
 		case <-tick.C:
 		}
 		if err := a.usable(); err != nil {
@@ -345,7 +346,7 @@ func (a *arrival) giveUp(why error) {
 // dropArrivals gives up those of a function that keep does not want kept, and removes what is whole by then.
 func (n *Node) dropArrivals(function string, why error, keep func(id string, m snapshot.Manifest) bool) {
 	for _, a := range n.arrivals.all(function) {
-		if id := a.r.entry.ID; keep == nil || !keep(id, a.r.manifest) {
+		if id := a.r.Entry.ID; keep == nil || !keep(id, a.r.Manifest) {
 			if a.giveUp(why); a.err == nil {
 				n.removeSnapshots(function, []string{id})
 			}
@@ -360,8 +361,8 @@ func (n *Node) arrivingFor(ctx context.Context, d *deployment) (newest *arrival,
 		return nil, err
 	}
 	for _, a := range n.arrivals.all(d.fn.Name) {
-		m := &a.r.manifest
-		if m.Match(n.want(d, info)) == nil && (newest == nil || m.Created.After(newest.r.manifest.Created)) {
+		m := &a.r.Manifest
+		if m.Match(n.want(d, info)) == nil && (newest == nil || m.Created.After(newest.r.Manifest.Created)) {
 			newest = a
 		}
 	}

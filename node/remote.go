@@ -1,26 +1,19 @@
 package node
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/skep-dev/skep/api"
-	"github.com/skep-dev/skep/image"
-	"github.com/skep-dev/skep/internal/atomicfile"
 	"github.com/skep-dev/skep/internal/cause"
 	"github.com/skep-dev/skep/memory"
-	"github.com/skep-dev/skep/memory/workingset"
 	"github.com/skep-dev/skep/remote"
 	"github.com/skep-dev/skep/snapshot"
+	"github.com/skep-dev/skep/transfer"
 )
 
 // ErrNoStore is wrapped when something of the object store is asked for and none is
@@ -34,29 +27,7 @@ const (
 	// remoteRetry is how long after the store had none for a function, or did not
 	// answer, no start asks it again.
 	remoteRetry = 30 * time.Second
-	// remoteDisk is the root disk's name among a snapshot's files in the store.
-	remoteDisk = "disk"
-	traceDir   = "trace/"
 )
-
-// traceFiles are those of a snapshot's trace directory that travel, what a start uses
-// first before the rest.
-var traceFiles = []string{
-	workingset.SetFile, "trial/" + workingset.SetFile, workingset.TraceFile, "trial/" + workingset.TraceFile, workingset.LearnedFile,
-}
-
-// travelling is what the store keeps of a snapshot beside its files.
-type travelling struct {
-	Manifest json.RawMessage `json:"manifest"`
-	Image    image.Image     `json:"image"` // whose root disk it has
-}
-
-// importer is an image store that takes root disks which were made elsewhere.
-type importer interface {
-	Import(ctx context.Context, img image.Image, fill func(disk *os.File) error) (image.Image, error)
-}
-
-var _ importer = (*image.Store)(nil)
 
 // PushSnapshot stores a snapshot, with its root disk, in the object store. progress may be
 // nil.
@@ -75,139 +46,48 @@ func (n *Node) PushSnapshot(ctx context.Context, id string, progress func(done, 
 	if err != nil {
 		return api.PushedSnapshot{}, fmt.Errorf("pushing snapshot %s: its root disk: %w", id, err)
 	}
-	out := remote.Snapshot{Function: snap.Manifest.Function, ID: id, Fit: snap.Manifest.Fit()}
-	manifest, err := snap.Manifest.Encode()
-	if err != nil {
-		return api.PushedSnapshot{}, err
-	}
-	if out.Meta, err = json.Marshal(travelling{manifest, img}); err != nil {
-		return api.PushedSnapshot{}, err
-	}
-	var mark pushMark
-	for _, name := range traceFiles {
-		path := filepath.Join(snap.TraceDir(), name)
-		if _, err := os.Lstat(path); err == nil {
-			out.Files = append(out.Files, remote.File{Name: traceDir + name, Path: path})
-			mark.WorkingSet = mark.WorkingSet || name == workingset.SetFile
-		}
-	}
-	out.Files = append(out.Files,
-		remote.File{Name: snapshot.PartState, Path: snap.StatePath()},
-		remote.File{Name: snapshot.PartMemory, Path: snap.MemoryPath()},
-		remote.File{Name: remoteDisk, Path: img.Disk})
 	began := time.Now()
-	done, err := n.deps.Remote.Push(ctx, out, progress)
+	done, err := transfer.Push(ctx, n.deps.Remote, snap, img, n.log, progress)
 	if err != nil {
 		return api.PushedSnapshot{}, cause.Because(ctx, err)
 	}
-	mark.Manifest = done.Entry.Sum
-	if err := mark.write(snap.Dir); err != nil {
-		n.log.Warn("noting that a snapshot was pushed", "snapshot", id, "error", err)
-	}
-	took := time.Since(began)
-	n.log.Info("snapshot pushed", "function", out.Function, "snapshot", id, "content", done.Content, "new", done.New, "written", done.Written, "took", took.String())
-	return api.PushedSnapshot{ID: id, Function: out.Function, Content: done.Content, New: done.New, Written: done.Written, Took: api.Duration(took)}, nil
-}
-
-// receivable is a snapshot in the object store whose manifests were read.
-type receivable struct {
-	entry    remote.Entry
-	stored   *remote.Manifest
-	manifest snapshot.Manifest
-	image    image.Image
-}
-
-func (n *Node) lookAt(ctx context.Context, e remote.Entry) (*receivable, error) {
-	r := &receivable{entry: e}
-	var err error
-	if r.stored, err = n.deps.Remote.Load(ctx, e); err != nil {
-		return nil, err
-	}
-	var t travelling
-	d := json.NewDecoder(bytes.NewReader(r.stored.Meta))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&t); err != nil {
-		return nil, fmt.Errorf("snapshot %s in the object store: %w: %w", e.ID, remote.ErrFormat, err)
-	}
-	if r.manifest, err = snapshot.Decode(t.Manifest); err != nil {
-		return nil, fmt.Errorf("snapshot %s in the object store: %w", e.ID, err)
-	}
-	r.image = t.Image
-	if m := &r.manifest; m.ID != e.ID || m.Function != e.Function || m.ImageDigest != t.Image.Digest || m.DiskDigest != t.Image.DiskDigest {
-		return nil, fmt.Errorf("snapshot %s of %s in the object store: %w: its manifest is of %s of %s", e.ID, e.Function, remote.ErrFormat, m.ID, m.Function)
-	}
-	return r, nil
+	return api.PushedSnapshot{ID: id, Function: done.Entry.Function, Content: done.Content, New: done.New, Written: done.Written, Took: api.Duration(time.Since(began))}, nil
 }
 
 // findRemote returns the newest snapshot in the object store that the deployment could start
 // from here; nil with reasons, if there is none.
-func (n *Node) findRemote(ctx context.Context, d *deployment) (*receivable, error) {
+func (n *Node) findRemote(ctx context.Context, d *deployment) (*transfer.Found, error) {
 	info, err := n.deps.VMM.Info(ctx)
 	if err != nil {
 		return nil, err
 	}
-	want := n.want(d, info)
-	fit, err := n.deps.Remote.Fit(ctx, want.Fit())
-	if err != nil {
-		return nil, err
-	}
-	all, err := n.deps.Remote.List(ctx, want.Function)
-	if err != nil {
-		return nil, err
-	}
-	var reasons []error
-	for _, e := range all {
-		// Of those that do not fit the newest one's reason will do.
-		if e.Fit != fit && len(reasons) > 0 {
-			continue
-		}
-		r, err := n.lookAt(ctx, e)
-		if err == nil {
-			err = r.manifest.Match(want)
-		}
-		if err == nil {
-			return r, nil
-		}
-		reasons = append(reasons, err)
-	}
-	if len(reasons) == 0 {
-		return nil, errors.New("the object store has none")
-	}
-	return nil, fmt.Errorf("in the object store: %w", errors.Join(reasons...))
+	return transfer.Find(ctx, n.deps.Remote, n.want(d, info))
 }
 
 // receive brings all of a snapshot here, with its root disk if that is not here yet.
-func (n *Node) receive(ctx context.Context, r *receivable, progress func(done, total int64)) (api.Snapshot, error) {
+func (n *Node) receive(ctx context.Context, r *transfer.Found, progress func(done, total int64)) (api.Snapshot, error) {
 	fail := func(err error) (api.Snapshot, error) {
-		return api.Snapshot{}, fmt.Errorf("pulling snapshot %s: %w", r.entry.ID, cause.Because(ctx, err))
+		return api.Snapshot{}, fmt.Errorf("pulling snapshot %s: %w", r.Entry.ID, cause.Because(ctx, err))
 	}
-	if a := n.arrivals.get(r.entry.ID); a != nil {
+	if a := n.arrivals.get(r.Entry.ID); a != nil {
 		if err := a.wait(ctx, progress); err != nil {
 			return fail(err)
 		}
 	}
-	unlock, err := n.receiving.lock(ctx, r.entry.ID)
+	unlock, err := n.receiving.lock(ctx, r.Entry.ID)
 	if err != nil {
 		return fail(err)
 	}
 	defer unlock()
-	if snap, err := n.snaps.Take(ctx, r.entry.ID); err == nil {
+	if snap, err := n.snaps.Take(ctx, r.Entry.ID); err == nil {
 		defer snap.Release()
-		return n.described(r.entry.Function, r.entry.ID)
+		return n.described(r.Entry.Function, r.Entry.ID)
 	}
-	if err := n.receiveDisk(ctx, r); err != nil {
+	if err := r.Disk(ctx, n.deps.Remote, n.images); err != nil {
 		return fail(err)
 	}
 	began := time.Now()
-	stage, err := n.snaps.Receive(r.manifest)
-	if err != nil {
-		return fail(err)
-	}
-	defer stage.Abort()
-	if err := n.receiveFiles(ctx, r, stage, progress); err != nil {
-		return fail(err)
-	}
-	snap, err := stage.Adopt(ctx, r.manifest)
+	snap, err := r.Pull(ctx, n.deps.Remote, n.snaps, progress)
 	if err != nil {
 		return fail(err)
 	}
@@ -216,15 +96,13 @@ func (n *Node) receive(ctx context.Context, r *receivable, progress func(done, t
 }
 
 // received notes where a snapshot came from that is here whole, and tells of it.
-func (n *Node) received(r *receivable, snap api.Snapshot, took time.Duration) {
+func (n *Node) received(r *transfer.Found, snap api.Snapshot, took time.Duration) {
 	if dir, err := n.snaps.Dir(snap.ID); err == nil {
-		_, ws := r.stored.File(traceDir + workingset.SetFile)
-		if err := (pushMark{r.entry.Sum, ws}).write(dir); err != nil {
+		if err := r.Came(dir); err != nil {
 			n.log.Warn("noting where a snapshot came from", "snapshot", snap.ID, "error", err)
 		}
 	}
-	n.events.tell(api.Event{Kind: api.EventSnapshot, Function: r.entry.Function, Snapshot: &snap, Reason: "pulled from the object store"})
-	n.log.Info("snapshot pulled", "function", r.entry.Function, "snapshot", snap.ID, "bytes", snap.DiskBytes, "took", took.String())
+	n.events.tell(api.Event{Kind: api.EventSnapshot, Function: r.Entry.Function, Snapshot: &snap, Reason: "pulled from the object store"})
 }
 
 // described is a snapshot that is here already, or arriving, as a list would have it.
@@ -241,93 +119,6 @@ func (n *Node) described(function, id string) (api.Snapshot, error) {
 		return api.Snapshot{}, fmt.Errorf("snapshot %s: %w", id, snapshot.ErrNotFound)
 	}
 	return list[i], nil
-}
-
-func (n *Node) receiveDisk(ctx context.Context, r *receivable) error {
-	img, err := n.images.Get(r.image.Digest)
-	if err == nil && img.DiskDigest != r.image.DiskDigest {
-		err = fmt.Errorf("its root disk has digest %s, the one of image %s here %s", r.image.DiskDigest, img.Digest, img.DiskDigest)
-	}
-	if !errors.Is(err, image.ErrNotFound) {
-		return err
-	}
-	store, ok := n.images.(importer)
-	if !ok {
-		return err
-	}
-	_, err = store.Import(ctx, r.image, func(disk *os.File) error {
-		if c, ok := r.stored.File(remoteDisk); !ok || c.Size != r.image.DiskBytes {
-			return fmt.Errorf("%w: it has no root disk of %d bytes", remote.ErrFormat, r.image.DiskBytes)
-		}
-		return n.deps.Remote.Fetch(ctx, r.stored, []remote.Target{{Name: remoteDisk, To: disk}}, nil)
-	})
-	return err
-}
-
-func (n *Node) receiveFiles(ctx context.Context, r *receivable, stage *snapshot.Staging, progress func(done, total int64)) (err error) {
-	files, err := n.openFiles(r, stage)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		for _, f := range files {
-			err = errors.Join(err, f.file.Close())
-		}
-	}()
-	return n.deps.Remote.Fetch(ctx, r.stored, targets(files, ""), progress)
-}
-
-// stagedFile is one of a snapshot that is being received.
-type stagedFile struct {
-	name string // in the store
-	file *os.File
-}
-
-// targets are all files but one.
-func targets(files []stagedFile, but string) (list []remote.Target) {
-	for _, f := range files {
-		if f.name != but {
-			list = append(list, remote.Target{Name: f.name, To: f.file})
-		}
-	}
-	return list
-}
-
-// openFiles makes the snapshot's files, of holes, as they are to be when all has come.
-func (n *Node) openFiles(r *receivable, stage *snapshot.Staging) (files []stagedFile, err error) {
-	defer func() {
-		if err != nil {
-			for _, f := range files {
-				f.file.Close()
-			}
-			files = nil
-		}
-	}()
-	paths := map[string]string{snapshot.PartState: stage.State(), snapshot.PartMemory: stage.Memory()}
-	for _, name := range traceFiles {
-		paths[traceDir+name] = filepath.Join(stage.Trace(), name)
-	}
-	for _, c := range r.stored.Files {
-		path, ok := paths[c.Name]
-		if !ok {
-			continue
-		}
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			return files, err
-		}
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return files, err
-		}
-		files = append(files, stagedFile{c.Name, f})
-		if p, isPart := r.manifest.Parts[c.Name]; isPart && p.Size != c.Size {
-			return files, fmt.Errorf("%w: %s has %d bytes, its manifest says %d", remote.ErrFormat, c.Name, c.Size, p.Size)
-		}
-		if err := f.Truncate(c.Size); err != nil {
-			return files, err
-		}
-	}
-	return files, nil
 }
 
 // tryPulled tries a deployment out with a snapshot of the object store, that somebody else has
@@ -356,7 +147,7 @@ func (n *Node) tryReceived(ctx context.Context, p *pool, d *deployment, progress
 	if err != nil {
 		return "", 0, cause.Because(finding, err)
 	}
-	id := r.entry.ID
+	id := r.Entry.ID
 	if _, err := n.snaps.Manifest(id); err == nil || n.arrivals.get(id) != nil {
 		return "", 0, fmt.Errorf("snapshot %s is here already", id)
 	}
@@ -400,7 +191,7 @@ func (n *Node) PullSnapshot(ctx context.Context, function, id string, progress f
 		if err != nil {
 			return api.Snapshot{}, err
 		}
-		r, err := n.lookAt(ctx, e)
+		r, err := transfer.Look(ctx, n.deps.Remote, e)
 		if err != nil {
 			return api.Snapshot{}, err
 		}
@@ -433,7 +224,7 @@ func (n *Node) RemoteSnapshots(ctx context.Context, function string) ([]api.Remo
 	}
 	out := make([]api.RemoteSnapshot, 0, len(all))
 	for _, e := range all {
-		r, err := n.lookAt(ctx, e)
+		r, err := transfer.Look(ctx, n.deps.Remote, e)
 		if errors.Is(err, remote.ErrNotThere) {
 			continue // removed just now
 		}
@@ -442,11 +233,11 @@ func (n *Node) RemoteSnapshots(ctx context.Context, function string) ([]api.Remo
 		}
 		s := api.RemoteSnapshot{ID: e.ID, Function: e.Function, Pushed: e.Modified}
 		if err == nil {
-			m := &r.manifest
+			m := &r.Manifest
 			s.Created, s.Reason, s.MemoryMiB = m.Created, m.Reason, m.MemoryMiB
 			s.VMM = strings.TrimSpace(m.VMM.Name + " " + m.VMM.Version + " " + m.VMM.Accel)
-			for _, c := range r.stored.Files {
-				s.Stored += r.stored.Stored(c)
+			for _, c := range r.Stored.Files {
+				s.Stored += r.Stored.Stored(c)
 			}
 			if d := n.deployed(e.Function); d != nil {
 				err = m.Match(n.want(d, info))
@@ -528,34 +319,4 @@ func (n *Node) StoreUsage(ctx context.Context, function string) (api.StoreUsage,
 		out.Snapshots = append(out.Snapshots, api.SnapshotUsage{ID: s.Entry.ID, Function: s.Entry.Function, Length: s.Length, Content: s.Content, Stored: s.Stored, Own: s.Own})
 	}
 	return out, err
-}
-
-// pushMark is in a snapshot's directory once the object store has it.
-type pushMark struct {
-	Manifest   string `json:"manifest"`    // digest of the one in the store
-	WorkingSet bool   `json:"working_set"` // it has one
-}
-
-const pushMarkName = "pushed.json"
-
-func (m pushMark) write(dir string) error {
-	b, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	return atomicfile.WriteUnsynced(filepath.Join(dir, pushMarkName), b, 0o600)
-}
-
-// toPush says whether a snapshot is to be pushed: it was not yet, or has a working set since.
-func toPush(dir string) bool {
-	b, err := os.ReadFile(filepath.Join(dir, pushMarkName))
-	var m pushMark
-	if err != nil || json.Unmarshal(b, &m) != nil {
-		return !errors.Is(err, fs.ErrPermission)
-	}
-	if m.WorkingSet {
-		return false
-	}
-	_, err = os.Lstat(filepath.Join(dir, traceDir, workingset.SetFile))
-	return err == nil
 }
