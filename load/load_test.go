@@ -323,3 +323,19 @@ func TestLost(t *testing.T) {
 		}
 	}
 }
+
+// TestSlowdownBesideIdle has six of ten warm calls wait for others: what they waited is their
+// slowdown, and not what a warm call takes.
+func TestSlowdownBesideIdle(t *testing.T) {
+	var samples []Sample
+	for n := range 100 {
+		s := Sample{N: n, Took: 10 * time.Millisecond, Latency: 20 * time.Millisecond, Status: 200, Start: api.StartWarm}
+		if n%10 < 6 {
+			s.Latency = 200 * time.Millisecond
+		}
+		samples = append(samples, s)
+	}
+	if r := Of(samples, nil); math.Abs(r.Slowdown.P99-10) > 0.02 {
+		t.Errorf("a call that took ten times as long as an idle one has a slowdown of %v", r.Slowdown.P99)
+	}
+}

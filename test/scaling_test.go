@@ -2,14 +2,18 @@ package test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/load"
 )
 
@@ -92,6 +96,93 @@ func TestScalingPolicies(t *testing.T) {
 	becomes(2, "after a crash of the daemon two are there again")
 	set("min_instances=0")
 	becomes(0, "none has to be there any more")
+}
+
+// TestTargetUtilization has instances with room for four requests get two at most, as long as
+// there may be another: the third has one started though nobody waits, and the next goes there.
+func TestTargetUtilization(t *testing.T) {
+	d := start(t, "shells = 0")
+	d.hello("roomy", "--concurrency", "4", "--target-utilization", "0.5", "--max-instances", "2", "--timeout", "10m", "--keep-alive", "10m")
+	first := d.mustGet("roomy", "/").header.Get(api.HeaderInstance)
+
+	ctx, release := context.WithCancel(t.Context())
+	var held sync.WaitGroup
+	t.Cleanup(held.Wait)
+	t.Cleanup(release)
+	hold := func(n int) {
+		for range n {
+			held.Go(func() {
+				r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.gateway+"/function/roomy/sleep?ms=300000", nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if resp, err := httpClient.Do(r); err == nil {
+					resp.Body.Close()
+					t.Errorf("a request that was to sleep for five minutes was answered before: %s", resp.Status)
+				}
+			})
+		}
+	}
+	active := func() map[string]int {
+		all, err := d.client.Instances(d.ctx(10*time.Second), "roomy")
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := map[string]int{}
+		for _, i := range all {
+			out[i.ID] = i.Active
+		}
+		return out
+	}
+	becomes := func(why string, ok func(map[string]int) bool) {
+		t.Helper()
+		d.await("roomy", why, testenv.Limit(t, time.Minute), func() error {
+			if a := active(); !ok(a) {
+				return fmt.Errorf("its instances have these requests: %v", a)
+			}
+			return nil
+		})
+	}
+	hold(2)
+	becomes("two requests share one instance", func(a map[string]int) bool { return len(a) == 1 && a[first] == 2 })
+	hold(1)
+	becomes("the third has another started", func(a map[string]int) bool { return len(a) == 2 && d.instances("roomy") == 2 })
+	if got := d.mustGet("roomy", "/"); got.header.Get(api.HeaderInstance) == first {
+		t.Error("the next request went to the instance that is beyond its target")
+	}
+}
+
+// TestGreedyDualUnderPressure fills a node's memory with two functions, of which the one
+// called last is called seldom. By its rank that one goes when a third needs room; what
+// was used least lately would be the other.
+func TestGreedyDualUnderPressure(t *testing.T) {
+	d := start(t, "scaling = 'greedy-dual'", "memory_budget_mib = 1300", "shells = 0")
+	for _, name := range []string{"often", "seldom", "third"} {
+		d.hello(name, "--memory-mib", "512")
+		d.mustGet(name, "/") // so that all have been restored once, and what a start costs is known of each
+	}
+	count := func() [3]int { return [3]int{d.instances("often"), d.instances("seldom"), d.instances("third")} }
+	for range 20 {
+		d.mustGet("often", "/")
+	}
+	d.mustGet("seldom", "/")
+	eventually(t, "room for two of three", time.Minute, func() error {
+		if n := count(); n != [3]int{1, 1, 0} {
+			return fmt.Errorf("instances of often, seldom, third: %v", n)
+		}
+		return nil
+	})
+	d.mustGet("third", "/")
+	eventually(t, "the third has the place of the one called seldom", time.Minute, func() error {
+		if n := count(); n != [3]int{1, 0, 1} {
+			return fmt.Errorf("instances of often, seldom, third: %v", n)
+		}
+		return nil
+	})
+	if s := d.mustGet("often", "/").header.Get(api.HeaderStart); s != string(api.StartWarm) {
+		t.Errorf("the one called often was answered by a %s start", s)
+	}
 }
 
 // TestLoadOutlivesTheDaemon kills the daemon while a loader calls a function under a policy:
