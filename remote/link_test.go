@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skep-dev/skep/internal/link"
 	"github.com/skep-dev/skep/remote"
 	"github.com/skep-dev/skep/remote/bucket"
 	"github.com/skep-dev/skep/remote/remotetest"
@@ -48,12 +49,12 @@ func BenchmarkFetch(b *testing.B) {
 	must(b, direct.Put(b.Context(), "floor", data[:16<<20]))
 	for _, l := range []struct {
 		name string
-		remotetest.Link
+		link.Link
 	}{
-		{"1ms-10Gbps", remotetest.Link{RTT: time.Millisecond, Rate: 10e9 / 8}},
-		{"10ms-1Gbps", remotetest.Link{RTT: 10 * time.Millisecond, Rate: 1e9 / 8}},
+		{"1ms-10Gbps", link.Link{RTT: time.Millisecond, Rate: 10e9 / 8}},
+		{"10ms-1Gbps", link.Link{RTT: 10 * time.Millisecond, Rate: 1e9 / 8}},
 	} {
-		url := "http://" + l.Before(b, strings.TrimPrefix(server.URL, "http://"))
+		url := "http://" + remotetest.Before(b, l.Link, strings.TrimPrefix(server.URL, "http://"))
 		dial := func() *bucket.Bucket {
 			c, err := bucket.Open(b.Context(), bucket.Options{Name: server.Bucket, Endpoints: []string{url}})
 			must(b, err)
