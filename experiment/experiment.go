@@ -33,6 +33,7 @@ type Settings struct {
 	Cluster        string `json:"cluster,omitempty"`      // directory of the one that stack is measured on
 	GVisor         string `json:"gvisor_class,omitempty"` // its RuntimeClass for runsc; "": it has none
 	WithoutCluster string `json:"-"`                      // why there is none
+	WithoutStore   string `json:"-"`                      // why there is no object store; "": there is one
 }
 
 // What is dropped from the page cache before a cold start.
@@ -106,7 +107,7 @@ type Table struct {
 func All() []*Experiment {
 	return []*Experiment{
 		breakdown, contiguity, footprint, reuse, steps, policies, native, recording,
-		concurrency, mispredictions, drift, first, limits, load, storage, stack, scaling,
+		concurrency, mispredictions, drift, first, limits, load, storage, remote, stack, scaling,
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/functions"
 	"github.com/skep-dev/skep/image"
+	"github.com/skep-dev/skep/internal/link"
 	"github.com/skep-dev/skep/load/trace"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/memory/workingset"
@@ -47,6 +48,7 @@ type Lab struct {
 	Host
 	Set      Settings
 	Knative  Knative // nil without a cluster
+	Nodes    Nodes   // nil without an object store
 	log      *slog.Logger
 	deployed map[string]bool // names
 	trained  map[string]int  // name -> input whose trace the snapshot has
@@ -62,12 +64,15 @@ type Lab struct {
 
 	large    *trace.Trace // that is simulated; nil until the first
 	measured *Store       // what there is already; nil before Run
+
+	pushed map[string]api.PushedSnapshot // name -> its snapshot in the object store
+	speeds map[link.Link]*LinkSpeed
 }
 
 // NewLab returns a lab without functions.
 func NewLab(h Host, set Settings, log *slog.Logger) *Lab {
 	return &Lab{Host: h, Set: set, log: log, deployed: map[string]bool{}, trained: map[string]int{}, served: map[string]bool{}, memory: map[string]int64{}, first: map[string]*workingset.Trace{},
-		native: map[string]*recorded{}}
+		native: map[string]*recorded{}, pushed: map[string]api.PushedSnapshot{}, speeds: map[link.Link]*LinkSpeed{}}
 }
 
 // idle is how long an instance of a measured function stays after a response, if
@@ -83,15 +88,9 @@ func (l *Lab) Function(ctx context.Context, subject, suffix string, edit func(*a
 	if l.deployed[name] {
 		return name, nil
 	}
-	f, err := functions.Settings(subject)
+	f, err := l.settings(subject, name)
 	if err != nil {
 		return "", err
-	}
-	f.Name, f.VCPUs, f.MaxInstances = name, 1, 64
-	f.Timeout, f.ReadyTimeout = api.Duration(10*time.Minute), api.Duration(10*time.Minute)
-	f.KeepAlive = api.Duration(cmp.Or(l.Set.KeepAlive, idle))
-	if f.MemoryMiB == 0 {
-		f.MemoryMiB = 256
 	}
 	if edit != nil {
 		edit(&f)
@@ -103,6 +102,21 @@ func (l *Lab) Function(ctx context.Context, subject, suffix string, edit func(*a
 	l.log.Info("deployed", "function", name, "took", time.Since(start).Round(100*time.Millisecond))
 	l.deployed[name], l.memory[name] = true, int64(f.MemoryMiB)<<20
 	return name, nil
+}
+
+// settings are those of a subject as a function of that name.
+func (l *Lab) settings(subject, name string) (api.Function, error) {
+	f, err := functions.Settings(subject)
+	if err != nil {
+		return f, err
+	}
+	f.Name, f.VCPUs, f.MaxInstances = name, 1, 64
+	f.Timeout, f.ReadyTimeout = api.Duration(10*time.Minute), api.Duration(10*time.Minute)
+	f.KeepAlive = api.Duration(cmp.Or(l.Set.KeepAlive, idle))
+	if f.MemoryMiB == 0 {
+		f.MemoryMiB = 256
+	}
+	return f, nil
 }
 
 // Remove takes all functions away, and what was made of them.
@@ -172,6 +186,8 @@ type invocation struct {
 	policy string
 	input  int
 	path   string
+
+	answered func() // called when the answer is here, before its record is; may be nil
 }
 
 // invoke calls a function and returns the record that it left.
@@ -192,6 +208,9 @@ func (l *Lab) invoke(ctx context.Context, name string, i invocation) (Sample, er
 	resp.Body.Close()
 	if err != nil {
 		return s, fmt.Errorf("reading the answer of %s: %w", name, err)
+	}
+	if i.answered != nil {
+		i.answered()
 	}
 	if resp.StatusCode != http.StatusOK {
 		return s, fmt.Errorf("%s answered %s: %.300s", name, resp.Status, body)

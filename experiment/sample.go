@@ -53,6 +53,7 @@ type Sample struct {
 	Storage  *Storage        `json:"storage,omitempty"`
 	Stack    *coldstart.Path `json:"stack,omitempty"` // through Knative; it has no record then
 	Scaled   *Scaled         `json:"scaled,omitempty"`
+	Remote   *Remote         `json:"remote,omitempty"` // what was had of the object store
 	Note     string          `json:"note,omitempty"`
 }
 

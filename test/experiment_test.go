@@ -68,3 +68,59 @@ func TestExperiment(t *testing.T) {
 		t.Errorf("comparing: %v\n%s", err, b)
 	}
 }
+
+// TestExperimentRemote measures starts from an object store, over links, on nodes that have nothing else, for real.
+func TestExperimentRemote(t *testing.T) {
+	testenv.Need(t, "root", "uffd", "tap", "qemu", "kernel")
+	bin, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := testenv.Build(filepath.Join(bin, "skep-s3"), "functions/s3"); err != nil {
+		t.Fatal(err)
+	}
+	dir, out := t.TempDir(), filepath.Join(t.TempDir(), "out")
+	cmd := exec.Command(filepath.Join(bin, "skep"), "experiment", "remote", "--quick", "--functions", "hello", "--policies", "stream", "--runs", "1", "--out", out)
+	cmd.Env = append(os.Environ(), "SKEP_DATA_DIR="+dir, "SKEP_KERNEL_DIR="+testenv.KernelStore(t))
+	if b, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, b)
+	}
+	d, err := experiment.Load(out)
+	if err != nil || len(d.Samples) != 1+3+2+3*4 {
+		t.Fatalf("%v: %d samples", err, len(d.Samples))
+	}
+	fetched := map[string]int64{}
+	for _, s := range d.Samples {
+		r := s.Remote
+		switch {
+		case r == nil || r.Guest == 0:
+			t.Errorf("%s: %+v", s.Variant, r)
+		case s.Variant == "stored":
+			if r.Pushed == nil || r.Pushed.Written <= 0 || r.Pushed.Written >= r.Pushed.Content {
+				t.Errorf("%+v", r.Pushed)
+			}
+		case s.Variant == "stream, local":
+			if r.Fetched != 0 || r.Requests != 0 || s.Record.Memory.Remote != nil || s.Cache.Files < 3 || s.Cache.Left > 0 {
+				t.Errorf("a local start: %+v, %+v", r, s.Cache)
+			}
+		default:
+			if r.Fetched <= 0 || r.Requests <= 0 || r.Total < r.Fetched || r.Whole <= 0 || r.Link == nil || r.Link.Request < r.Link.RTT || s.Record.Memory.Remote == nil {
+				t.Errorf("%s: %+v", s.Variant, r)
+			}
+			fetched[s.Variant] = r.Total
+		}
+	}
+	if a, b := fetched["stream, 1 ms"], fetched["stream, 1 ms, disk here"]; a <= b {
+		t.Errorf("%d bytes came with the root disk, %d without", a, b)
+	}
+	for _, file := range []string{"figures/remote.png", "tables/remote.csv", "tables/remote-nodes.csv", "tables/remote-stored.csv", "tables/remote-links.csv"} {
+		if st, err := os.Stat(filepath.Join(out, file)); err != nil || st.Size() == 0 {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+	for _, name := range []string{"nodes", "store-*"} {
+		if left, _ := filepath.Glob(filepath.Join(dir, name)); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	}
+}

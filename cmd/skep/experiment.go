@@ -182,6 +182,9 @@ func (c *cli) runExperiments(ctx context.Context, o experimentFlags) (err error)
 	if r.From["shells"] != "default" {
 		o.set.Shells = r.Config.Shells // as the private daemon will have it
 	}
+	if _, err := s3Server(); err != nil && wantsStore(o.set) {
+		o.set.WithoutStore = err.Error()
+	}
 	plan, without, err := experiment.Plan(o.set)
 	if err != nil {
 		return err
@@ -201,6 +204,13 @@ func (c *cli) runExperiments(ctx context.Context, o experimentFlags) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
+	var objects *objectStore
+	if wantsStore(o.set) && o.set.WithoutStore == "" {
+		if objects, err = c.startStore(ctx, privateData(r, "experiment")); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, objects.stop()) }()
+	}
 	if c.flags["cgroup_root"] == "" {
 		c.flags["cgroup_root"] = "none" // machines stay in the group of this process, which storage limits
 	}
@@ -223,7 +233,7 @@ func (c *cli) runExperiments(ctx context.Context, o experimentFlags) (err error)
 	defer func() { err = errors.Join(err, store.Close()) }()
 	left, takes := store.Left(plan)
 	c.say("%d of %d points to measure on %s, about %s", len(left), len(plan), p.version.VMM, takes.Round(time.Minute/6))
-	if err := c.measure(ctx, o, p, k, store, left); err != nil {
+	if err := c.measure(ctx, o, p, k, objects, store, left); err != nil {
 		if now, _ := store.Left(plan); len(now) < len(plan) {
 			c.say("what was measured is kept: run the same again to go on")
 			if ctx.Err() == nil {
@@ -235,15 +245,24 @@ func (c *cli) runExperiments(ctx context.Context, o experimentFlags) (err error)
 	return c.writeReport(ctx, o.out)
 }
 
-func (c *cli) measure(ctx context.Context, o experimentFlags, p *private, k *knative, store *experiment.Store, left []experiment.Point) (err error) {
+func (c *cli) measure(ctx context.Context, o experimentFlags, p *private, k *knative, objects *objectStore, store *experiment.Store, left []experiment.Point) (err error) {
 	if len(left) == 0 {
 		return nil
 	}
 	progress := c.newExperimentProgress(left)
 	defer progress.close()
-	lab := experiment.NewLab(&labHost{c: c, p: p, images: map[string]string{}}, o.set, newLogger(c.err, p.d.cfg))
+	host := &labHost{c: c, p: p, images: map[string]string{}}
+	lab := experiment.NewLab(host, o.set, newLogger(c.err, p.d.cfg))
 	if k != nil {
 		lab.Knative = k
+	}
+	if objects != nil {
+		n, nerr := c.newNodes(host, objects)
+		if nerr != nil {
+			return nerr
+		}
+		defer func() { err = errors.Join(err, n.close()) }()
+		lab.Nodes = n
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Minute)

@@ -34,27 +34,46 @@ func (c *cli) startInputs(ctx context.Context, names []string) (stop func() erro
 	if !needed || c.flags["host_services"] != "" {
 		return stop, nil
 	}
-	self, err := os.Executable()
+	program, err := s3Server()
 	if err != nil {
 		return nil, err
 	}
+	address, stop, err := startS3(ctx, program)
+	if err != nil {
+		return nil, fmt.Errorf("starting the server of the functions' inputs: %w", err)
+	}
+	c.flags["host_services"] = fmt.Sprintf("%d=%s", inputsPort, address)
+	return stop, nil
+}
+
+// s3Server is the path of the S3 server's program.
+func s3Server() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
 	program := filepath.Join(filepath.Dir(self), "skep-s3")
 	if _, err := os.Stat(program); err != nil {
-		return nil, fmt.Errorf("the server of the functions' inputs is not beside skep: %w; `make s3` builds it, or choose --functions that need none", err)
+		return "", fmt.Errorf("the S3 server is not beside skep: %w; `make s3` builds it, or choose --functions and experiments that need none", err)
 	}
+	return program, nil
+}
+
+// startS3 starts the S3 server at a port of its own.
+func startS3(ctx context.Context, program string, args ...string) (address string, stop func() error, err error) {
 	// Asked for and given back: another process could take it, and then the
 	// server says so.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	address := l.Addr().String()
+	address = l.Addr().String()
 	l.Close()
-	cmd := exec.Command(program, "-listen", address)
+	cmd := exec.Command(program, append([]string{"-listen", address}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true} // an interrupt is for skep
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	cmd.Stderr = cmd.Stdout
 	started, ended := make(chan error), make(chan error, 1)
@@ -69,7 +88,7 @@ func (c *cli) startInputs(ctx context.Context, names []string) (stop func() erro
 		}
 	}()
 	if err := <-started; err != nil {
-		return nil, fmt.Errorf("starting the server of the functions' inputs: %w", err)
+		return "", nil, err
 	}
 	stop = func() error {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
@@ -80,10 +99,9 @@ func (c *cli) startInputs(ctx context.Context, names []string) (stop func() erro
 		return nil // how it ends when it is told to does not matter
 	}
 	if err := awaitServing(ctx, out); err != nil {
-		return nil, errors.Join(fmt.Errorf("starting the server of the functions' inputs: %w", err), stop())
+		return "", nil, errors.Join(err, stop())
 	}
-	c.flags["host_services"] = fmt.Sprintf("%d=%s", inputsPort, address)
-	return stop, nil
+	return address, stop, nil
 }
 
 // awaitServing reads what the server says until it serves, then lets it talk.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/config"
 )
 
 // private is a daemon of this process's own, for verbs that need one for
@@ -36,21 +37,33 @@ func (c *cli) startPrivate(ctx context.Context, name string) (*private, error) {
 	if _, err := c.guestKernel(ctx, *cfg); err != nil {
 		return nil, err
 	}
-	if r.From["data_dir"] == "default" {
-		cfg.DataDir = filepath.Join(r.CacheDir, name)
-	}
-	dir, err := os.MkdirTemp("", "skep-")
-	if err != nil {
-		return nil, err
-	}
-	cfg.RunDir, cfg.Socket = dir, filepath.Join(dir, "skep.sock")
-	cfg.Listen, cfg.ControlListen, cfg.MetricsListen = "127.0.0.1:0", "", ""
+	cfg.DataDir = privateData(r, name)
 	if r.From["shells"] == "default" {
 		cfg.Shells = 0 // what a cold start takes is what such a verb is for
 	}
 	if r.From["log_level"] == "default" {
 		cfg.LogLevel = "warn"
 	}
+	return c.openPrivate(ctx, r)
+}
+
+// privateData is the data directory of a verb's daemon.
+func privateData(r config.Result, name string) string {
+	if r.From["data_dir"] == "default" {
+		return filepath.Join(r.CacheDir, name)
+	}
+	return r.Config.DataDir
+}
+
+// openPrivate starts a daemon with that configuration, at a socket and a port of its own.
+func (c *cli) openPrivate(ctx context.Context, r config.Result) (*private, error) {
+	dir, err := os.MkdirTemp("", "skep-")
+	if err != nil {
+		return nil, err
+	}
+	cfg := &r.Config
+	cfg.RunDir, cfg.Socket = dir, filepath.Join(dir, "skep.sock")
+	cfg.Listen, cfg.ControlListen, cfg.MetricsListen = "127.0.0.1:0", "", ""
 	d, err := openDaemon(ctx, r, newLogger(c.err, *cfg))
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))

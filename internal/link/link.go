@@ -14,8 +14,8 @@ import (
 // later, the first of a connection another RTT later, which its handshake would take, and all
 // together no faster than Rate.
 type Link struct {
-	RTT  time.Duration
-	Rate int64 // bytes a second, each way
+	RTT  time.Duration `json:"rtt_ns"`
+	Rate int64         `json:"bytes_per_s"` // each way
 }
 
 func (l Link) String() string { return fmt.Sprintf("%v, %g Gbit/s", l.RTT, float64(l.Rate)*8/1e9) }
