@@ -108,14 +108,13 @@ func (r *root) start() {
 			r.Fatalf("systemd-nspawn ended: %v", err)
 		default:
 		}
-		if r.init == 0 {
-			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", cmd.Process.Pid))
-			if err != nil {
-				return err
-			}
-			if _, err := fmt.Sscan(string(b), &r.init); err != nil {
-				return errors.New("it has no process yet")
-			}
+		// Its first child makes the root's first process, and ends.
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", cmd.Process.Pid))
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Sscan(string(b), &r.init); err != nil {
+			return errors.New("it has no process yet")
 		}
 		out, err := r.try("systemctl is-system-running")
 		if state := strings.TrimSpace(out); state != "running" && state != "degraded" {
