@@ -248,6 +248,30 @@ func (c *Client) Invocation(ctx context.Context, id string) (i Invocation, err e
 	return i, c.call(ctx, "GET", "/v1/invocations/"+url.PathEscape(id), nil, &i)
 }
 
+// Experiments lists directories of experiments' results, newest first.
+func (c *Client) Experiments(ctx context.Context) (es []Experiment, err error) {
+	return es, c.call(ctx, "GET", "/v1/experiments", nil, &es)
+}
+
+// Report returns the report of one.
+func (c *Client) Report(ctx context.Context, experiment string) (r Report, err error) {
+	return r, c.call(ctx, "GET", "/v1/experiments/"+url.PathEscape(experiment)+"/report", nil, &r)
+}
+
+// Figure returns a figure of a report, an SVG.
+func (c *Client) Figure(ctx context.Context, experiment, figure string, narrow bool) ([]byte, error) {
+	path := "/v1/experiments/" + url.PathEscape(experiment) + "/figures/" + url.PathEscape(figure)
+	if narrow {
+		path += "?narrow=true"
+	}
+	resp, err := c.do(ctx, "GET", path, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+}
+
 // Logs copies a function's output to w.
 func (c *Client) Logs(ctx context.Context, q LogQuery, w io.Writer) error {
 	v := url.Values{}

@@ -18,9 +18,10 @@ const EnvPrefix = "SKEP_"
 
 // Config holds every setting. Default returns one that Validate accepts.
 type Config struct {
-	DataDir string // images, snapshots, the database
-	RunDir  string // sockets and machines' private directories; emptied by a reboot
-	Socket  string // control API; empty: skep.sock in RunDir
+	DataDir    string // images, snapshots, the database
+	ResultsDir string // whose directories are of experiments' results, for the page; empty: experiments in DataDir
+	RunDir     string // sockets and machines' private directories; emptied by a reboot
+	Socket     string // control API; empty: skep.sock in RunDir
 
 	Listen           string   // gateway, TCP
 	Domain           string   // <name>.<Domain> reaches a function
@@ -131,6 +132,7 @@ type Key struct {
 // Keys lists every setting in the order in which people should read them.
 var Keys = []Key{
 	{"data_dir", "directory of images, snapshots and the database", func(c *Config) any { return &c.DataDir }},
+	{"results_dir", "directory whose directories are experiments' results, which the page shows (default: experiments in data_dir)", func(c *Config) any { return &c.ResultsDir }},
 	{"run_dir", "directory of sockets and of running machines", func(c *Config) any { return &c.RunDir }},
 	{"socket", "unix socket of the control API (default: skep.sock in run_dir)", func(c *Config) any { return &c.Socket }},
 	{"listen", "address of the gateway, where functions are reached", func(c *Config) any { return &c.Listen }},

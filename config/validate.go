@@ -34,8 +34,8 @@ func (c Config) Validate() error {
 
 func (c Config) validatePaths() error {
 	var errs []error
-	for _, p := range []struct{ name, path string }{{"data_dir", c.DataDir}, {"run_dir", c.RunDir}, {"socket", c.Socket}, {"kernel_dir", c.KernelDir}, {"store_key_file", c.StoreKeyFile}} {
-		if p.path == "" && (p.name == "socket" || p.name == "kernel_dir" || p.name == "store_key_file") {
+	for _, p := range []struct{ name, path string }{{"data_dir", c.DataDir}, {"results_dir", c.ResultsDir}, {"run_dir", c.RunDir}, {"socket", c.Socket}, {"kernel_dir", c.KernelDir}, {"store_key_file", c.StoreKeyFile}} {
+		if p.path == "" && (p.name == "results_dir" || p.name == "socket" || p.name == "kernel_dir" || p.name == "store_key_file") {
 			continue // stands for its default
 		}
 		if !filepath.IsAbs(p.path) {

@@ -202,6 +202,9 @@ func TestEveryCallIsAsDocumented(t *testing.T) {
 		"getHealthz":           {"GET", "/healthz", "", 200},
 		"getReadyz":            {"GET", "/readyz", "", 200},
 		"getMetrics":           {"GET", "/metrics", "", 200},
+		"listExperiments":      {"GET", "/v1/experiments?limit=1", "", 200},
+		"getReport":            {"GET", "/v1/experiments/quick/report", "", 200},
+		"getFigure":            {"GET", "/v1/experiments/quick/figures/fig8?narrow=true", "", 200},
 		"getUsage":             {"GET", "/v1/usage", "", 200},
 		"createSession":        {"POST", "/v1/sessions", "", 200},
 	}
@@ -220,7 +223,7 @@ func TestEveryCallIsAsDocumented(t *testing.T) {
 		n.Happened.Publish(ev)
 	}
 	m := control.NewMetrics(n, api.Version{}, nil)
-	h := control.New(control.Options{Node: n, Metrics: m.Handler(), Version: api.Version{Version: "v1", Go: "go1"}, URL: func(f string) string { return "http://" + f }}).Handler()
+	h := control.New(control.Options{Node: n, Results: controltest.Results(t), Metrics: m.Handler(), Version: api.Version{Version: "v1", Go: "go1"}, URL: func(f string) string { return "http://" + f }}).Handler()
 	d := readDocument(t)
 	for path, ops := range d.Paths {
 		for method, op := range ops {

@@ -25,6 +25,7 @@ import (
 	"net/http"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/experiment/results"
 )
 
 // Node is what the control API needs of package node.
@@ -95,6 +96,8 @@ type Options struct {
 	Version api.Version  // answered by /v1/version
 	// URL returns where the gateway answers for a function; nil: not told.
 	URL func(function string) string
+	// Results is where experiments' results are, for /v1/experiments; "": none.
+	Results results.Dir
 	// Status maps an error of Node to an HTTP status and a hint; 0 leaves it to
 	// the server. nil: always.
 	Status func(error) (status int, hint string)

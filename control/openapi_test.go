@@ -29,7 +29,7 @@ var update = flag.Bool("update", false, "write openapi.json anew")
 
 // documentVersion is that of the API: the first number is the path's, the second rises
 // with what is added.
-const documentVersion = "1.2"
+const documentVersion = "1.3"
 
 // TestOpenAPI compares openapi.json with the table of routes and package api's types.
 func TestOpenAPI(t *testing.T) {
@@ -319,6 +319,9 @@ func (s *schemas) structure(t reflect.Type) *jsonschema.Schema {
 		}
 		if len(p.Types) == 2 && p.Types[0] == "null" && !reflect.DeepEqual(p, s.special[reflect.TypeFor[api.PageRuns]()]) { // lists are never null, and pointers left out
 			p.Types, p.Type = nil, p.Types[1]
+		}
+		if in := p.Items; in != nil && len(in.Types) == 2 && in.Types[0] == "null" { // nor are lists in lists
+			in.Types, in.Type = nil, in.Types[1]
 		}
 		if text := s.comments[s.owner(t, name)+"."+name]; text != "" && p.Ref == "" {
 			p.Description = text

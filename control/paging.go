@@ -41,6 +41,7 @@ func parsePlace(s string) (place, error) {
 func functionPlace(f api.FunctionStatus) place { return place{0, f.Name} }
 func instancePlace(i api.Instance) place       { return place{nanos(i.Created), i.ID} }
 func snapshotPlace(s api.Snapshot) place       { return place{-nanos(s.Created), s.ID} }
+func experimentPlace(e api.Experiment) place   { return place{-nanos(e.Changed), e.Name} }
 
 // nanos is a time since 1970, 0 for the zero time, which is beyond what fits.
 func nanos(t time.Time) int64 {

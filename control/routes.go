@@ -47,6 +47,7 @@ const (
 	ndjson      = "application/x-ndjson"
 	eventStream = "text/event-stream"
 	plainText   = "text/plain; charset=utf-8"
+	svgImage    = "image/svg+xml"
 )
 
 // ofPage are the parameters of lists that may be long.
@@ -62,6 +63,9 @@ var changes = []int{http.StatusNotFound, http.StatusRequestEntityTooLarge}
 
 // ofStore are the statuses of what is asked of the object store.
 var ofStore = []int{http.StatusNotFound, http.StatusConflict, http.StatusUnprocessableEntity, http.StatusBadGateway, http.StatusServiceUnavailable}
+
+// ofResult are the statuses of what experiments left.
+var ofResult = []int{http.StatusNotFound, http.StatusUnprocessableEntity}
 
 // table is the API.
 func (s *Server) table() []route {
@@ -109,6 +113,10 @@ func (s *Server) table() []route {
 		{method: "POST", path: "/v1/sessions", id: "createSession", about: "a ticket with which one browser is let in to the page, once", handle: s.createSession, gives: api.Ticket{}},
 		{method: "GET", path: "/v1/images", id: "listImages", about: "root disks in the store", handle: s.images, gives: []api.Image{}},
 		{method: "POST", path: "/v1/images/prune", id: "pruneImages", about: "remove, and answer, those that nothing needs", handle: s.pruneImages, gives: []api.Image{}, fails: []int{http.StatusConflict}},
+		{method: "GET", path: "/v1/experiments", id: "listExperiments", about: "directories of experiments' results, below results_dir, newest first", handle: s.experiments, query: ofPage, gives: []api.Experiment{}},
+		{method: "GET", path: "/v1/experiments/{name}/report", id: "getReport", about: "what was made of an experiment's samples: findings, tables, which figures", handle: s.report, gives: api.Report{}, fails: ofResult},
+		{method: "GET", path: "/v1/experiments/{name}/figures/{figure}", id: "getFigure", about: "a figure of a report", handle: s.figure, as: svgImage, gives: "",
+			query: []param{{"narrow", aBool, "drawn for a narrow page"}}, fails: ofResult},
 		{method: "GET", path: "/v1/invocations", id: "listInvocations", about: "records of invocations, newest first", handle: s.invocations, gives: []api.Invocation{},
 			query: []param{
 				ofPage[0], {"after", aText, "those older than the record with this id, as the Link header of the page before says"},

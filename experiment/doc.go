@@ -10,7 +10,8 @@
 //	samples.jsonl   raw data, as below; the only file that measuring needs
 //	samples.db      the same in SQLite, made anew from samples.jsonl
 //	report.html     figures and tables, self-contained
-//	figures/*.png   the figures
+//	report.json     the same, for the control API and its page (package results)
+//	figures/*       the figures, as PNG, and as SVG in two widths for that page
 //	tables/*.csv    the tables
 //
 // samples.jsonl has two kinds of lines. A session line, {"session": …}, says on

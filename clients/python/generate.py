@@ -173,7 +173,7 @@ class Operation:
         if media == "text/event-stream":
             item = type_of(content["x-item-schema"])
             return "_events", item, f"{several}[{item}]"
-        if media == "text/plain":
+        if media in ("text/plain", "image/svg+xml"):
             if any(p["name"] == "follow" for p in self.parameters):
                 return "_text_lines", "", f"{several}[str]"
             return "_text", "", "str"

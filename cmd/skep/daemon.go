@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/config"
 	"github.com/skep-dev/skep/control"
+	"github.com/skep-dev/skep/experiment/results"
 	"github.com/skep-dev/skep/gateway"
 	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/internal/tracing/export"
@@ -216,8 +218,13 @@ func (d *daemon) control(sessions *control.Sessions) *control.Server {
 		URL:     func(f string) string { return functionURL(d.cfg, d.gatewayAddr(), f) },
 		Status:  statusOf,
 		Closing: d.closing, PageAddress: pageAddress(d.cfg.ControlListen), Sessions: sessions,
-		Log: d.log,
+		Results: resultsDir(d.cfg), Log: d.log,
 	})
+}
+
+// resultsDir is where the page looks for experiments' results.
+func resultsDir(c config.Config) results.Dir {
+	return results.Dir(cmp.Or(c.ResultsDir, filepath.Join(c.DataDir, "experiments")))
 }
 
 // pageAddress is where a browser on this host finds what listens there.

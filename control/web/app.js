@@ -1,6 +1,7 @@
 import { enter, useToken, follow } from './api.js';
 import { load, apply, heard, sample } from './state.js';
 import { overview, functions, oneFunction, requests, snapshots, oneSnapshot } from './views.js';
+import { experiments, oneExperiment, oneSection } from './experiments.js';
 import { el, field } from './parts.js';
 
 const main = document.getElementById('main'), status = document.getElementById('status');
@@ -14,9 +15,11 @@ function redraw() {
 }
 
 function route() {
-  const [, where = '', name] = location.hash.slice(1).split('/');
+  const [, where = '', name, part] = location.hash.slice(1).split('/');
   const arg = name && decodeURIComponent(name);
-  const make = { '': overview, functions: arg ? () => oneFunction(arg) : functions, requests, snapshots: arg ? () => oneSnapshot(arg) : snapshots }[where] ?? overview;
+  const ofExperiment = () => (part ? oneSection(arg, part) : oneExperiment(arg));
+  const make = { '': overview, functions: arg ? () => oneFunction(arg) : functions, requests, snapshots: arg ? () => oneSnapshot(arg) : snapshots,
+    experiments: arg ? ofExperiment : experiments }[where] ?? overview;
   view?.leave?.();
   view = make();
   main.replaceChildren(view);

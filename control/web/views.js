@@ -26,7 +26,7 @@ function live(draw) {
   return e;
 }
 
-function page(title, ...parts) {
+export function page(title, ...parts) {
   const view = el('div', {}, el('h1', { tabindex: '-1' }, title), ...parts);
   view.redraw = () => parts.forEach((p) => p.redraw?.());
   return view;

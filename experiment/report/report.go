@@ -1,11 +1,13 @@
 // Package report makes a directory's report of its raw samples: one HTML file
-// that needs nothing else, its figures as PNG and its tables as CSV. It measures
-// nothing and can be run again at any time.
+// that needs nothing else, the same as JSON and SVG for the control API's page, its
+// figures as PNG and its tables as CSV. It measures nothing and can be run again at
+// any time.
 package report
 
 import (
 	"bytes"
 	_ "embed"
+	"encoding/json"
 	"fmt"
 	"html/template"
 	"io"
@@ -14,8 +16,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/experiment"
 	"github.com/skep-dev/skep/experiment/chart"
+	"github.com/skep-dev/skep/experiment/results"
 	"github.com/skep-dev/skep/internal/atomicfile"
 )
 
@@ -75,6 +79,9 @@ func Write(dir string, d *experiment.Data) (string, error) {
 			return "", err
 		}
 	}
+	if err := write(filepath.Join(dir, results.ReportFile), func(w io.Writer) error { return json.NewEncoder(w).Encode(p.wire()) }); err != nil {
+		return "", err
+	}
 	path := filepath.Join(dir, File)
 	t, err := template.New("report").Funcs(funcs).Parse(source)
 	if err != nil {
@@ -127,10 +134,45 @@ func reasons(s experiment.Session) []string {
 	return out
 }
 
+// wire is the page as the control API tells it.
+func (p page) wire() api.Report {
+	r := api.Report{
+		Title: p.Title, Time: p.Last.Time, Skep: p.Last.Skep, VMM: p.Last.VMM, CPU: p.Last.CPU, CPUs: p.Last.CPUs, MemoryMiB: p.Last.MemoryMiB, Kernel: p.Last.Kernel, Disk: p.Last.Disk,
+		Emulated: p.Last.Emulated(), Quick: p.Last.Settings.Quick, Samples: p.Samples, Reasons: p.Reasons,
+	}
+	for _, s := range p.Sections {
+		one := api.ReportSection{Name: s.Name, Figure: s.Figure, Title: s.Title, Question: s.Question, Samples: s.Samples, Runs: s.Runs, Findings: s.Findings, Caveats: s.Caveats}
+		if s.Dirty > 0 {
+			one.Caveats = append(slices.Clone(one.Caveats), dirty(s.Dirty))
+		}
+		for _, c := range s.Charts {
+			about := c.About()
+			one.Figures = append(one.Figures, api.ReportFigure{Name: about.Name, Title: about.Title, Caption: about.Caption})
+		}
+		for _, t := range s.Tables {
+			one.Tables = append(one.Tables, api.ReportTable{Name: t.Name, Head: t.Head, Rows: t.Rows})
+		}
+		r.Sections = append(r.Sections, one)
+	}
+	return r
+}
+
+// dirty says before how many starts the page cache was not empty.
+func dirty(n int) string {
+	return fmt.Sprintf("Before %d of these starts the kernel still held pages of the files that were dropped.", n)
+}
+
 func writeFiles(dir string, s section) error {
+	figures := filepath.Join(dir, results.Figures)
 	for _, c := range s.Charts {
-		path := filepath.Join(dir, "figures", c.About().Name+".png")
-		err := write(path, func(w io.Writer) error { return chart.PNG(w, c, wide+40) })
+		name := c.About().Name
+		err := write(filepath.Join(figures, name+".png"), func(w io.Writer) error { return chart.PNG(w, c, wide+40) })
+		if err == nil {
+			err = write(filepath.Join(figures, results.FigureFile(name, false)), func(w io.Writer) error { return chart.File(w, c, wide+40) })
+		}
+		if err == nil {
+			err = write(filepath.Join(figures, results.FigureFile(name, true)), func(w io.Writer) error { return chart.File(w, c, narrow+10) })
+		}
 		if err != nil {
 			return err
 		}
@@ -156,6 +198,7 @@ var funcs = template.FuncMap{
 	"key":    func(k chart.Key) template.HTML { return template.HTML(chart.KeySVG(k)) },
 	"list":   func(v []string) string { return strings.Join(v, ", ") },
 	"text":   isText,
+	"dirty":  dirty,
 }
 
 // isText tells whether a table's column is words: its first is.

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/skep-dev/skep/experiment"
+	"github.com/skep-dev/skep/experiment/results"
 )
 
 var update = flag.Bool("update", false, "write testdata/tables anew")
@@ -46,6 +47,7 @@ func TestGolden(t *testing.T) {
 		t.Errorf("the page needs something else: %s", m)
 	}
 	checkTables(t, dir)
+	checkWire(t, dir)
 	figures, err := filepath.Glob(filepath.Join(dir, "figures", "*.png"))
 	if err != nil || len(figures) < 14 {
 		t.Errorf("figures: %v, %v", figures, err)
@@ -59,6 +61,31 @@ func TestGolden(t *testing.T) {
 			t.Errorf("%s: %v", f, err)
 		}
 		in.Close()
+	}
+}
+
+// checkWire reads the report as the control API does, with all its figures.
+func checkWire(t *testing.T, dir string) {
+	t.Helper()
+	all, name := results.Dir(filepath.Dir(dir)), filepath.Base(dir)
+	r, err := all.Report(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Sections) != len(experiment.All()) || r.Samples == 0 || r.VMM == "" || len(r.Reasons) == 0 {
+		t.Errorf("of %d sections, %d samples, on %q: %v", len(r.Sections), r.Samples, r.VMM, r.Reasons)
+	}
+	for _, s := range r.Sections {
+		if len(s.Findings) == 0 || len(s.Tables) == 0 || s.Title == "" {
+			t.Errorf("%s has %d findings, %d tables, is of %q", s.Name, len(s.Findings), len(s.Tables), s.Title)
+		}
+		for _, f := range s.Figures {
+			for _, narrow := range []bool{false, true} {
+				if b, err := all.Figure(name, f.Name, narrow); err != nil || !strings.HasPrefix(string(b), "<svg") || strings.Contains(string(b), "NaN") {
+					t.Errorf("figure %s, narrow %v: %v\n%.200s", f.Name, narrow, err, b)
+				}
+			}
+		}
 	}
 }
 

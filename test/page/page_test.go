@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/control"
 	"github.com/skep-dev/skep/control/controltest"
+	"github.com/skep-dev/skep/experiment/results"
 	"github.com/skep-dev/skep/internal/testenv"
 )
 
@@ -23,6 +26,7 @@ type site struct {
 	t        *testing.T
 	node     *controltest.Node
 	sessions *control.Sessions
+	results  results.Dir
 	address  string
 	end      func()
 }
@@ -54,7 +58,7 @@ func (s *site) up() {
 	})
 	h, err := control.RequireToken(strings.Repeat("t", 32), s.sessions, control.New(control.Options{
 		Node: s.node, Invoke: echo, Closing: closing, Version: api.Version{Version: "v1", Go: "go1"},
-		URL: func(f string) string { return "http://" + f + ".localhost:7080/" }, Sessions: s.sessions,
+		URL: func(f string) string { return "http://" + f + ".localhost:7080/" }, Sessions: s.sessions, Results: s.results,
 	}).Handler())
 	if err != nil {
 		s.t.Fatal(err)
@@ -91,6 +95,7 @@ func needAxe(t *testing.T) {
 func TestViews(t *testing.T) {
 	needAxe(t)
 	s := newSite(t, "hello", "other")
+	s.measured()
 	b := open(t)
 	s.enter(b)
 	for _, v := range []struct{ name, hash, title, says string }{
@@ -100,6 +105,9 @@ func TestViews(t *testing.T) {
 		{"requests", "#/requests", "Requests", "restore"},
 		{"snapshots", "#/snapshots", "Snapshots", "hello-1"},
 		{"snapshot", "#/snapshots/hello-1", "Snapshot hello-1", "prefetched: the working set"},
+		{"experiments", "#/experiments", "Experiments", "measured"},
+		{"experiment", "#/experiments/measured", "measured", "Why these figures differ"},
+		{"section", "#/experiments/measured/6", "measured", "Table fig8-policies"},
 	} {
 		b.view(v.hash, v.title)
 		if v.name == "overview" {
@@ -117,14 +125,99 @@ func TestViews(t *testing.T) {
 				if over > 0 {
 					t.Errorf("%s: %d pixels wider than the screen", where, over)
 				}
+				if v.name == "section" { // drawn anew for the width
+					b.view("#/experiments", "Experiments")
+					b.view(v.hash, v.title)
+					b.sees(drawn)
+				}
+				if v.name == "snapshot" {
+					b.sees("document.querySelector('canvas').width === 512") // pages wide
+				}
 				b.accessible(where)
 				b.shoot(where)
 			}
 		}
 	}
-	var width int
-	if b.value("document.querySelector('canvas').width", &width); width != 512 {
-		t.Errorf("the map is %d pages wide", width)
+}
+
+// drawn holds when there are figures, and each is drawn.
+const drawn = "document.querySelectorAll('figure img').length > 0 && [...document.querySelectorAll('figure img')].every((i) => i.complete && i.naturalWidth > 200)"
+
+// measured has skep make a report of samples, which the page shows.
+func (s *site) measured() {
+	s.t.Helper()
+	s.results = results.Dir(s.t.TempDir())
+	s.end()
+	s.up()
+	dir := filepath.Join(string(s.results), "measured")
+	samples, err := os.ReadFile("../../experiment/report/testdata/samples.jsonl")
+	if err == nil {
+		err = os.Mkdir(dir, 0o755)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "samples.jsonl"), samples, 0o600)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := exec.Command("go", "run", "./cmd/skep", "experiment", "report", dir)
+	cmd.Dir = "../.." // the program's own module, not this one
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.t.Fatalf("making a report: %v\n%s", err, out)
+	}
+}
+
+// TestHostileReport looks at a report that somebody has put what they could into: it is
+// text, no script of it runs, and nothing is asked of anybody else.
+func TestHostileReport(t *testing.T) {
+	s := newSite(t, "hello")
+	s.results = controltest.Results(t)
+	s.end()
+	s.up()
+	b := open(t)
+	s.enter(b)
+	b.view("#/experiments", "Experiments")
+	b.says("quick")
+	b.view("#/experiments/quick", "quick")
+	b.says("<script>throw 'ran'</script>.") // as text
+	b.view("#/experiments/quick/1", "quick")
+	b.says("Table fig8")
+	b.sees("document.querySelector('figure img').naturalWidth === 20")
+	b.says("none\" of \"quick\"") // a figure that is not there
+	var markup int
+	if b.value("document.querySelectorAll('#main script, #main img[src=x]').length", &markup); markup > 0 {
+		t.Errorf("%d elements of the report's are the page's", markup)
+	}
+	b.shoot("hostile-report")
+	b.view("#/experiments/quick/9", "quick")
+	b.says("has no part 9")
+	b.view("#/experiments/other", "other")
+	b.says("skep experiment report DIRECTORY")
+}
+
+// TestReportByKeyboard goes from the list into a part of a report without a mouse.
+func TestReportByKeyboard(t *testing.T) {
+	s := newSite(t, "hello")
+	s.results = controltest.Results(t)
+	s.end()
+	s.up()
+	b := open(t)
+	s.enter(b)
+	b.view("#/experiments", "Experiments")
+	b.says("quick")
+	for _, next := range []string{"#/experiments/quick", "#/experiments/quick/1"} {
+		for tabs := 0; ; tabs++ {
+			var at string
+			if b.value("document.activeElement.getAttribute('href') ?? ''", &at); at == next {
+				break
+			}
+			if tabs > 20 {
+				t.Fatalf("no way to %s: at %q", next, at)
+			}
+			b.do(chromedp.KeyEvent("\t"))
+		}
+		b.do(chromedp.KeyEvent("\r"))
+		b.sees("location.hash === %q && document.activeElement.tagName === 'H1' && document.querySelector('#main .parts, #main table')", next)
 	}
 }
 

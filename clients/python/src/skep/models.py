@@ -19,6 +19,7 @@ __all__ = [
     "DeployLine",
     "Error",
     "Event",
+    "Experiment",
     "Function",
     "FunctionDetail",
     "FunctionPatch",
@@ -39,6 +40,10 @@ __all__ = [
     "Rehearsal",
     "RemoteMemory",
     "RemoteSnapshot",
+    "Report",
+    "ReportFigure",
+    "ReportSection",
+    "ReportTable",
     "Revision",
     "RollbackRequest",
     "Snapshot",
@@ -186,6 +191,20 @@ class Event:
     deploy: DeployEvent | None = None
     settings: Function | None = None
     snapshot: Snapshot | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Experiment is a directory of results, as `skep experiment` makes it."""
+
+    #: of the directory
+    name: str
+    #: when its report was made, or else its samples were added to
+    changed: datetime
+    #: of raw data
+    samples_bytes: int
+    #: whether it has a report; `skep experiment report` makes one
+    reported: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -683,6 +702,67 @@ class RemoteSnapshot:
     memory_mib: int | None = None
     arriving: Arriving | None = None
     problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Report is what was made of an experiment's samples."""
+
+    title: str
+    #: when measuring was last begun or resumed
+    time: datetime
+    #: version
+    skep: str
+    vmm: str
+    cpu: str
+    cpus: int
+    memory_mib: int
+    kernel: str
+    disk: str
+    #: whether guest code was translated by software
+    emulated: bool
+    quick: bool
+    samples: int
+    sections: list[ReportSection]
+    #: why this machine's figures differ from the paper's
+    reasons: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFigure:
+    """ReportFigure is a drawing of a report, which is asked for by its name."""
+
+    name: str
+    title: str
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSection:
+    """ReportSection is one experiment's part of a report."""
+
+    #: of the experiment
+    name: str
+    #: of the paper
+    figure: str
+    title: str
+    question: str
+    samples: int
+    runs: int
+    #: a sentence each
+    findings: list[str]
+    caveats: list[str]
+    figures: list[ReportFigure]
+    tables: list[ReportTable]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportTable:
+    """ReportTable is a table of a report, as text."""
+
+    name: str
+    head: list[str]
+    rows: list[list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)

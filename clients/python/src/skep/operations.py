@@ -12,6 +12,7 @@ from .models import (
     Collected,
     DeployLine,
     Event,
+    Experiment,
     Function,
     FunctionDetail,
     FunctionPatch,
@@ -22,6 +23,7 @@ from .models import (
     PullRequest,
     PushedSnapshot,
     RemoteSnapshot,
+    Report,
     Revision,
     RollbackRequest,
     Snapshot,
@@ -59,6 +61,26 @@ class Operations(Transport):
         after: those after the event with this id; a Last-Event-ID header goes before it
         """
         return self._events(Call("GET", "/v1/events", query={"function": function, "kind": kind, "after": after}, headers={"Last-Event-ID": last_event_id}), Event)
+
+    def list_experiments(self, *, limit: int | None = None, after: str | None = None) -> Page[Experiment]:
+        """directories of experiments' results, below results_dir, newest first
+
+        limit: at most so many; the answer's Link header, of relation next, leads to those after
+            them (0: all, of invocations 100)
+        after: those after the page that ended there, as its Link header says
+        """
+        return self._page(Call("GET", "/v1/experiments", query={"limit": limit, "after": after}), Experiment)
+
+    def get_figure(self, name: str, figure: str, *, narrow: bool | None = None) -> str:
+        """a figure of a report
+
+        narrow: drawn for a narrow page
+        """
+        return self._text(Call("GET", f"/v1/experiments/{part(name)}/figures/{part(figure)}", query={"narrow": narrow}))
+
+    def get_report(self, name: str) -> Report:
+        """what was made of an experiment's samples: findings, tables, which figures"""
+        return self._json(Call("GET", f"/v1/experiments/{part(name)}/report"), Report)
 
     def list_functions(self, *, limit: int | None = None, after: str | None = None) -> Page[FunctionStatus]:
         """all functions by name, without values of their environments
@@ -259,6 +281,26 @@ class AsyncOperations(AsyncTransport):
         after: those after the event with this id; a Last-Event-ID header goes before it
         """
         return self._events(Call("GET", "/v1/events", query={"function": function, "kind": kind, "after": after}, headers={"Last-Event-ID": last_event_id}), Event)
+
+    async def list_experiments(self, *, limit: int | None = None, after: str | None = None) -> Page[Experiment]:
+        """directories of experiments' results, below results_dir, newest first
+
+        limit: at most so many; the answer's Link header, of relation next, leads to those after
+            them (0: all, of invocations 100)
+        after: those after the page that ended there, as its Link header says
+        """
+        return await self._page(Call("GET", "/v1/experiments", query={"limit": limit, "after": after}), Experiment)
+
+    async def get_figure(self, name: str, figure: str, *, narrow: bool | None = None) -> str:
+        """a figure of a report
+
+        narrow: drawn for a narrow page
+        """
+        return await self._text(Call("GET", f"/v1/experiments/{part(name)}/figures/{part(figure)}", query={"narrow": narrow}))
+
+    async def get_report(self, name: str) -> Report:
+        """what was made of an experiment's samples: findings, tables, which figures"""
+        return await self._json(Call("GET", f"/v1/experiments/{part(name)}/report"), Report)
 
     async def list_functions(self, *, limit: int | None = None, after: str | None = None) -> Page[FunctionStatus]:
         """all functions by name, without values of their environments
