@@ -107,7 +107,7 @@ type Table struct {
 func All() []*Experiment {
 	return []*Experiment{
 		breakdown, contiguity, footprint, reuse, steps, policies, native, recording,
-		concurrency, mispredictions, drift, first, limits, load, storage, remote, stack, scaling,
+		concurrency, mispredictions, drift, first, limits, density, load, storage, remote, stack, scaling,
 	}
 }
 

@@ -50,6 +50,7 @@ type Sample struct {
 	Floors   []replay.Floor  `json:"floors,omitempty"` // measured just before
 	Pages    *Pages          `json:"pages,omitempty"`
 	Guest    *Footprint      `json:"footprint,omitempty"`
+	Clone    *Clone          `json:"clone,omitempty"`
 	Storage  *Storage        `json:"storage,omitempty"`
 	Stack    *coldstart.Path `json:"stack,omitempty"` // through Knative; it has no record then
 	Scaled   *Scaled         `json:"scaled,omitempty"`

@@ -13,6 +13,7 @@ import (
 
 // Mapping is one of a process's. Sizes are in bytes.
 type Mapping struct {
+	Start, End     uint64 // addresses
 	Size, RSS, PSS int64
 }
 
@@ -32,10 +33,13 @@ func Of(pid int) ([]Mapping, error) {
 
 func parse(r io.Reader) (all []Mapping, err error) {
 	s := bufio.NewScanner(r)
+	var next Mapping
 	for s.Scan() {
 		field, value, _ := strings.Cut(s.Text(), ":")
 		if field == "Size" { // the first of each
-			all = append(all, Mapping{})
+			all, next = append(all, next), Mapping{}
+		} else if m, ok := addresses(field); ok {
+			next = m
 		}
 		var to *int64
 		switch field {
@@ -55,6 +59,34 @@ func parse(r io.Reader) (all []Mapping, err error) {
 		*to = kib << 10
 	}
 	return all, s.Err()
+}
+
+// addresses are those of a line like
+//
+//	7f0000000000-7f0008000000 rw-p 00000000 00:00 0
+func addresses(line string) (m Mapping, ok bool) {
+	from, rest, _ := strings.Cut(line, "-")
+	to, _, _ := strings.Cut(rest, " ")
+	var errs [2]error
+	m.Start, errs[0] = strconv.ParseUint(from, 16, 64)
+	m.End, errs[1] = strconv.ParseUint(to, 16, 64)
+	return m, errs[0] == nil && errs[1] == nil
+}
+
+// Spanning are the mappings that together are so many bytes without a gap: of memory that
+// was mapped as one, and may have been split since. None: there are none.
+func Spanning(all []Mapping, size int64) []Mapping {
+	for i := range all {
+		for j := i; j < len(all) && (j == i || all[j].Start == all[j-1].End); j++ {
+			switch have := int64(all[j].End - all[i].Start); {
+			case have == size:
+				return all[i : j+1]
+			case have > size:
+				j = len(all)
+			}
+		}
+	}
+	return nil
 }
 
 // guestLeast is smaller than any guest's memory, and larger than what else processes map.

@@ -1,6 +1,7 @@
 package smaps
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -17,6 +18,34 @@ func TestOf(t *testing.T) {
 	}
 	if _, err := Of(-1); err == nil {
 		t.Error("it knows of a process that cannot be")
+	}
+}
+
+// Memory that was split is found whole; what only lies near is not.
+func TestSpanning(t *testing.T) {
+	all, err := parse(strings.NewReader(`1000-3000 rw-p 00000000 00:00 0
+Size: 8 kB
+Pss: 1 kB
+4000-6000 rw-p 00000000 00:00 0
+Size: 8 kB
+Pss: 2 kB
+6000-9000 rw-p 00000000 00:00 0
+Size: 12 kB
+Pss: 3 kB
+ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]
+Size: 4 kB
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for size, want := range map[int64]string{0x5000: "2048 3072 ", 0x3000: "3072 ", 0x4000: "", 0x8000: ""} {
+		got := ""
+		for _, m := range Spanning(all, size) {
+			got += fmt.Sprint(m.PSS, " ")
+		}
+		if got != want {
+			t.Errorf("%#x bytes: %q, want %q", size, got, want)
+		}
 	}
 }
 
