@@ -295,11 +295,7 @@ func (s *Store) Import(ctx context.Context, img Image, fill func(disk *os.File) 
 		if err = errors.Join(err, f.Close()); err != nil {
 			return Config{}, err
 		}
-		sum, err := fileDigest(ctx, path)
-		if err == nil && sum != img.DiskDigest {
-			err = fmt.Errorf("%w: its root disk has digest %s, want %s", ErrDamaged, sum, img.DiskDigest)
-		}
-		return img.Config, err
+		return img.Config, isDisk(ctx, path, img)
 	})
 }
 

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/skep-dev/skep/api"
@@ -28,31 +25,20 @@ const storeWait = 30 * time.Second
 // beyondWait is how much later a guest is ended whose read does not end by itself when it should.
 const beyondWait = 10 * time.Second
 
-// Filling an arrival that the store gives nothing for is tried again after a time that doubles from
-// arrivalRetry to arrivalMost.
-const (
-	arrivalRetry = time.Second
-	arrivalMost  = time.Minute
-)
-
 // arrival is a snapshot of the object store that instances start from while its memory is on its way:
 // all else of it is here. One goroutine fetches the rest, and publishes it when it is whole.
 type arrival struct {
-	r     *transfer.Found
-	n     *Node
-	snap  *snapshot.Arrival
-	file  *os.File         // its memory
-	mem   *remote.Arriving // what fills that
-	head  int64            // bytes that were fetched before it could be started from
-	total int64            // bytes to fetch in all
-	began time.Duration    // that this took
-	stop  context.CancelCauseFunc
-	over  chan struct{} // closed when the goroutine has ended
-	err   error         // then: why it is not published; nil: it is
-
-	mu    sync.Mutex
-	stuck error // guarded by mu: why nothing should start from it: for now, where the store does not answer
-	users int   // guarded by mu: the goroutine and the guests, of whom the last closes the file
+	coming // its memory
+	r      *transfer.Found
+	snap   *snapshot.Arrival
+	disk   *arrivingDisk // its root disk, if that is on its way, too
+	head   int64         // bytes that were fetched before it could be started from
+	total  int64         // bytes to fetch in all
+	began  time.Duration // that this took
+	stop   context.CancelCauseFunc
+	have   chan struct{} // closed when its memory is here, or will not be
+	over   chan struct{} // closed when the goroutine has ended
+	err    error         // then: why it is not published; nil: it is
 }
 
 // origin is a snapshot to start from, in use, and the arrival that it is of, if it is not whole yet.
@@ -140,13 +126,17 @@ func (n *Node) arrive(ctx context.Context, r *transfer.Found) (_ *arrival, err e
 	if a := n.arrivals.get(r.Entry.ID); a != nil {
 		return a, a.usable()
 	}
-	if err := r.Disk(ctx, n.deps.Remote, n.images); err != nil {
+	disk, err := n.bringDisk(ctx, r)
+	if err != nil {
 		return fail(err)
 	}
 	a, err := n.beginArrival(ctx, r)
 	if err != nil {
+		disk.begin(nil)
 		return fail(err)
 	}
+	a.disk = disk
+	disk.begin(a.have) // guests need more of their memory than of their disk
 	a.began = time.Since(began)
 	filling, stop := context.WithCancelCause(n.ctx)
 	a.stop = stop
@@ -174,7 +164,8 @@ func (n *Node) beginArrival(ctx context.Context, r *transfer.Found) (*arrival, e
 	if err != nil {
 		return nil, err
 	}
-	a := &arrival{r: r, n: n, over: make(chan struct{}), users: 1}
+	a := &arrival{r: r, have: make(chan struct{}), over: make(chan struct{}),
+		coming: coming{n: n, users: 1, what: []any{"function", r.Entry.Function, "snapshot", r.Entry.ID}}}
 	for _, f := range files {
 		c, _ := r.Stored.File(f.Name)
 		a.total += r.Stored.Stored(c)
@@ -196,7 +187,7 @@ func (n *Node) beginArrival(ctx context.Context, r *transfer.Found) (*arrival, e
 	}
 	err = n.deps.Remote.Fetch(ctx, r.Stored, transfer.Targets(files, snapshot.PartMemory), nil)
 	if err == nil {
-		a.mem, err = n.deps.Remote.Arrive(r.Stored, snapshot.PartMemory, a.file, n.cfg.StoreWait)
+		a.blocks, err = n.deps.Remote.Arrive(r.Stored, snapshot.PartMemory, a.file, n.cfg.StoreWait)
 	}
 	if err == nil {
 		a.snap, err = stage.Arrive(ctx, r.Manifest)
@@ -213,6 +204,10 @@ func (a *arrival) run(ctx context.Context) {
 	n, began := a.n, time.Now()
 	defer n.whenDraining(func() { a.stop(ErrDraining) })()
 	err := a.fill(ctx)
+	close(a.have)
+	if err == nil && a.disk != nil {
+		err = a.disk.await(ctx, a.r)
+	}
 	var snap api.Snapshot
 	if err == nil {
 		snap, err = a.snap.Complete(ctx)
@@ -235,70 +230,10 @@ func (a *arrival) run(ctx context.Context) {
 	}
 }
 
-// fill fetches until all is here, or what the store has is of no use.
-func (a *arrival) fill(ctx context.Context) error {
-	for wait := arrivalRetry; ; wait = min(2*wait, arrivalMost) {
-		var came atomic.Bool
-		err := a.mem.Fill(ctx, func() {
-			came.Store(true)
-			a.goesOn()
-		})
-		if came.Load() {
-			wait = arrivalRetry
-		}
-		if !errors.Is(err, remote.ErrUnavailable) || ctx.Err() != nil {
-			return cause.Because(ctx, err)
-		}
-		a.fail(err)
-		a.n.log.Warn("fetching the rest of a snapshot", "function", a.r.Entry.Function, "snapshot", a.r.Entry.ID, "error", err, "retry_in", wait.String())
-		t := time.NewTimer(wait/2 + rand.N(wait))
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// fail has nothing start from it any more: until the store gives something again, where that was not to be reached.
-func (a *arrival) fail(err error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.stuck == nil || errors.Is(a.stuck, remote.ErrUnavailable) {
-		a.stuck = err
-	}
-}
-
-func (a *arrival) goesOn() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if errors.Is(a.stuck, remote.ErrUnavailable) {
-		a.stuck = nil
-	}
-}
-
-// join and leave count who may still put something into the file.
-func (a *arrival) join() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.users++
-}
-
-func (a *arrival) leave() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.users--; a.users == 0 {
-		_ = a.file.Close() // what was written is synced before it counts
-	}
-}
-
 // usable says why nothing should start from it, if so.
 func (a *arrival) usable() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.stuck != nil {
-		return fmt.Errorf("snapshot %s has not come whole yet: %w", a.r.Entry.ID, a.stuck)
+	if err := a.isStuck(); err != nil {
+		return fmt.Errorf("snapshot %s has not come whole yet: %w", a.r.Entry.ID, err)
 	}
 	return nil
 }
@@ -331,10 +266,21 @@ func (a *arrival) wait(ctx context.Context, progress func(done, total int64)) er
 		if err := a.usable(); err != nil {
 			return err
 		}
-		if at := a.mem.Progress(); progress != nil {
+		if at := a.progress(); progress != nil {
 			progress(at.Done, at.Total)
 		}
 	}
+}
+
+// progress says how far it is, in bytes of content.
+func (a *arrival) progress() *api.Arriving {
+	at := a.blocks.Progress()
+	out := &api.Arriving{Done: at.Done, Total: at.Total}
+	if a.disk != nil {
+		at = a.disk.blocks.Progress()
+		out.Done, out.Total = out.Done+at.Done, out.Total+at.Total
+	}
+	return out
 }
 
 // giveUp ends the arrival, unless it is published by then.
@@ -432,7 +378,9 @@ func (o *origin) source() memory.Source {
 			if err != nil {
 				return nil, err
 			}
-			a.join()
+			if !a.join() { // all of it has come
+				return file, nil
+			}
 			return &arrivingPages{file, a}, nil
 		}
 	}
@@ -453,7 +401,7 @@ const pageSize = 4096
 // Data lists the pages of blocks that are stored.
 func (p *arrivingPages) Data() ([]memory.Extent, error) {
 	var out []memory.Extent
-	for _, e := range p.a.mem.Data() {
+	for _, e := range p.a.blocks.Data() {
 		first, end := e.Offset/pageSize, (e.Offset+e.Length+pageSize-1)/pageSize
 		out = append(out, memory.Extent{First: uint32(first), Pages: uint32(end - first)})
 	}
@@ -461,18 +409,15 @@ func (p *arrivingPages) Data() ([]memory.Extent, error) {
 }
 
 func (p *arrivingPages) ReadNow(b []byte, first uint32) (bool, error) {
-	if !p.a.mem.Here(int64(first)*pageSize, int64(len(b))) {
+	if !p.a.blocks.Here(int64(first)*pageSize, int64(len(b))) {
 		return false, nil
 	}
 	return p.Pages.ReadNow(b, first)
 }
 
 func (p *arrivingPages) Read(ctx context.Context, b []byte, first uint32) error {
-	if err := p.a.mem.Bring(ctx, int64(first)*pageSize, int64(len(b))); err != nil {
-		if errors.Is(err, remote.ErrUnavailable) {
-			p.a.fail(err)
-		}
-		return fmt.Errorf("from the object store: %w", err)
+	if err := p.a.bring(ctx, int64(first)*pageSize, int64(len(b))); err != nil {
+		return err
 	}
 	return p.Pages.Read(ctx, b, first)
 }
@@ -484,6 +429,6 @@ func (p *arrivingPages) Close() error {
 
 // Remote is what the session's statistics say of it.
 func (p *arrivingPages) Remote() *api.RemoteMemory {
-	at := p.a.mem.Progress()
+	at := p.a.blocks.Progress()
 	return &api.RemoteMemory{Began: p.a.began, Fetched: p.a.head + at.Fetched, Total: p.a.total, Waits: at.Waits, Waited: at.Waited}
 }

@@ -74,7 +74,7 @@ func (n *Node) Close(ctx context.Context) error {
 			_ = unix.Rmdir(root) // not there, or not empty: then the next Open sees to it
 		}
 		n.leaveRunDir()
-		n.closeErr = errors.Join(n.rec.close(), n.logs.close(), n.net.Close(), n.db.close(), n.lock.Close())
+		n.closeErr = errors.Join(n.closeDisks(), n.rec.close(), n.logs.close(), n.net.Close(), n.db.close(), n.lock.Close())
 	})
 	return n.closeErr
 }

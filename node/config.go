@@ -178,7 +178,10 @@ type Deps struct {
 	Inhabitants func() ([]int, error)
 	OpenImages  func(ctx context.Context, dir string) (image.Fetcher, error)
 	OpenKernel  func(ctx context.Context, dir string) (Kernel, error)
-	Connect     microvm.ConnectFunc
+	// OpenDisks has root disks that are arriving be shown in a directory, when the first one is; nil: they come
+	// whole first.
+	OpenDisks func(dir string) (Disks, error)
+	Connect   microvm.ConnectFunc
 	// Dial reaches the guest's port within a slot; default (*network.Slot).Dial.
 	Dial func(ctx context.Context, s *network.Slot, port int) (net.Conn, error)
 	Log  *slog.Logger // default: none

@@ -100,17 +100,34 @@ func (n *Node) deploy(ctx context.Context, fn api.Function, progress func(api.De
 		return api.Function{}, err
 	}
 	defer unlock()
-	img, err := n.fetch(ctx, fn.Image, progress)
-	if err != nil {
-		return api.Function{}, fmt.Errorf("deploying %s: %w", fn.Name, err)
-	}
 	p, cur := n.pool(fn.Name), (*deployment)(nil)
 	if p == nil {
 		p = n.newPool(fn.Name)
 	} else {
 		cur = p.current.Load()
 	}
+	if late := n.lateImage(ctx, cur, fn); late != nil {
+		out, err := n.deployLate(ctx, p, cur, fn, late, progress)
+		if err == nil || ctx.Err() != nil || !n.withoutStore(late.image.Digest, err) {
+			return out, err
+		}
+		n.log.Warn("deploying once more, without the object store's root disk", "function", fn.Name, "error", err)
+	}
+	img, err := n.fetch(ctx, fn.Image, progress)
+	if err != nil {
+		return api.Function{}, fmt.Errorf("deploying %s: %w", fn.Name, err)
+	}
 	d, err := n.revise(cur, fn, img)
+	if err != nil {
+		return api.Function{}, err
+	}
+	return n.putInService(ctx, p, d, "deploy", progress)
+}
+
+// deployLate deploys with a root disk that is arriving.
+func (n *Node) deployLate(ctx context.Context, p *pool, cur *deployment, fn api.Function, late *arrivingDisk, progress func(api.DeployEvent)) (api.Function, error) {
+	defer late.begin(nil) // unless something had a better mind of when
+	d, err := n.revise(cur, fn, late.image)
 	if err != nil {
 		return api.Function{}, err
 	}

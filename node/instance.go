@@ -67,6 +67,7 @@ type instance struct {
 	noSnapshot bool              // it was booted since there was no usable one
 	span       trace.SpanContext // of its start
 	releases   []func()
+	attempt    attempt // to start it
 
 	// lastInvocation is the one that it was lent to last, if it takes one at once.
 	lastInvocation atomic.Pointer[string]

@@ -129,6 +129,7 @@ type Node struct {
 
 	receiving keyedLock // one pull of a snapshot at a time
 	arrivals  arrivals
+	disks     disks
 
 	deploying sync.RWMutex // held for reading by deploys, so that no image goes that one fetched
 

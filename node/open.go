@@ -64,6 +64,9 @@ func (n *Node) open(ctx context.Context) error {
 	if err := n.recoverProcesses(ctx); err != nil {
 		return err
 	}
+	if err := n.removeStaleDisks(); err != nil {
+		return fmt.Errorf("unmounting root disks of an earlier daemon: %w", err)
+	}
 	if err := makeOwn(n.cfg.RunDir); err != nil {
 		return err
 	}
@@ -149,6 +152,7 @@ func (n *Node) abandon() error {
 	if n.db != nil {
 		err = errors.Join(err, n.db.close())
 	}
+	err = errors.Join(err, n.closeDisks())
 	n.leaveRunDir()
 	return errors.Join(err, n.lock.Close())
 }

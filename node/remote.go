@@ -251,8 +251,7 @@ func (n *Node) RemoteSnapshots(ctx context.Context, function string) ([]api.Remo
 		_, missing := n.snaps.Manifest(e.ID)
 		s.Here = missing == nil
 		if a := n.arrivals.get(e.ID); a != nil && !s.Here {
-			at := a.mem.Progress()
-			s.Arriving = &api.Arriving{Done: at.Done, Total: at.Total}
+			s.Arriving = a.progress()
 		}
 		out = append(out, s)
 	}

@@ -81,7 +81,7 @@ func (n *Node) rollback(ctx context.Context, name string, revision int, progress
 	if err := n.validate(old.fn); err != nil { // the node's own limits may be others now
 		return api.Function{}, err
 	}
-	img, err := n.images.Get(old.image.Digest)
+	img, _, err := n.rootDisk(old.image.Digest)
 	if err != nil {
 		if img, err = n.fetch(ctx, old.fn.Image, progress); err != nil {
 			return api.Function{}, fmt.Errorf("rolling %s back: %w", name, err)

@@ -134,7 +134,7 @@ func (n *Node) bootInTime(ctx context.Context, inst *instance) error {
 	limit := inst.dep.fn.ReadyTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit.D(), fmt.Errorf("not ready after %v (ready_timeout)", limit))
 	defer cancel()
-	if err := n.boot(ctx, inst); err != nil {
+	if err := inst.try(ctx, func(ctx context.Context) error { return n.boot(ctx, inst) }); err != nil {
 		return cause.Because(ctx, err)
 	}
 	return nil
@@ -147,7 +147,7 @@ func (n *Node) restoreInTime(ctx context.Context, inst *instance, from *origin) 
 	limit := max(30*time.Second, inst.dep.fn.ReadyTimeout.D()/2) + time.Duration(inst.dep.fn.MemoryMiB)*10*time.Millisecond
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not ready after %v", limit))
 	defer cancel()
-	if err := n.restore(ctx, inst, from); err != nil {
+	if err := inst.try(ctx, func(ctx context.Context) error { return n.restore(ctx, inst, from) }); err != nil {
 		return cause.Because(ctx, err)
 	}
 	return nil
@@ -172,6 +172,9 @@ func (n *Node) usable(ctx context.Context, d *deployment) (*snapshot.Snapshot, e
 // boot starts the instance from its kernel.
 func (n *Node) boot(ctx context.Context, inst *instance) error {
 	inst.kind, inst.snapshot = api.StartBoot, ""
+	if err := n.bootable(ctx, inst.dep); err != nil {
+		return err
+	}
 	if err := n.seat(ctx, inst, time.Now()); err != nil {
 		return err
 	}
@@ -266,14 +269,14 @@ func memorySource(snap *snapshot.Snapshot) memory.Source {
 // spec is the instance's microVM, which runs at the instance's place.
 func (n *Node) spec(inst *instance) (microvm.Spec, error) {
 	d, at := inst.dep, inst.place
-	img, err := n.images.Get(d.image.Digest)
+	disk, err := n.disk(inst)
 	if err != nil {
 		return microvm.Spec{}, fmt.Errorf("its root disk: %w", err)
 	}
 	out := n.logs.writer(inst.pool.name, inst.id)
 	inst.onRelease(out.close)
 	return microvm.Spec{
-		ID: inst.id, Machine: n.machine(d, img.Disk), Host: n.host(at),
+		ID: inst.id, Machine: n.machine(d, disk), Host: n.host(at),
 		Dial: func(ctx context.Context, port int) (net.Conn, error) { return n.deps.Dial(ctx, at.slot, port) },
 		Server: microvm.Server{
 			Name: d.fn.Name, Port: d.fn.Port, ReadyPath: d.fn.ReadyPath, CloneHook: d.fn.CloneHook, Connections: d.fn.Concurrency,

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/image"
@@ -25,26 +27,49 @@ type Images interface {
 	Get(digest string) (image.Image, error)
 }
 
-// Disk brings the snapshot's root disk here, if it is not here yet and images can take it.
-func (r *Found) Disk(ctx context.Context, store *remote.Store, images Images) error {
+// DiskHere says whether the snapshot's root disk is here: its image may not be here with another.
+func (r *Found) DiskHere(images Images) (bool, error) {
 	img, err := images.Get(r.Image.Digest)
+	if errors.Is(err, image.ErrNotFound) {
+		return false, nil
+	}
 	if err == nil && img.DiskDigest != r.Image.DiskDigest {
 		err = fmt.Errorf("its root disk has digest %s, the one of image %s here %s", r.Image.DiskDigest, img.Digest, img.DiskDigest)
 	}
-	if !errors.Is(err, image.ErrNotFound) {
+	return err == nil, err
+}
+
+// Disk brings the snapshot's root disk here, if it is not here yet and images can take it.
+func (r *Found) Disk(ctx context.Context, store *remote.Store, images Images) error {
+	if here, err := r.DiskHere(images); here || err != nil {
 		return err
 	}
 	to, ok := images.(importer)
 	if !ok {
-		return err
+		return fmt.Errorf("%w: %s", image.ErrNotFound, r.Image.Digest)
 	}
-	_, err = to.Import(ctx, r.Image, func(f *os.File) error {
-		if c, ok := r.Stored.File(disk); !ok || c.Size != r.Image.DiskBytes {
-			return fmt.Errorf("%w: it has no root disk of %d bytes", remote.ErrFormat, r.Image.DiskBytes)
+	_, err := to.Import(ctx, r.Image, func(f *os.File) error {
+		if err := r.checkDisk(); err != nil {
+			return err
 		}
 		return store.Fetch(ctx, r.Stored, []remote.Target{{Name: disk, To: f}}, nil)
 	})
 	return err
+}
+
+func (r *Found) checkDisk() error {
+	if c, ok := r.Stored.File(disk); !ok || c.Size != r.Image.DiskBytes {
+		return fmt.Errorf("%w: it has no root disk of %d bytes", remote.ErrFormat, r.Image.DiskBytes)
+	}
+	return nil
+}
+
+// ArriveDisk begins to have the snapshot's root disk by and by; see remote.Store.Arrive.
+func (r *Found) ArriveDisk(store *remote.Store, to io.WriterAt, wait time.Duration) (*remote.Arriving, error) {
+	if err := r.checkDisk(); err != nil {
+		return nil, err
+	}
+	return store.Arrive(r.Stored, disk, to, wait)
 }
 
 // Pull brings all of a snapshot here but for its root disk. progress may be nil.

@@ -18,6 +18,7 @@ import (
 	"github.com/skep-dev/skep/microvm"
 	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/node"
+	"github.com/skep-dev/skep/remote/lazydisk"
 	"github.com/skep-dev/skep/vmm"
 )
 
@@ -80,6 +81,7 @@ func (d *daemon) deps() node.Deps {
 		OpenImages:  d.openImages,
 		OpenKernel:  d.openKernel,
 		Connect:     microvm.Connect,
+		OpenDisks:   func(dir string) (node.Disks, error) { return lazydisk.Open(dir) },
 		Remote:      d.remote,
 		Log:         d.log,
 		OnRecord:    d.metrics.Observe,

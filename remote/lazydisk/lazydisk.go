@@ -130,11 +130,9 @@ func (s *Server) Close() error {
 	return s.err
 }
 
-// File is one disk as one reader sees it.
-type File struct {
+// file is one disk as one reader sees it.
+type file struct {
 	fs.Inode
-	server *Server
-	name   string
 	disk   Disk
 	failed func(error)
 	waits  chan struct{}
@@ -145,44 +143,42 @@ type File struct {
 	broken chan struct{} // closed after that
 }
 
-// Add shows a disk under a name that no other file has. When a read cannot be served, failed is called, once,
-// with the reason, and has the reader ended: only then, or after ten seconds, it and all others get an error.
-// Reads that wait end when the file is closed.
-func (s *Server) Add(name string, d Disk, failed func(error)) (*File, error) {
-	f := &File{server: s, name: name, disk: d, failed: failed, waits: make(chan struct{}, maxWaits), broken: make(chan struct{})}
+// Show shows a disk at the path that is returned, under a name that no other has. When a read cannot be served,
+// failed is called, once, with the reason, and has the reader ended: only then, or after ten seconds, it and all
+// others get an error. end takes the file away: what waits for something, or does later, fails.
+func (s *Server) Show(name string, d Disk, failed func(error)) (path string, end func(), err error) {
+	path = filepath.Join(s.dir, name)
+	f := &file{disk: d, failed: failed, waits: make(chan struct{}, maxWaits), broken: make(chan struct{})}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	node := s.root.NewPersistentInode(f.ctx, f, fs.StableAttr{Mode: syscall.S_IFREG})
 	if !s.root.AddChild(name, node, false) {
 		f.cancel()
-		return nil, fmt.Errorf("showing a disk that is arriving as %s: there is one of that name", f.Path())
+		return "", nil, fmt.Errorf("showing a disk that is arriving as %s: there is one of that name", path)
 	}
-	return f, nil
-}
-
-// Path is where it is.
-func (f *File) Path() string { return filepath.Join(f.server.dir, f.name) }
-
-// Close takes the file away; what of it is read after that fails. It is idempotent.
-func (f *File) Close() {
-	f.cancel()
-	f.server.root.RmChild(f.name)
+	var once sync.Once
+	return path, func() {
+		once.Do(func() {
+			f.cancel()
+			s.root.RmChild(name)
+		})
+	}, nil
 }
 
 var (
-	_ fs.NodeGetattrer = (*File)(nil)
-	_ fs.NodeOpener    = (*File)(nil)
-	_ fs.NodeReader    = (*File)(nil)
+	_ fs.NodeGetattrer = (*file)(nil)
+	_ fs.NodeOpener    = (*file)(nil)
+	_ fs.NodeReader    = (*file)(nil)
 )
 
 // Getattr says what a file is: anybody may read it who comes this far.
-func (f *File) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+func (f *file) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	out.Mode, out.Size = syscall.S_IFREG|0o444, uint64(f.disk.Size())
 	out.Blksize, out.Blocks = 4096, (out.Size+511)/512
 	return 0
 }
 
 // Open opens it, without a page cache of its own: the guest has one, and the file below another.
-func (f *File) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
+func (f *file) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, syscall.EROFS
 	}
@@ -191,7 +187,7 @@ func (f *File) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, sys
 
 // Read reads a piece, when it is here. reader ends when the one that reads is being killed, which must not
 // wait for what the disk waits for.
-func (f *File) Read(reader context.Context, _ fs.FileHandle, b []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+func (f *file) Read(reader context.Context, _ fs.FileHandle, b []byte, off int64) (fuse.ReadResult, syscall.Errno) {
 	size := f.disk.Size()
 	if off >= size || len(b) == 0 {
 		return fuse.ReadResultData(nil), 0
@@ -216,7 +212,7 @@ func (f *File) Read(reader context.Context, _ fs.FileHandle, b []byte, off int64
 }
 
 // bring waits for a piece, until the reader or the file ends, or the file is broken.
-func (f *File) bring(reader context.Context, off, length int64) error {
+func (f *file) bring(reader context.Context, off, length int64) error {
 	if f.disk.Here(off, length) {
 		return nil
 	}
@@ -241,7 +237,7 @@ func (f *File) bring(reader context.Context, off, length int64) error {
 
 var errBroken = errors.New("another part could not be had")
 
-func (f *File) fail(err error) {
+func (f *file) fail(err error) {
 	f.once.Do(func() {
 		f.failed(err)
 		close(f.broken)
@@ -249,7 +245,7 @@ func (f *File) fail(err error) {
 }
 
 // hold keeps an error from a guest that is about to be ended: it would take it for one of its disk's.
-func (f *File) hold(reader context.Context) {
+func (f *file) hold(reader context.Context) {
 	t := time.NewTimer(held)
 	defer t.Stop()
 	select {

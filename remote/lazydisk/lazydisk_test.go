@@ -157,15 +157,15 @@ func (d *disk) show(t testing.TB, s *server, failed func(error)) *os.File {
 	if failed == nil {
 		failed = func(err error) { t.Errorf("a read failed: %v", err) }
 	}
-	f, err := s.Add("disk", d, failed)
+	path, end, err := s.Show("disk", d, failed)
 	if err != nil {
 		t.Fatal(err)
 	}
-	file, err := os.Open(f.Path())
+	file, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { file.Close(); f.Close() })
+	t.Cleanup(func() { file.Close(); end() })
 	return file
 }
 
@@ -240,16 +240,16 @@ func TestReadFails(t *testing.T) {
 	d.fill(0, block)
 	gone := errors.New("the store is gone")
 	d.bring = func(context.Context, int64, int64) error { return gone }
-	told, closes := make(chan error, 2), make(chan *lazydisk.File, 1)
-	f, err := s.Add("disk", d, func(err error) {
+	told, closes := make(chan error, 2), make(chan func(), 1)
+	path, end, err := s.Show("disk", d, func(err error) {
 		told <- err
-		go (<-closes).Close() // as the end of its reader does
+		go (<-closes)() // as the end of its reader does
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	closes <- f
-	file, err := os.Open(f.Path())
+	closes <- end
+	file, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,14 +293,14 @@ func TestClosedUnderReader(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "disks")
 	s, d := open(t, dir), newDisk(t, 1<<20)
 	d.bring = func(ctx context.Context, _, _ int64) error { <-ctx.Done(); return ctx.Err() }
-	one, err := s.Add("one", d, func(err error) { t.Errorf("one: %v", err) })
+	one, endOne, err := s.Show("one", d, func(err error) { t.Errorf("one: %v", err) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Add("one", d, nil); err == nil {
+	if _, _, err := s.Show("one", d, nil); err == nil {
 		t.Error("there are two of a name")
 	}
-	two, err := s.Add("two", d, func(err error) { t.Errorf("two: %v", err) })
+	two, endTwo, err := s.Show("two", d, func(err error) { t.Errorf("two: %v", err) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,20 +317,20 @@ func TestClosedUnderReader(t *testing.T) {
 		}()
 		return f, over
 	}
-	f, over := read(one.Path())
+	f, over := read(one)
 	until(t, "a read", func() bool { return d.waiting() == 1 })
-	one.Close()
+	endOne()
 	if err := <-over; !errors.Is(err, syscall.EIO) {
 		t.Errorf("of a closed file: %v", err)
 	}
-	if _, err := os.Stat(one.Path()); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(one); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a closed file: %v", err)
 	}
 	d.fill(block, block)
 	if _, err := f.ReadAt(make([]byte, 4096), block); err != nil {
 		t.Errorf("what is here, of a file that was closed under its reader: %v", err)
 	}
-	_, over = read(two.Path())
+	_, over = read(two)
 	until(t, "a read", func() bool { return d.waiting() == 1 })
 	if err := s.Close(); err != nil {
 		t.Error(err)
@@ -338,7 +338,7 @@ func TestClosedUnderReader(t *testing.T) {
 	if err := <-over; err == nil {
 		t.Error("a read of what was unmounted")
 	}
-	two.Close()
+	endTwo()
 	until(t, "the end of all reads", func() bool { return d.waiting() == 0 })
 }
 
@@ -352,7 +352,7 @@ func TestKilledServer(t *testing.T) {
 		}
 		d := newDisk(t, 1<<20)
 		d.bring = func(ctx context.Context, _, _ int64) error { <-ctx.Done(); return ctx.Err() }
-		if _, err := s.Add("disk", d, func(error) {}); err != nil {
+		if _, _, err := s.Show("disk", d, func(error) {}); err != nil {
 			t.Fatal(err)
 		}
 		// What it starts must not keep its file system alive.
