@@ -12,7 +12,7 @@ unexport GOROOT
 # What tests must not skip. As root on an ordinary machine all of it is there
 # after setup; `make test SKEP_REQUIRE=` tests what this machine can.
 ifeq ($(shell id -u),0)
-SKEP_REQUIRE ?= root,uffd,tap,netns,nft,qemu,kernel,mkfs,mmdebstrap,runc,containerd
+SKEP_REQUIRE ?= root,uffd,fuse,tap,netns,nft,qemu,kernel,mkfs,mmdebstrap,runc,containerd
 endif
 export SKEP_REQUIRE
 

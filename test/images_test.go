@@ -36,19 +36,7 @@ func TestDeployFromEverySource(t *testing.T) {
 	d := start(t)
 	img := helloImage(t, filepath.Join(d.bin, "skep-hello"))
 
-	conf := &configuration.Configuration{Storage: configuration.Storage{"filesystem": {"rootdirectory": t.TempDir()}}}
-	conf.Log.Level, conf.Log.AccessLog.Disabled = "fatal", true
-	logrus.SetLevel(logrus.FatalLevel)
-	conf.Catalog.MaxEntries = 100
-	registry := httptest.NewServer(handlers.NewApp(t.Context(), conf))
-	defer registry.Close()
-	pushed, err := name.ParseReference(strings.TrimPrefix(registry.URL, "http://") + "/bees/hello:v1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := remote.Write(pushed, img); err != nil {
-		t.Fatalf("pushing to the registry: %v", err)
-	}
+	pushed := inRegistry(t, "bees/hello:v1", img)
 	archive := filepath.Join(t.TempDir(), "hello.tar")
 	if err := tarball.WriteToFile(archive, pushed, img); err != nil {
 		t.Fatal(err)
@@ -68,8 +56,33 @@ func TestDeployFromEverySource(t *testing.T) {
 	}
 }
 
-// helloImage is an image of one layer with the hello function in it.
-func helloImage(t *testing.T, binary string) v1.Image {
+// inRegistry serves an image from a real registry until the test ends.
+func inRegistry(t *testing.T, as string, img v1.Image) name.Reference {
+	t.Helper()
+	conf := &configuration.Configuration{Storage: configuration.Storage{"filesystem": {"rootdirectory": t.TempDir()}}}
+	conf.Log.Level, conf.Log.AccessLog.Disabled = "fatal", true
+	logrus.SetLevel(logrus.FatalLevel)
+	conf.Catalog.MaxEntries = 100
+	registry := httptest.NewServer(handlers.NewApp(t.Context(), conf))
+	t.Cleanup(registry.Close)
+	pushed, err := name.ParseReference(strings.TrimPrefix(registry.URL, "http://") + "/" + as)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(pushed, img); err != nil {
+		t.Fatalf("pushing to the registry: %v", err)
+	}
+	return pushed
+}
+
+// file is one of an image.
+type file struct {
+	name    string
+	content []byte
+}
+
+// helloImage is an image of one layer with the hello function in it, and other files.
+func helloImage(t *testing.T, binary string, more ...file) v1.Image {
 	t.Helper()
 	b, err := os.ReadFile(binary)
 	if err != nil {
@@ -80,13 +93,17 @@ func helloImage(t *testing.T, binary string) v1.Image {
 	for _, h := range []*tar.Header{
 		{Name: "app/", Typeflag: tar.TypeDir, Mode: 0o755},
 		{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777},
-		{Name: "app/hello", Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(b))},
 	} {
 		if err := w.WriteHeader(h); err != nil {
 			t.Fatal(err)
 		}
-		if h.Size > 0 {
-			w.Write(b)
+	}
+	for _, f := range append([]file{{"app/hello", b}}, more...) {
+		if err := w.WriteHeader(&tar.Header{Name: f.name, Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(f.content))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(f.content); err != nil {
+			t.Fatal(err)
 		}
 	}
 	if err := w.Close(); err != nil {

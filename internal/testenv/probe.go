@@ -42,6 +42,14 @@ func probeUserfaultfd() error {
 // CRI crictl and critest.
 const ContainerdEnv = "SKEP_CONTAINERD"
 
+func probeFUSE() error {
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), probeRoot())
+}
+
 func probeContainerd() error {
 	if dir := os.Getenv(ContainerdEnv); dir != "" {
 		_, err := os.Stat(filepath.Join(dir, "containerd"))

@@ -25,6 +25,7 @@ type need struct {
 var needs = map[string]need{
 	"root":        {sync.OnceValue(probeRoot), "run the tests as root"},
 	"uffd":        {sync.OnceValue(probeUserfaultfd), "run as root on a kernel with CONFIG_USERFAULTFD (in a container: allow the userfaultfd system call)"},
+	"fuse":        {sync.OnceValue(probeFUSE), "run as root with /dev/fuse: modprobe fuse"},
 	"netns":       {sync.OnceValue(probeNetNS), "run as root; in a container, with CAP_SYS_ADMIN and CAP_NET_ADMIN"},
 	"tap":         {sync.OnceValue(probeTap), "run as root with /dev/net/tun: modprobe tun"},
 	"nft":         {sync.OnceValue(probeNFT), "run as root on a kernel with nf_tables and NAT: modprobe nf_tables nft_masq nft_chain_nat"},
@@ -42,7 +43,7 @@ var needs = map[string]need{
 }
 
 // Need skips the test when the host lacks one of these, and says how to have
-// it: root, uffd, netns, tap, nft, qemu, kvm, kernel, firecracker, mmdebstrap,
+// it: root, uffd, fuse, netns, tap, nft, qemu, kvm, kernel, firecracker, mmdebstrap,
 // functions, cgroup, mkfs, runc, containerd, systemd. When RequireEnv names it, the test fails instead.
 func Need(t testing.TB, what ...string) {
 	t.Helper()

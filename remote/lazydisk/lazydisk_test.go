@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/remote/lazydisk"
 )
 
@@ -29,13 +30,8 @@ type server struct {
 // open serves disks below a directory until the test ends; nothing is mounted there then.
 func open(t testing.TB, dir string) *server {
 	t.Helper()
+	testenv.Need(t, "fuse")
 	s, err := lazydisk.Open(dir)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
-		if strings.Contains(os.Getenv("SKEP_REQUIRE"), "fuse") {
-			t.Fatal(err)
-		}
-		t.Skipf("%v; run as root where there is /dev/fuse (modprobe fuse)", err)
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
