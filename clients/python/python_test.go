@@ -49,7 +49,7 @@ func TestClient(t *testing.T) {
 		w.Header().Set(api.HeaderStart, r.Header.Get(api.HeaderStart))
 		fmt.Fprintf(w, "%s %s?%s", r.Method, r.PathValue("path"), r.URL.RawQuery)
 	})
-	server := control.New(control.Options{Node: n, Invoke: echo, Sessions: control.NewSessions(),
+	server := control.New(control.Options{Node: n, Invoke: echo, Sessions: control.NewSessions(), Results: controltest.Results(t),
 		Version: api.Version{Version: "v1", Go: "go", Policies: []string{"mmap", "reap"}, Gateway: "127.0.0.1:7080"}}).Handler()
 	guarded, err := control.RequireToken(strings.Repeat("t", 32), control.NewSessions(), server)
 	if err != nil {

@@ -60,6 +60,19 @@ def test_problems(client: skep.Client) -> None:
     assert e.value.status == 400 and "nonsense" in e.value.detail
 
 
+def test_experiments(client: skep.Client) -> None:
+    (one,) = client.list_experiments()
+    assert (one.name, one.reported) == ("quick", True)
+    report = client.get_report(one.name)
+    assert report.vmm == "qemu" and report.sections[0].name == "policies"
+    section = report.sections[0]
+    assert section.tables[0].rows[0][0] == "pyaes" and section.tables[0].rows[1] == []
+    for narrow in (None, True):
+        assert client.get_figure(one.name, section.figures[0].name, narrow=narrow).startswith("<svg")
+    with pytest.raises(skep.NotFound, match="none"):
+        client.get_figure(one.name, "none")
+
+
 def test_store(client: skep.Client) -> None:
     assert client.pull_snapshot(PullRequest(function="hello")).id
     client.collect_store(CollectRequest(dry_run=True))
