@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/snapshot"
-	"github.com/skep-dev/skep/transfer"
+	"github.com/skep-dev/skep/transfer/mark"
 )
 
 // Pushes that fail are tried again after a time that doubles from pushRetry up to pushMost; what
@@ -65,7 +65,7 @@ func (n *Node) pushMissing(ctx context.Context) error {
 		errs = append(errs, err)
 		for _, id := range ids {
 			dir, err := n.snaps.Dir(id)
-			if err == nil && transfer.Due(dir) {
+			if err == nil && mark.Due(dir) {
 				_, err = n.PushSnapshot(ctx, id, nil)
 			}
 			if err != nil && !errors.Is(err, snapshot.ErrNotFound) {

@@ -21,7 +21,7 @@ import (
 	"github.com/skep-dev/skep/remote/remotetest"
 	"github.com/skep-dev/skep/remote/seal"
 	"github.com/skep-dev/skep/snapshot"
-	"github.com/skep-dev/skep/transfer"
+	"github.com/skep-dev/skep/transfer/mark"
 )
 
 // diskImages are fake images whose root disks are there to be read.
@@ -294,7 +294,7 @@ func TestPushIsTriedAgain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if transfer.Due(dir) {
+		if mark.Due(dir) {
 			t.Error("it is to be pushed again")
 		}
 		if err := os.WriteFile(filepath.Join(dir, "trace", "ws"), []byte("set"), 0o600); err != nil {
@@ -302,7 +302,7 @@ func TestPushIsTriedAgain(t *testing.T) {
 		}
 		time.Sleep(2 * pushEvery)
 		synctest.Wait()
-		if len(b.Keys("")) != len(keys)+1 || transfer.Due(dir) { // a pack more
+		if len(b.Keys("")) != len(keys)+1 || mark.Due(dir) { // a pack more
 			t.Errorf("in the store: %v, before %v", b.Keys(""), keys)
 		}
 	})

@@ -15,6 +15,7 @@ import (
 	"github.com/skep-dev/skep/remote"
 	"github.com/skep-dev/skep/remote/remotetest"
 	"github.com/skep-dev/skep/snapshot"
+	"github.com/skep-dev/skep/transfer/mark"
 	"github.com/skep-dev/skep/vmm"
 )
 
@@ -94,13 +95,13 @@ func TestThereAndBack(t *testing.T) {
 	}
 	push := func() {
 		t.Helper()
-		if !Due(snap.Dir) {
+		if !mark.Due(snap.Dir) {
 			t.Error("it is not due")
 		}
 		if _, err := Push(t.Context(), store, snap, img, slog.New(slog.DiscardHandler), nil); err != nil {
 			t.Fatal(err)
 		}
-		if Due(snap.Dir) {
+		if mark.Due(snap.Dir) {
 			t.Error("it is due again")
 		}
 	}
@@ -136,7 +137,7 @@ func TestThereAndBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer came.Release()
-	if err := found.Came(came.Dir); err != nil || Due(came.Dir) {
+	if err := found.Came(came.Dir); err != nil || mark.Due(came.Dir) {
 		t.Errorf("what has come is to be pushed: %v", err)
 	}
 	for name, want := range map[string]string{snapshot.PartMemory: string(content), snapshot.PartState: "device state", traceDir + workingset.SetFile: "working set"} {

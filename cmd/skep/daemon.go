@@ -25,7 +25,7 @@ import (
 	"github.com/skep-dev/skep/node"
 	objects "github.com/skep-dev/skep/remote"
 	"github.com/skep-dev/skep/remote/bucket"
-	"github.com/skep-dev/skep/remote/seal"
+	"github.com/skep-dev/skep/remote/dial"
 	"github.com/skep-dev/skep/vmm"
 	"github.com/skep-dev/skep/vmm/choose"
 )
@@ -139,26 +139,13 @@ func (d *daemon) openStore(ctx context.Context) (err error) {
 	if c.StoreBucket == "" {
 		return nil
 	}
-	if d.bucket, err = bucket.Open(ctx, bucket.Options{Name: c.StoreBucket, Endpoints: c.StoreEndpoints, Region: c.StoreRegion}); err != nil {
-		return err
-	}
-	o := objects.Options{Bucket: d.bucket, Prefix: c.StorePrefix, FillRate: c.StoreFillRate << 20, Log: d.log}
-	switch {
-	case c.StoreKeyFile != "":
-		o.Key = seal.FromFile(c.StoreKeyFile)
-		// It is read when it is needed; who looks at the log need not wait for that.
-		if _, err := o.Key(ctx); err != nil {
-			d.log.Error("the key of the object store is not to be had: nothing goes there, and nothing comes from it, before it is", "error", err)
-		}
-	case c.StoreKeyCommand != "":
-		o.Key = seal.FromCommand(c.StoreKeyCommand)
-	}
+	var cache *objects.Cache
 	if c.StoreCacheMiB > 0 {
-		if o.Cache, err = objects.OpenCache(filepath.Join(c.DataDir, "chunks"), int64(c.StoreCacheMiB)<<20); err != nil {
+		if cache, err = objects.OpenCache(filepath.Join(c.DataDir, "chunks"), int64(c.StoreCacheMiB)<<20); err != nil {
 			return err
 		}
 	}
-	d.remote, err = objects.New(o)
+	d.remote, d.bucket, err = dial.Store(ctx, c, cache, d.log)
 	return err
 }
 
