@@ -25,8 +25,8 @@ const (
 )
 
 // Programs that are installed; containerd finds the shim on its PATH, the shim
-// the agent beside itself.
-var Programs = []string{"containerd-shim-skep-v2", "skep-agent"}
+// the others beside itself.
+var Programs = []string{"containerd-shim-skep-v2", "skep-agent", "skep-store"}
 
 // Host is where a containerd and skep's programs are. The zero value is the usual
 // one, of this host.
@@ -35,6 +35,9 @@ type Host struct {
 	BinDir  string // default /usr/local/bin, which is on the PATH of services
 	Config  string // containerd's configuration; default /etc/containerd/config.toml
 	DataDir string // what shims share; default /var/lib/skep-containerd
+	// SettingsFrom is a directory with settings of shims, of which those files are
+	// installed into /etc/skep that are there; "": settings are left alone.
+	SettingsFrom string
 	// Containerd is its program; default the first of that name on the PATH. It
 	// need not be there where Version is set.
 	Containerd string

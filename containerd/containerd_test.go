@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -171,6 +172,51 @@ func TestOthersFiles(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(bin, Programs[1])); err != nil {
 		t.Errorf("somebody's program: %v", err)
+	}
+}
+
+// Settings come from a directory, follow what is there, and go with the rest; somebody's own stay.
+func TestSettingsFrom(t *testing.T) {
+	h, from := place(t, "1.7.0", users)
+	h.SettingsFrom = t.TempDir()
+	write := func(dir, name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	etc := h.path(filepath.Dir(SettingsFile))
+	write(h.SettingsFrom, "containerd.toml", "store_bucket = \"snapshots\"\n")
+	write(h.SettingsFrom, "credentials", "[default]\n")
+	write(h.SettingsFrom, "unknown", "no matter")
+	for _, bucket := range []string{"snapshots", "others"} {
+		write(h.SettingsFrom, "containerd.toml", fmt.Sprintf("store_bucket = %q\n", bucket))
+		if _, err := h.Install(t.Context(), from); err != nil {
+			t.Fatal(err)
+		}
+		if cfg, err := h.Settings(nil); err != nil || cfg.StoreBucket != bucket {
+			t.Errorf("the bucket is %q, want %q: %v", cfg.StoreBucket, bucket, err)
+		}
+	}
+	if steps, err := h.Install(t.Context(), from); err != nil || len(steps) != 0 {
+		t.Errorf("again: %v, %v", steps, err)
+	}
+	if st, err := os.Stat(filepath.Join(etc, CredentialsFile)); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("credentials: %v, %v", st, err)
+	}
+	if exists(filepath.Join(etc, "unknown")) {
+		t.Error("what is no setting was installed")
+	}
+	write(etc, "store.key", "somebody's")
+	write(h.SettingsFrom, "store.key", "another")
+	if _, err := h.Install(t.Context(), from); err == nil || !strings.Contains(err.Error(), "move it away") {
+		t.Errorf("over somebody's key: %v", err)
+	}
+	if _, err := h.Uninstall(); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := os.ReadDir(etc); len(left) != 1 || left[0].Name() != "store.key" {
+		t.Errorf("left are %v", left)
 	}
 }
 

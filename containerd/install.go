@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -20,8 +21,8 @@ import (
 // record is what an installation leaves in DataDir: what it did, to undo just
 // that.
 type record struct {
-	// Files are the programs that were put there, with their digests: two, where the
-	// one is to replace the other.
+	// Files are the programs and settings that were put there, with their digests: two,
+	// where the one is to replace the other.
 	Files map[string][]string `json:"files"`
 	// Kernel says that the guest kernel was fetched.
 	Kernel bool `json:"kernel,omitempty"`
@@ -46,13 +47,16 @@ func (h Host) Install(ctx context.Context, from string) (steps []string, err err
 		return nil, err
 	}
 	for _, name := range Programs {
-		done, err := h.put(filepath.Join(from, name), filepath.Join(h.BinDir, name), &r)
+		data, err := os.ReadFile(filepath.Join(from, name))
 		if err != nil {
+			return steps, fmt.Errorf("%w; `make build` makes it", err)
+		}
+		if steps, err = h.put(data, filepath.Join(h.BinDir, name), 0o755, &r, steps); err != nil {
 			return steps, err
 		}
-		if done {
-			steps = append(steps, "wrote "+h.path(filepath.Join(h.BinDir, name)))
-		}
+	}
+	if steps, err = h.putSettings(&r, steps); err != nil {
+		return steps, err
 	}
 	if h.Kernel != nil {
 		step, err := h.kernel(ctx, &r)
@@ -111,21 +115,37 @@ func (h Host) try(ctx context.Context, c change) error {
 	return fmt.Errorf("%w; it was left as it was", err)
 }
 
-// put copies a program, unless it is there.
-func (h Host) put(from, to string, r *record) (done bool, err error) {
-	data, err := os.ReadFile(from)
-	if err != nil {
-		return false, fmt.Errorf("%w; `make build` makes it", err)
+// putSettings copies what there is of settings.
+func (h Host) putSettings(r *record, steps []string) ([]string, error) {
+	if h.SettingsFrom == "" {
+		return steps, nil
 	}
+	if _, err := os.Stat(h.SettingsFrom); err != nil {
+		return steps, fmt.Errorf("looking for settings: %w", err)
+	}
+	for _, name := range settingsFiles {
+		data, err := readIfThere(filepath.Join(h.SettingsFrom, name))
+		if err == nil && data != nil {
+			steps, err = h.put(data, filepath.Join(filepath.Dir(SettingsFile), name), 0o600, r, steps)
+		}
+		if err != nil {
+			return steps, err
+		}
+	}
+	return steps, nil
+}
+
+// put writes a file, unless it is there, and adds that to the steps.
+func (h Host) put(data []byte, to string, mode os.FileMode, r *record, steps []string) ([]string, error) {
 	now, err := readIfThere(h.path(to))
 	if err != nil {
-		return false, err
+		return steps, err
 	}
 	if now != nil && bytes.Equal(now, data) {
-		return false, nil
+		return steps, nil
 	}
 	if now != nil && !slices.Contains(r.Files[to], digest(now)) {
-		return false, fmt.Errorf("%s is there, and was not put there by `skep containerd install`: move it away", h.path(to))
+		return steps, fmt.Errorf("%s is there, and was not put there by `skep containerd install`: move it away", h.path(to))
 	}
 	// First the record: what is written and not recorded would stay.
 	r.Files[to] = []string{digest(data)}
@@ -133,13 +153,16 @@ func (h Host) put(from, to string, r *record) (done bool, err error) {
 		r.Files[to] = append(r.Files[to], digest(now))
 	}
 	if err := h.write(*r); err != nil {
-		return false, err
+		return steps, err
 	}
-	if err := os.MkdirAll(h.path(h.BinDir), 0o755); err != nil {
-		return false, err
+	if err := os.MkdirAll(h.path(filepath.Dir(to)), 0o755); err != nil {
+		return steps, err
 	}
 	// A program that runs stays what it is: the new one is another file.
-	return true, atomicfile.Write(h.path(to), 0o755, func(w io.Writer) error { _, err := w.Write(data); return err })
+	if err := atomicfile.Write(h.path(to), mode, func(w io.Writer) error { _, err := w.Write(data); return err }); err != nil {
+		return steps, err
+	}
+	return append(steps, "wrote "+h.path(to)), nil
 }
 
 // Uninstall undoes what Install did; what shims have made in DataDir stays. Containers
@@ -168,12 +191,8 @@ func (h Host) Uninstall() (steps []string, err error) {
 	if n, err := h.shims(); err != nil || n > 0 && len(r.Files) > 0 {
 		return append(steps, fmt.Sprintf("left the programs, by which %d pods or containers run: uninstall again when they have ended", n)), err
 	}
-	for _, name := range Programs {
-		to := filepath.Join(h.BinDir, name)
-		want, ours := r.Files[to]
-		if !ours {
-			continue
-		}
+	for _, to := range slices.Sorted(maps.Keys(r.Files)) {
+		want := r.Files[to]
 		now, err := readIfThere(h.path(to))
 		switch {
 		case err != nil:

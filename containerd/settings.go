@@ -11,6 +11,13 @@ import (
 // SettingsFile has settings of shims, in the form of the daemon's.
 const SettingsFile = "/etc/skep/containerd.toml"
 
+// settingsFiles are what may be beside it: itself, credentials of the object store in the form of
+// AWS's shared file, and the key that what is there is encrypted with.
+var settingsFiles = []string{filepath.Base(SettingsFile), CredentialsFile, "store.key"}
+
+// CredentialsFile is the name of the credentials.
+const CredentialsFile = "credentials"
+
 // defaultDataDir is what all shims of a host share, defaultRunDir what belongs to
 // those that run.
 const (

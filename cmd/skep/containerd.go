@@ -33,11 +33,14 @@ func (c *cli) containerdCmd() *cobra.Command {
 		fs.StringVar(&h.Containerd, "containerd", "containerd", "containerd's program, which is asked for its version")
 		fs.StringVar(&h.Version, "containerd-version", "", "its version, where the program is not here (1.7.28)")
 	}
+	settings := func(fs *pflag.FlagSet) {
+		fs.StringVar(&h.SettingsFrom, "settings", "", "install settings from this `DIR`: of containerd.toml, credentials (of the object store, as AWS's) and store.key what is there, into /etc/skep")
+	}
 	install := &cobra.Command{
 		Use:   "install",
 		Short: "install the shim, and write the runtime into containerd's configuration",
-		Long: `Install the shim containerd-shim-skep-v2 and the guest's agent, fetch the guest
-kernel into /var/lib/skep-containerd, where shims keep what they share, and write the
+		Long: `Install the shim containerd-shim-skep-v2, the guest's agent and skep-store, which
+talks to the object store, where one is set; fetch the guest kernel into /var/lib/skep-containerd, where shims keep what they share, and write the
 runtime io.containerd.skep.v2 into containerd's configuration, as the runtime
 "skep" of the CRI: into a file of its own in conf.d where that imports it
 (since 2.2), else to the end of config.toml, between two comments. containerd is
@@ -64,6 +67,7 @@ nothing is done. containerd reads its configuration when it starts.`,
 			return nil
 		},
 	}
+	settings(install.Flags())
 	install.Flags().BoolVar(&noKernel, "no-kernel", false, "leave the guest kernel out: it is put into the data directory's kernels by other means")
 	uninstall := &cobra.Command{
 		Use:     "uninstall",
@@ -143,6 +147,7 @@ deploy/ has the DaemonSet that runs it, and says which rights it needs.`,
 			return g.Wait()
 		},
 	}
+	settings(node.Flags())
 	node.Flags().StringVar(&metrics, "metrics", "", "serve metrics at `ADDRESS`, such as :9464, at the path /metrics")
 	node.Flags().BoolVar(&remove, "remove", false, "uninstall instead")
 	for _, v := range []*cobra.Command{install, uninstall, status, node} {
