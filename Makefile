@@ -53,6 +53,7 @@ binaries:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-agent ./cmd/skep-agent
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-hello ./functions/hello
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/containerd-shim-skep-v2 ./cmd/containerd-shim-skep-v2
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/skep-store ./cmd/skep-store
 
 # Apart: it pulls in much that nothing else needs.
 s3: setup ## build bin/skep-s3, which serves FunctionBench's inputs

@@ -48,8 +48,8 @@ const (
 type Options struct {
 	// Dir has all of its files; "" is DefaultDir. Two directories are two clusters.
 	Dir string
-	// Skep is the directory with skep's programs: skep, containerd-shim-skep-v2 and
-	// skep-agent, and skep-hello for the example.
+	// Skep is the directory with skep's programs: skep, containerd-shim-skep-v2,
+	// skep-agent and skep-store, and skep-hello for the example.
 	Skep string
 	// Self is the program whose verb "node" calls Node; "" is this one.
 	Self string

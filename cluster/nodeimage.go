@@ -10,6 +10,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/skep-dev/skep/containerd"
 )
 
 // NodeImage is the name of the image that deploy/ runs on nodes.
@@ -20,7 +22,7 @@ const NodeImage = "skep.local/node:v1"
 func WriteNodeImage(_ context.Context, path, programs, kernels string) error {
 	const bin = "/usr/local/bin/"
 	var files []file
-	for _, p := range []string{"skep", "containerd-shim-skep-v2", "skep-agent"} {
+	for _, p := range append([]string{"skep"}, containerd.Programs...) {
 		files = append(files, file{from: filepath.Join(programs, p), to: bin + p})
 	}
 	err := filepath.WalkDir(kernels, func(path string, d fs.DirEntry, err error) error {

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/skep-dev/skep/containerd"
 	"github.com/skep-dev/skep/deploy"
 )
 
@@ -100,7 +101,7 @@ func (c *Cluster) lay(paths map[string]string) error {
 			return fmt.Errorf("placing %s: %w", name, err)
 		}
 	}
-	for _, name := range []string{"skep", "containerd-shim-skep-v2", "skep-agent"} {
+	for _, name := range append([]string{"skep"}, containerd.Programs...) {
 		if err := put(filepath.Join(c.opts.Skep, name), c.path("skep", name), false); err != nil {
 			return fmt.Errorf("%w; `make build` makes it", err)
 		}

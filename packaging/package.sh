@@ -45,6 +45,7 @@ program() { "$GO" build -ldflags "-s -w${3:+ -X main.version=$VERSION}" -o "$tre
 program skep ./cmd/skep version
 program containerd-shim-skep-v2 ./cmd/containerd-shim-skep-v2 version
 program skep-agent ./cmd/skep-agent
+program skep-store ./cmd/skep-store
 program skep-hello ./functions/hello
 program skep-s3 ./functions/s3
 

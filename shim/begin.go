@@ -62,6 +62,16 @@ func (r *room) lookForReady(ctx context.Context) (string, error) {
 	return "there", nil
 }
 
+// fetchReady looks for the snapshot that is to be made in the object store.
+func (r *room) fetchReady(ctx context.Context) (ready string) {
+	began := time.Now()
+	if err := r.ready.Fetch(ctx); err != nil {
+		r.log.Info("booting rather than from a snapshot of the object store", "reason", err, "duration", time.Since(began))
+		return "to be made"
+	}
+	return "from the object store"
+}
+
 func (s settings) makeLimit() time.Duration {
 	if s.Port != 0 || len(s.ReadyCmd) > 0 {
 		return toldLimit

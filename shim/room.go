@@ -185,6 +185,9 @@ func (r *room) start(ctx context.Context, o *opener, q *taskapi.CreateTaskReques
 	if ready, err = r.lookForReady(step); err != nil {
 		return "", err
 	}
+	if r.makes() && r.ready.Fetches() {
+		ready = r.fetchReady(r.steps.next(ctx, "fetch snapshot"))
+	}
 	r.steps.next(ctx, "network")
 	if err := r.join(); err != nil {
 		return "", err

@@ -114,6 +114,9 @@ func (s *rooms) collect(o *opener) {
 	if err := o.host.Collect(ctx, collectGrace, m.Known); err != nil {
 		o.log.Warn("collecting root disks", "error", err)
 	}
+	if err := o.host.Push(); err != nil { // with the working set of the guest that has ended
+		o.log.Warn("ready snapshots are not pushed", "error", err)
+	}
 }
 
 // asked is an error as containerd's clients are to see it.
@@ -251,6 +254,7 @@ func (s *rooms) Start(ctx context.Context, q *taskapi.StartRequest) (*taskapi.St
 	go func() {
 		r.awaitRest()
 		r.recorded(nil)
+		r.push()
 	}()
 	s.events.send(&eventsapi.TaskStart{ContainerID: q.ID, Pid: a.Pid})
 	if h := r.container.Hooks; h != nil {
@@ -260,6 +264,13 @@ func (s *rooms) Start(ctx context.Context, q *taskapi.StartRequest) (*taskapi.St
 	}
 	go r.await()
 	return a, nil
+}
+
+// push has what was made be pushed to the object store, now that the container's start is over.
+func (r *room) push() {
+	if err := r.host.Push(); err != nil {
+		r.log.Warn("ready snapshots are not pushed", "error", err)
+	}
 }
 
 // notStarted is the exit code of what could not be started, as shells have it.

@@ -32,7 +32,7 @@ const (
 )
 
 // programs are built for tests and people.
-var programs = []string{"cmd/skep", "cmd/skep-agent", "cmd/containerd-shim-skep-v2", "functions/hello", "vmm/vmmtest/init", "guest/agent/testdata/probe", "shim/shimtest/probe"}
+var programs = []string{"cmd/skep", "cmd/skep-agent", "cmd/containerd-shim-skep-v2", "cmd/skep-store", "functions/hello", "vmm/vmmtest/init", "guest/agent/testdata/probe", "shim/shimtest/probe"}
 
 // file is one of the payload.
 type file struct {

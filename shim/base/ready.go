@@ -12,11 +12,12 @@ import (
 
 	"github.com/skep-dev/skep/internal/filelock"
 	"github.com/skep-dev/skep/network"
+	"github.com/skep-dev/skep/shim/base/ready"
 	"github.com/skep-dev/skep/snapshot"
 )
 
 const (
-	readyPrefix  = "ready-"
+	readyPrefix  = ready.Prefix
 	readyVersion = "ready 1 "
 	// mostReady is how many ready snapshots of one image are kept: the newest.
 	mostReady = 8

@@ -67,7 +67,7 @@ var program = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, pkg := range []string{"cmd/containerd-shim-skep-v2", "cmd/skep-agent", "shim/shimtest/probe"} {
+	for _, pkg := range []string{"cmd/containerd-shim-skep-v2", "cmd/skep-agent", "cmd/skep-store", "shim/shimtest/probe"} {
 		if err := testenv.Build(filepath.Join(dir, filepath.Base(pkg)), pkg); err != nil {
 			return dir, err
 		}

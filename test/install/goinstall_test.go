@@ -63,7 +63,7 @@ func TestGoInstall(t *testing.T) {
 		return string(out)
 	}
 	run("go", "install", path+"/cmd/...@latest")
-	for _, name := range []string{"skep", "skep-agent", "containerd-shim-skep-v2"} {
+	for _, name := range []string{"skep", "skep-agent", "containerd-shim-skep-v2", "skep-store"} {
 		if _, err := os.Stat(filepath.Join(home, "bin", name)); err != nil {
 			t.Error(err)
 		}

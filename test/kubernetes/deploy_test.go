@@ -46,7 +46,7 @@ func TestDeploy(t *testing.T) {
 		}
 		return found
 	}
-	installed := []string{"local/bin/containerd-shim-skep-v2", "local/bin/skep-agent", "var/lib/skep-containerd/kernels", "var/lib/skep-containerd/install.json"}
+	installed := []string{"local/bin/containerd-shim-skep-v2", "local/bin/skep-agent", "local/bin/skep-store", "var/lib/skep-containerd/kernels", "var/lib/skep-containerd/install.json"}
 	if found := there(installed...); len(found) > 0 {
 		t.Fatalf("a bare cluster has %q", found)
 	}

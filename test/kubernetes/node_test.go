@@ -187,7 +187,7 @@ func launch(t *testing.T, bare bool) (*cluster.Cluster, error) {
 	}
 	defer os.RemoveAll(bin) // what the cluster needs of it is copied
 	for name, pkg := range map[string]string{
-		"skep": "cmd/skep", "containerd-shim-skep-v2": "cmd/containerd-shim-skep-v2", "skep-agent": "cmd/skep-agent",
+		"skep": "cmd/skep", "containerd-shim-skep-v2": "cmd/containerd-shim-skep-v2", "skep-agent": "cmd/skep-agent", "skep-store": "cmd/skep-store",
 		"skep-hello": "functions/hello", "skep-cluster": "cmd/skep-cluster", "skep-pause": "cluster/pause",
 	} {
 		if err := testenv.Build(filepath.Join(bin, name), pkg); err != nil {
