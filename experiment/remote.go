@@ -100,7 +100,7 @@ func remotePoints(set Settings) []Point {
 func variantOf(parts ...string) string { return strings.Join(parts, ", ") }
 
 // Nodes are daemons on this machine that share an object store with the lab's own, each with its own data and
-// behind a link. cmd/skep has them.
+// behind a link. cmd/skep has them. Its methods are called one after the other.
 type Nodes interface {
 	// Push puts the newest snapshot of a function of the lab's own daemon into the store.
 	Push(ctx context.Context, function string) (api.PushedSnapshot, error)

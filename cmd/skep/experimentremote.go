@@ -72,9 +72,9 @@ type nodes struct {
 	lab   *labHost
 	store *objectStore
 
-	mu    sync.Mutex
-	links map[link.Link]*link.Proxy // guarded by mu
-	made  map[string]bool           // guarded by mu: directories that stay until close
+	// Of one goroutine at a time, as all of it is.
+	links map[link.Link]*link.Proxy
+	made  map[string]bool // directories that stay until close
 }
 
 var _ experiment.Nodes = (*nodes)(nil)
@@ -111,8 +111,6 @@ func (n *nodes) Push(ctx context.Context, function string) (api.PushedSnapshot, 
 
 // through is the store's URL over a link.
 func (n *nodes) through(l link.Link) (string, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	if n.links[l] == nil {
 		p, err := link.Open(l, n.store.address)
 		if err != nil {
