@@ -12,6 +12,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/functions"
+	"github.com/skep-dev/skep/image"
 	"github.com/skep-dev/skep/internal/link"
 )
 
@@ -150,9 +151,8 @@ type Remote struct {
 	Waits    int64         `json:"waits"`
 	Waited   time.Duration `json:"waited_ns"`
 	Cached   int64         `json:"cached_chunks,omitempty"` // that the node's cache had
-	// Until the snapshot was whole.
-	Total int64         `json:"total_bytes"`
-	Whole time.Duration `json:"whole_ns"` // from the request on
+	Total    int64         `json:"total_bytes"`             // until the snapshot and its root disk were whole
+	Whole    time.Duration `json:"whole_ns"`                // from the request until the snapshot was
 
 	Pushed *api.PushedSnapshot `json:"pushed,omitempty"` // it was no start
 	Guest  int64               `json:"guest_bytes,omitempty"`
@@ -326,10 +326,13 @@ func (l *Lab) startAway(ctx context.Context, name, policy string, input int) (Sa
 	}
 	stop()
 	r.Whole = <-arrived
-	r.Total = node.Stats().Fetched - before.Fetched
 	if err == nil {
 		err = l.Quiet(ctx, name)
 	}
+	if err == nil {
+		err = l.awaitDisk(ctx, name)
+	}
+	r.Total = node.Stats().Fetched - before.Fetched
 	if err != nil {
 		return s, err
 	}
@@ -337,6 +340,21 @@ func (l *Lab) startAway(ctx context.Context, name, policy string, input int) (Sa
 		return s, fmt.Errorf("after a start from the object store: %w", err)
 	}
 	return s, nil
+}
+
+// awaitDisk waits until the function's root disk, which may come late, is here, for a minute at most.
+func (l *Lab) awaitDisk(ctx context.Context, name string) error {
+	within, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		_, err := l.Image(name)
+		if !errors.Is(err, image.ErrNotFound) {
+			return err
+		}
+		if sleep(within, 5*time.Millisecond) != nil {
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // untilWhole returns how long after a moment a snapshot that is on its way was there; 0: none was on its way until ctx
