@@ -16,6 +16,7 @@ import (
 	"github.com/skep-dev/skep/internal/cause"
 	"github.com/skep-dev/skep/internal/tracing"
 	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/memory/userfaultfd"
 	"github.com/skep-dev/skep/vmm"
 )
 
@@ -52,6 +53,8 @@ type RestoreSpec struct {
 	// Shell is a process that was started ahead for this Spec and State, now the
 	// microVM's; nil for none. It cannot be used with a Session that is mapped.
 	Shell vmm.Shell
+	// Ahead serves the memory of a Shell that has loaded device state; nil: none does.
+	Ahead *memory.Ahead
 	// Held leaves what ran in the guest standing still, and the guest without the
 	// message that makes it another, until VM.Clone.
 	Held bool
@@ -199,7 +202,11 @@ func (s *Starter) restore(ctx context.Context, v *VM, spec RestoreSpec) error {
 
 func (s *Starter) restoreMachine(ctx context.Context, spec RestoreSpec) (vmm.Machine, error) {
 	if spec.Shell != nil {
-		return spec.Shell.Restore(ctx, spec.Session.Attach)
+		attach := spec.Session.Attach
+		if spec.Ahead != nil {
+			attach = func(ctx context.Context, g userfaultfd.Guest) error { return spec.Ahead.HandOver(ctx, g, spec.Session) }
+		}
+		return spec.Shell.Restore(ctx, attach)
 	}
 	r := vmm.RestoreSpec{Config: spec.Machine, Host: spec.Host, State: spec.State, Memory: vmm.Memory{File: spec.Memory}}
 	if !spec.Session.Mapped() {

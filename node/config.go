@@ -170,8 +170,10 @@ type Kernel struct {
 // are called once, after the data directory is locked and a crashed daemon's
 // processes are gone, so that they may clean up after it.
 type Deps struct {
-	VMM         vmm.VMM
-	Policy      func(name string) (memory.Policy, error)
+	VMM    vmm.VMM
+	Policy func(name string) (memory.Policy, error)
+	// Ahead serves the memory of processes that load device state ahead; nil: none does.
+	Ahead       func(context.Context, memory.Source) (*memory.Ahead, error)
 	OpenNetwork func(ctx context.Context) (network.Pool, error)
 	// Inhabitants lists the processes in network slots of an earlier daemon of the
 	// same data directory, before OpenNetwork; default none.

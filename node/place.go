@@ -11,6 +11,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/guest"
 	"github.com/skep-dev/skep/internal/tracing"
+	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/network"
 	"github.com/skep-dev/skep/vmm"
 )
@@ -21,7 +22,8 @@ type place struct {
 	id    string // of the process: an instance's, though not of one that took over a shell's
 	slot  *network.Slot
 	dir   string
-	shell vmm.Shell // the process that waits there; nil for none
+	shell vmm.Shell     // the process that waits there; nil for none
+	ahead *memory.Ahead // serves its memory until a restore's session does; nil for none
 }
 
 // take takes a place for a process of that id.
@@ -43,6 +45,11 @@ func (n *Node) leave(at *place) {
 	if at.shell != nil {
 		if err := at.shell.Kill(); err != nil {
 			n.log.Error("ending a VMM that was started ahead", "instance", at.id, "error", err)
+		}
+	}
+	if at.ahead != nil {
+		if err := at.ahead.Close(); err != nil {
+			n.log.Error("letting go of memory that was served ahead", "instance", at.id, "error", err)
 		}
 	}
 	_ = os.RemoveAll(at.dir)

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/skep-dev/skep/internal/cause"
 	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/scale"
 	"github.com/skep-dev/skep/snapshot"
@@ -356,10 +357,28 @@ func (s *shells) begin(ctx context.Context, sh *shell) (_ *place, err error) {
 	if err != nil {
 		return nil, err
 	}
-	at.shell, err = s.vmm.Shell(ctx, vmm.RestoreSpec{Config: n.machine(d, img.Disk), Host: n.host(at), State: filepath.Join(dir, snapshot.PartState)})
-	if err != nil {
+	spec := vmm.RestoreSpec{Config: n.machine(d, img.Disk), Host: n.host(at), State: filepath.Join(dir, snapshot.PartState)}
+	if n.deps.Ahead != nil {
+		src := memory.Source{SnapshotID: sh.snap, Path: filepath.Join(dir, snapshot.PartMemory), Size: int64(d.fn.MemoryMiB) << 20}
+		if at.ahead, err = n.deps.Ahead(n.ctx, src); err != nil {
+			n.leave(at)
+			return nil, err
+		}
+		spec.Memory.Attach = at.ahead.Attach
+		guarded, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		go func() {
+			select {
+			case <-at.ahead.Failed():
+				cancel(at.ahead.Err())
+			case <-guarded.Done():
+			}
+		}()
+		ctx = guarded
+	}
+	if at.shell, err = s.vmm.Shell(ctx, spec); err != nil {
 		n.leave(at)
-		return nil, err
+		return nil, cause.Because(ctx, err)
 	}
 	return at, nil
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/memory"
 	"github.com/skep-dev/skep/memory/userfaultfd"
 	"github.com/skep-dev/skep/vmm"
 )
@@ -20,6 +21,7 @@ type shelling struct {
 	*world
 	live map[string]*fakeShell // guarded by world.mu
 	used int                   // guarded by world.mu
+	node *Node
 
 	shellTime time.Duration // guarded by world.mu: what one takes to be made
 	shellErr  error         // guarded by world.mu
@@ -336,4 +338,57 @@ func TestShellsThatDoNotFitAreEnded(t *testing.T) {
 			t.Errorf("%d shells of a function that was removed", live)
 		}
 	})
+}
+
+// Memory of a process that loads device state ahead is served from the snapshot that it is made for,
+// until it is handed over or the process ends; where it cannot be there is no process, and starts do without.
+func TestShellsLoadAhead(t *testing.T) {
+	w := &shelling{world: newWorld(t), live: map[string]*fakeShell{}}
+	table := memory.New(memory.Options{})
+	defer table.Close()
+	var broken error
+	served := 0
+	synctest.Test(t, func(t *testing.T) {
+		deps := w.deps()
+		deps.VMM = w
+		deps.Ahead = func(ctx context.Context, src memory.Source) (*memory.Ahead, error) {
+			if src.SnapshotID != snapshotIDs(t, w.node)[0] || src.Size != 64<<20 {
+				t.Errorf("memory of %+v is to be served", src)
+			}
+			if broken != nil {
+				return nil, broken
+			}
+			served++
+			return table.Ahead(ctx, src)
+		}
+		n, err := Open(t.Context(), Config{DataDir: w.dir, UIDBase: -1, StopGrace: -1, Shells: 1, DefaultPolicy: "reap"}, deps)
+		must(t, err)
+		w.node = n
+		deploy(t, n, named("hello"))
+		synctest.Wait()
+		for _, sh := range w.live {
+			if sh.spec.Memory.Attach == nil {
+				t.Error("the process is to load nothing ahead")
+			}
+		}
+		cold(t, n, "hello", "reap")
+		if live, used := w.count(); live != 1 || used != 1 || served != 2 {
+			t.Errorf("%d processes wait, %d were used, the memory of %d was served; want 1, 1, 2", live, used, served)
+		}
+		broken = errors.New("no memory")
+		cold(t, n, "hello", "reap") // the one that is there
+		cold(t, n, "hello", "reap")
+		if live, used := w.count(); live != 0 || used != 2 {
+			t.Errorf("%d processes wait, %d were used; want none, 2", live, used)
+		}
+		must(t, n.Close(context.Background()))
+		w.check(t)
+	})
+	fds, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	for _, fd := range fds {
+		if to, _ := os.Readlink("/proc/self/fd/" + fd.Name()); filepath.Base(to) == "memory" {
+			t.Errorf("%s is still open", to)
+		}
+	}
 }

@@ -234,7 +234,7 @@ func (n *Node) restoreSpec(ctx context.Context, inst *instance, snap *snapshot.S
 		return microvm.RestoreSpec{}, err
 	}
 	spec, err := n.spec(inst)
-	return microvm.RestoreSpec{Spec: spec, State: snap.StatePath(), Memory: snap.MemoryPath(), Session: session, Shell: inst.place.shell}, err
+	return microvm.RestoreSpec{Spec: spec, State: snap.StatePath(), Memory: snap.MemoryPath(), Session: session, Shell: inst.place.shell, Ahead: inst.place.ahead}, err
 }
 
 func (n *Node) openMemory(ctx context.Context, inst *instance, from *origin) (memory.Session, error) {

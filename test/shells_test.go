@@ -11,14 +11,15 @@ import (
 )
 
 // TestProcessesStartedAhead: a VMM process waits after a deployment and after the
-// daemon's start, and the next cold start takes it, after which another waits; when it
+// daemon's start, and the next cold start takes it, with device state loaded, after which another waits; when it
 // is killed instead, the next cold start does without; however the daemon ends, it is not left.
 func TestProcessesStartedAhead(t *testing.T) {
 	d := start(t, "shells = 1")
 	d.hello("hello", "--keep-alive", "1s")
 	coldStart := func(want int) int {
 		t.Helper()
-		if a := d.mustGet("hello", "/?name=bee"); a.header.Get(api.HeaderStart) != "restore" || !strings.Contains(a.body, "bee") {
+		a := d.mustGet("hello", "/?name=bee")
+		if a.header.Get(api.HeaderStart) != "restore" || !strings.Contains(a.body, "bee") {
 			t.Fatalf("%+v, want a restore", a)
 		}
 		is, err := d.client.Instances(d.ctx(5*time.Second), "hello")
@@ -27,6 +28,14 @@ func TestProcessesStartedAhead(t *testing.T) {
 		}
 		if want != 0 && is[0].PID != want {
 			t.Errorf("process %d was taken, %d was waiting", is[0].PID, want)
+		}
+		var rec api.Invocation
+		eventually(t, "a record", 10*time.Second, func() error {
+			rec, err = d.client.Invocation(d.ctx(5*time.Second), a.header.Get(api.HeaderInvocation))
+			return err
+		})
+		if is[0].VMM == "qemu" && want != 0 && rec.Phases.Load != 0 {
+			t.Errorf("device state was loaded when the request was there: %+v", rec.Phases)
 		}
 		return is[0].PID
 	}

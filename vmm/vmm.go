@@ -156,8 +156,10 @@ type Memory struct {
 // it, so that a cold start waits neither for its exec nor for its own start.
 type Sheller interface {
 	// Shell starts the process of a machine that will be restored from
-	// spec.State, up to where it waits for memory and device state. spec.Memory is
-	// not looked at: the memory of such a machine is always attached.
+	// spec.State. The memory of such a machine is always attached. Where
+	// spec.Memory.Attach is set a VMM that can do so calls it now and loads device
+	// state, so that nothing but to resume is left; else it waits for memory and
+	// device state.
 	Shell(ctx context.Context, spec RestoreSpec) (Shell, error)
 }
 
@@ -165,7 +167,8 @@ type Sheller interface {
 type Shell interface {
 	// Restore does what is left of VMM.Restore, under the same contract. It is
 	// called at most once and uses the shell up: when it fails nothing is left,
-	// else the machine is all there is.
+	// else the machine is all there is. attach is called with the zero Guest where
+	// the memory was attached before: who has it hands it over.
 	Restore(ctx context.Context, attach func(context.Context, userfaultfd.Guest) error) (Machine, error)
 	// Done is closed when the process has ended.
 	Done() <-chan struct{}
@@ -178,7 +181,7 @@ type Shell interface {
 // Timings are the parts of a start.
 type Timings struct {
 	Spawn time.Duration // exec until the VMM's control channel answers
-	Load  time.Duration // device state (restore) or vCPUs started (boot)
+	Load  time.Duration // device state (restore; 0 where it was loaded ahead) or vCPUs started (boot)
 }
 
 // Errors that callers branch on.

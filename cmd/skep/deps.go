@@ -76,6 +76,7 @@ func (d *daemon) deps() node.Deps {
 	return node.Deps{
 		VMM:         d.vmm,
 		Policy:      d.policy.Lookup,
+		Ahead:       d.policy.Ahead,
 		OpenNetwork: d.openNetwork,
 		Inhabitants: d.inhabitants,
 		OpenImages:  d.openImages,

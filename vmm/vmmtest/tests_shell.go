@@ -3,6 +3,8 @@ package vmmtest
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 
@@ -64,6 +66,54 @@ func (s *suite) testShell(t *testing.T) {
 	}
 	if _, err := sh.Restore(ctx, p.attach); err == nil {
 		t.Error("a shell was used twice")
+	}
+}
+
+// testShellLoads: where the memory is served ahead a VMM may load device state ahead,
+// and what is left of the restore is to say who serves it from then on.
+func (s *suite) testShellLoads(t *testing.T) {
+	ctx, h := s.context(t), s.host(t)
+	p := servePages(t, s.memory)
+	t.Cleanup(p.close)
+	sh, err := s.sheller(t).Shell(ctx, vmm.RestoreSpec{Config: s.config, Host: h, State: s.state, Memory: vmm.Memory{Attach: p.attach}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = sh.Kill() })
+	ahead, calls := p.guest.FD != nil, 0
+	t.Logf("loaded ahead: %v, by %d faults", ahead, p.faults.Load())
+	m, err := sh.Restore(ctx, func(ctx context.Context, g userfaultfd.Guest) error {
+		if calls++; ahead && g.FD == nil {
+			return nil
+		}
+		return p.attach(ctx, g)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := &instance{Machine: m, host: h}
+	t.Cleanup(func() { i.end(t) })
+	if tm := i.Timings(); calls != 1 || ahead && tm.Load != 0 {
+		t.Errorf("memory was attached %d times after its process was started; timings %+v, loaded ahead: %v", calls, tm, ahead)
+	}
+	if err := i.Resume(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.checkGoesOn(t, i.await(ctx, t, 10))
+
+	// Whose state is refused is no shell, and says why.
+	bad := filepath.Join(t.TempDir(), "state")
+	if err := os.WriteFile(bad, []byte("no device state"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	q := servePages(t, s.memory)
+	t.Cleanup(q.close)
+	refused, err := s.sheller(t).Shell(ctx, vmm.RestoreSpec{Config: s.config, Host: s.host(t), State: bad, Memory: vmm.Memory{Attach: q.attach}})
+	if err == nil {
+		_, err = refused.Restore(ctx, q.attach)
+	}
+	if !errors.Is(err, vmm.ErrState) {
+		t.Errorf("a shell of device state that is none: %v, want %v", err, vmm.ErrState)
 	}
 }
 

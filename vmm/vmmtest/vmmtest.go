@@ -44,6 +44,7 @@ func Run(t *testing.T, open func(t testing.TB) vmm.VMM, lacks ...string) {
 		{"Generation", s.testGeneration},
 		{"ManyAtOnce", s.testManyAtOnce},
 		{"Shell", s.testShell},
+		{"ShellLoads", s.testShellLoads},
 		{"ShellEnds", s.testShellEnds},
 		{"GuestEnds", s.testGuestEnds},
 		{"ConsoleIsBounded", s.testConsoleIsBounded},
