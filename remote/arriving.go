@@ -16,7 +16,7 @@ import (
 
 const (
 	// What somebody waits for comes with so many blocks that follow it in the file.
-	missBlocks = 8
+	missBlocks = 32
 	// Fill asks for ranges of at most so many bytes, so many at once: who waits for a chunk
 	// waits for no more than what is under way.
 	fillRange = 1 << 20
