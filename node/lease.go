@@ -162,8 +162,11 @@ func (p *pool) giveBack(l *lease, answered bool) {
 			p.service = scale.Average(p.service, now.Sub(l.began))
 		}
 	}
-	if inst.state == api.InstanceDraining {
+	switch inst.state {
+	case api.InstanceDraining:
 		p.endIfUnused(inst)
+		return
+	case api.InstanceStopped: // it died, and who had it has taken this long to say so
 		return
 	}
 	if inst.active == 0 {

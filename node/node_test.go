@@ -419,8 +419,12 @@ func TestInstanceDeath(t *testing.T) {
 				if _, err := l.Transport(false).RoundTrip(mustRequest(t)); err == nil {
 					t.Error("a dead instance answers")
 				}
+				dead := l.Instance()
 				l.Release(api.Invocation{Status: 502})
 				l = acquire(t, n, AcquireOptions{})
+				if l.Instance() == dead || l.Start() == api.StartWarm {
+					t.Errorf("the next request was given %s by a %s start: the dead one is %s", l.Instance(), l.Start(), dead)
+				}
 				l.Release(api.Invocation{})
 			})
 		})
