@@ -134,7 +134,7 @@ func (n *Node) rootDisk(digest string) (image.Image, *arrivingDisk, error) {
 func (n *Node) bootable(ctx context.Context, d *deployment) error {
 	_, _, err := n.rootDisk(d.image.Digest)
 	pinned := image.Pinned(d.fn.Image, d.image.Digest)
-	if pinned == "" || !errors.Is(err, image.ErrNotFound) && !errors.Is(err, ErrStoreUnavailable) {
+	if pinned == "" || !errors.Is(err, image.ErrNotFound) && !errors.Is(err, errNotWhole) {
 		return nil // what is wrong with it shows when it is used
 	}
 	n.log.Info("fetching an image again", "function", d.fn.Name, "image", pinned, "reason", err)
@@ -319,10 +319,14 @@ func (a *arrivingDisk) whole(ctx context.Context) error {
 	return a.fill(ctx)
 }
 
+// errNotWhole is of a root disk that is arriving and stuck: for now, or, where what the store has is of no use,
+// for good, when it is about to be given up.
+var errNotWhole = errors.New("has not come whole yet")
+
 // usable says why nothing should start with it, if so.
 func (a *arrivingDisk) usable() error {
 	if err := a.isStuck(); err != nil {
-		return fmt.Errorf("the root disk of image %s has not come whole yet: %w", a.image.Digest, err)
+		return fmt.Errorf("the root disk of image %s %w: %w", a.image.Digest, errNotWhole, err)
 	}
 	return nil
 }
