@@ -341,14 +341,18 @@ func (c *Cluster) retry(ctx context.Context, do func(context.Context) error) err
 func retry(ctx context.Context, do func(context.Context) error, goesOn func() error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not within %v", patience))
 	defer cancel()
+	var last error // of the last try that was not ended by the time: that one says nothing
 	for {
 		err := do(ctx)
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
 		if refused := (*refusedError)(nil); err == nil || errors.As(err, &refused) {
 			return err
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: the last try: %w", context.Cause(ctx), err)
+			return fmt.Errorf("%w: the last try: %w", context.Cause(ctx), last)
 		case <-time.After(200 * time.Millisecond):
 		}
 		if err := goesOn(); err != nil {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 )
 
 // What no second try mends is said after the first: as kubectl 1.34 says it.
@@ -76,4 +77,21 @@ func TestRetry(t *testing.T) {
 	if err != nil || tries != 3 {
 		t.Errorf("after %d tries: %v", tries, err)
 	}
+}
+
+// TestLastReason has a try be ended by the time: what is told is the reason that the one before it had.
+func TestLastReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reason, tries := errors.New("namespace not found"), 0
+		err := retry(t.Context(), func(ctx context.Context) error {
+			if tries++; tries < 3 {
+				return reason
+			}
+			<-ctx.Done()
+			return errors.New("signal: killed")
+		}, func() error { return nil })
+		if !errors.Is(err, reason) || !strings.Contains(err.Error(), "not within 3m0s") {
+			t.Errorf("%v", err)
+		}
+	})
 }
