@@ -77,10 +77,17 @@ func Open(ctx context.Context, o Options) (*Bucket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening bucket %s: %w", o.Name, err)
 	}
+	// The SDK's client hides its connections: what it would make of its options is made here, to be closed.
+	buildable, ok := cfg.HTTPClient.(*awshttp.BuildableClient)
+	if !ok {
+		return nil, fmt.Errorf("opening bucket %s: the SDK has replaced its client by a %T", o.Name, cfg.HTTPClient)
+	}
+	transport := buildable.GetTransport()
+	cfg.HTTPClient = &http.Client{Transport: transport, CheckRedirect: onlyRepeated}
 	// Only what every S3-compatible store knows: no checksums in trailers.
 	cfg.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 	cfg.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
-	b := &Bucket{name: o.Name, timeout: o.Timeout, close: client.GetTransport().CloseIdleConnections}
+	b := &Bucket{name: o.Name, timeout: o.Timeout, close: transport.CloseIdleConnections}
 	for _, e := range o.Endpoints {
 		if u, err := url.Parse(e); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 			return nil, fmt.Errorf("opening bucket %s: endpoint %q: want a URL such as http://127.0.0.1:9000", o.Name, e)
@@ -91,6 +98,18 @@ func Open(ctx context.Context, o Options) (*Bucket, error) {
 		b.clients = []*s3.Client{s3.NewFromConfig(cfg)}
 	}
 	return b, nil
+}
+
+// onlyRepeated follows redirections that say the same request is to be made elsewhere, as the SDK's client does.
+func onlyRepeated(r *http.Request, _ []*http.Request) error {
+	if r.Response == nil {
+		return nil
+	}
+	switch r.Response.StatusCode {
+	case http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		return nil
+	}
+	return http.ErrUseLastResponse
 }
 
 // Close drops idle connections.

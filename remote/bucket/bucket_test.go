@@ -8,6 +8,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -116,4 +117,34 @@ func TestBrokenAnswers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestClose has no connection of a closed bucket be left at the server.
+func TestClose(t *testing.T) {
+	var open sync.WaitGroup
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("0123456789")) }))
+	server.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		switch s {
+		case http.StateNew:
+			open.Add(1)
+		case http.StateClosed:
+			open.Done()
+		}
+	}
+	server.Start()
+	defer server.Close()
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} {
+		t.Setenv(name, "any")
+	}
+	b, err := bucket.Open(t.Context(), bucket.Options{Name: "b", Endpoints: []string{server.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if got, err := b.Get(t.Context(), "k", 10); err != nil || string(got) != "0123456789" {
+			t.Errorf("got %q, %v", got, err)
+		}
+	}
+	b.Close()
+	open.Wait() // or the test ends by its time limit
 }
