@@ -37,6 +37,7 @@ type Arriving struct {
 	wait   time.Duration
 	chunks []uint32            // of the file, in order
 	places map[uint32][]uint32 // blocks of each chunk
+	stored int64               // bytes of those chunks in the store
 
 	fetched atomic.Int64 // bytes that came from the store
 	waits   atomic.Int64 // times that somebody waited,
@@ -45,8 +46,6 @@ type Arriving struct {
 	mu     sync.Mutex
 	here   []bool                   // guarded by mu: by chunk
 	coming map[uint32]chan struct{} // guarded by mu: closed when the fetch is over, however
-	asking int                      // guarded by mu: who waits for something
-	calm   chan struct{}            // guarded by mu: closed when nobody waits any more; nil: nobody does
 	bad    error                    // guarded by mu: what the store has is of no use
 }
 
@@ -57,7 +56,7 @@ func (s *Store) Arrive(m *Manifest, name string, to io.WriterAt, wait time.Durat
 	if !ok {
 		return nil, fmt.Errorf("the snapshot has no file %s: %w", name, ErrFormat)
 	}
-	a := &Arriving{s: s, m: m, c: c, to: to, wait: wait, places: map[uint32][]uint32{}, here: make([]bool, len(m.Chunks)), coming: map[uint32]chan struct{}{}}
+	a := &Arriving{s: s, m: m, c: c, to: to, wait: wait, places: map[uint32][]uint32{}, stored: m.Stored(c), here: make([]bool, len(m.Chunks)), coming: map[uint32]chan struct{}{}}
 	for _, r := range c.Runs {
 		for i := range r.Blocks {
 			k := r.Chunk + i
@@ -133,9 +132,9 @@ func (a *Arriving) Bring(ctx context.Context, off, length int64) error {
 	began := time.Now()
 	a.waits.Add(1)
 	a.s.meter.waits.Add(1)
-	a.hurry()
+	a.s.waiting.enter()
 	defer func() {
-		a.relax()
+		a.s.waiting.leave()
 		took := int64(time.Since(began))
 		a.waited.Add(took)
 		a.s.meter.waited.Add(took)
@@ -249,25 +248,49 @@ func (a *Arriving) fetch(ctx context.Context, sp span, over chan struct{}) (int6
 	return read, err
 }
 
-// hurry and relax are around somebody's waiting: Fill asks for nothing new meanwhile.
-func (a *Arriving) hurry() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.asking++; a.asking == 1 {
-		a.calm = make(chan struct{})
+// gate is closed while somebody waits for a part of whatever is arriving: of memory or of a root disk, of any
+// snapshot, since all of it shares the way from the store. Fill asks for nothing new meanwhile.
+type gate struct {
+	mu    sync.Mutex
+	who   int           // guarded by mu: how many wait
+	opens chan struct{} // guarded by mu: closed when nobody waits any more; nil: nobody does
+}
+
+func (g *gate) enter() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.who++; g.who == 1 {
+		g.opens = make(chan struct{})
 	}
 }
 
-func (a *Arriving) relax() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.asking--; a.asking == 0 {
-		close(a.calm)
-		a.calm = nil
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.who--; g.who == 0 {
+		close(g.opens)
+		g.opens = nil
 	}
 }
 
-// Fill fetches all that is not here yet, after what others wait for, and calls came, which may be nil,
+// pass returns when nobody waits.
+func (g *gate) pass(ctx context.Context) error {
+	for {
+		g.mu.Lock()
+		opens := g.opens
+		g.mu.Unlock()
+		if opens == nil {
+			return nil
+		}
+		select {
+		case <-opens:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Fill fetches all that is not here yet, after what anybody waits for of this store, and calls came, which may be nil,
 // whenever something has come, from several goroutines. Errors wrap ErrUnavailable, ErrNotThere or
 // ErrFormat, or are the file's; it can be called again.
 func (a *Arriving) Fill(ctx context.Context, came func()) error {
@@ -295,16 +318,10 @@ func (a *Arriving) absent() []uint32 {
 // fill fetches of a span what nobody else has fetched meanwhile, and waits for what others do.
 func (a *Arriving) fill(ctx context.Context, sp span, came func()) error {
 	for want := sp.chunks; len(want) > 0; {
-		a.mu.Lock()
-		if calm := a.calm; calm != nil {
-			a.mu.Unlock()
-			select {
-			case <-calm:
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-			continue
+		if err := a.s.waiting.pass(ctx); err != nil {
+			return err
 		}
+		a.mu.Lock()
 		var mine []uint32
 		var other chan struct{}
 		for _, c := range want {
@@ -352,14 +369,15 @@ func (a *Arriving) fill(ctx context.Context, sp span, came func()) error {
 // Arrived says how far a file is.
 type Arrived struct {
 	Done, Total int64         // bytes of content, without zeros
-	Fetched     int64         // bytes that came from the store
+	Fetched     int64         // bytes that came from the store,
+	Stored      int64         // of so many that it has of it
 	Waits       int64         // times that somebody waited for a part of it,
 	Waited      time.Duration // for so long in all
 }
 
 // Progress says how far the file is.
 func (a *Arriving) Progress() Arrived {
-	out := Arrived{Fetched: a.fetched.Load(), Waits: a.waits.Load(), Waited: time.Duration(a.waited.Load())}
+	out := Arrived{Fetched: a.fetched.Load(), Stored: a.stored, Waits: a.waits.Load(), Waited: time.Duration(a.waited.Load())}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, c := range a.chunks {

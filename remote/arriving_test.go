@@ -125,6 +125,69 @@ func TestArrivingBringsLittle(t *testing.T) {
 	}
 }
 
+// TestWaitsComeFirst has somebody who waits for a part of one file be served before the rest of any is fetched.
+func TestWaitsComeFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &remotetest.Memory{}
+		memory, _, s := arriving(t, b, content(seeds(1, 300)...), time.Minute)
+		sn := snap(t, "b", content(seeds(1000, 300)...))
+		push(t, s, sn)
+		e, err := s.Find(t.Context(), "hello", "b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := s.Load(t.Context(), e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		disk, err := s.Arrive(m, "memory", &buffer{b: make([]byte, 300*block)}, time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var asked atomic.Int64
+		answer := make(chan struct{})
+		b.Fail = func(string, string) error {
+			asked.Add(1)
+			<-answer
+			return nil
+		}
+		brought, filled := make(chan error, 1), make(chan error, 1)
+		go func() { brought <- disk.Bring(t.Context(), 0, 1) }()
+		synctest.Wait()
+		go func() { filled <- memory.Fill(t.Context(), nil) }()
+		synctest.Wait()
+		if n := asked.Load(); n != 1 {
+			t.Errorf("the store was asked %d times while somebody waited", n)
+		}
+		answer <- struct{}{}
+		if err := <-brought; err != nil {
+			t.Error(err)
+		}
+		close(answer)
+		if err := <-filled; err != nil {
+			t.Error(err)
+		}
+		if p := memory.Progress(); p.Done != p.Total || p.Total != 300*block {
+			t.Errorf("it is here to %+v", p)
+		}
+		// Who is told to end does not wait for who waits.
+		b.Fail = func(string, string) error { time.Sleep(time.Hour); return nil }
+		leaving, leave := context.WithCancel(t.Context())
+		go func() { brought <- disk.Bring(leaving, 290*block, 1) }()
+		synctest.Wait()
+		ending, end := context.WithCancelCause(t.Context())
+		go func() { filled <- disk.Fill(ending, nil) }()
+		synctest.Wait()
+		told := errors.New("told to end")
+		end(told)
+		if err := <-filled; !errors.Is(err, told) && !errors.Is(err, context.Canceled) {
+			t.Errorf("filled: %v", err)
+		}
+		leave()
+		<-brought
+	})
+}
+
 // TestArrivingFromDeadStore has who waits be told within the bound, and not before: the store may come back.
 func TestArrivingFromDeadStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

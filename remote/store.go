@@ -54,6 +54,7 @@ type Store struct {
 
 	meter   meter
 	filling *rate.Limiter // bytes of what nobody waits for
+	waiting gate          // before that
 
 	cacheFull sync.Once // it was told that nothing can be kept in the cache
 
