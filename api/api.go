@@ -130,8 +130,17 @@ type MemoryStats struct {
 type RemoteMemory struct {
 	Began   time.Duration `json:"began_ns"`      // from asking for it until the first start from it could begin
 	Fetched int64         `json:"fetched_bytes"` // read from the store, as stored
-	Total   int64         `json:"total_bytes"`   // as stored, of all that the node needs of the snapshot
+	Total   int64         `json:"total_bytes"`   // as stored, of all that the node needs of the snapshot, but for its root disk
 	Waits   int64         `json:"waits"`         // times that guests waited for a part of its memory,
+	Waited  time.Duration `json:"waited_ns"`     // in all
+}
+
+// RemoteDisk says what had come of a root disk from the object store when the first response of an
+// instance that started before all of it was here was over, to all that started with it until then.
+type RemoteDisk struct {
+	Fetched int64         `json:"fetched_bytes"` // read from the store, as stored
+	Total   int64         `json:"total_bytes"`   // as stored, of all of it
+	Waits   int64         `json:"waits"`         // times that guests, or their VMMs, waited for a part of it,
 	Waited  time.Duration `json:"waited_ns"`     // in all
 }
 
@@ -145,6 +154,7 @@ type Invocation struct {
 	Time     time.Time    `json:"time"` // arrival
 	Phases   Phases       `json:"phases"`
 	Memory   *MemoryStats `json:"memory,omitempty"` // only for restore starts
+	Disk     *RemoteDisk  `json:"disk,omitempty"`   // only for starts before all of the root disk was here
 	BytesIn  int64        `json:"bytes_in"`
 	BytesOut int64        `json:"bytes_out"`
 	Status   int          `json:"status"`            // HTTP status that the client saw

@@ -98,7 +98,7 @@ func (c memoryCounters) all() []*prometheus.CounterVec {
 	return []*prometheus.CounterVec{c.restores, c.faults, c.prefetched, c.zero, c.ahead, c.missed, c.wasted, c.read, c.fetch, c.install, c.handler}
 }
 
-// remoteCounters are of instances that started before all of their snapshot was here.
+// remoteCounters are of instances that started before all of their snapshot, or of their root disk, was here.
 type remoteCounters struct{ starts, bytes prometheus.Counter }
 
 func newRemoteCounters() remoteCounters {
@@ -106,8 +106,8 @@ func newRemoteCounters() remoteCounters {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "skep_store_" + name + "_total", Help: help})
 	}
 	return remoteCounters{
-		starts: counter("first_responses", "First responses of instances that started while their snapshot was being fetched."),
-		bytes:  counter("first_response_bytes", "Bytes of the snapshot that had come from the object store by those responses."),
+		starts: counter("first_responses", "First responses of instances that started while their snapshot or root disk was being fetched."),
+		bytes:  counter("first_response_bytes", "Bytes of snapshot and root disk that had come from the object store by those responses."),
 	}
 }
 
@@ -184,10 +184,23 @@ func (m *Metrics) Observe(rec api.Invocation) {
 	})
 	if s := rec.Memory; s != nil {
 		m.memory.add(function, *s)
-		if r := s.Remote; r != nil {
-			m.remote.starts.Inc()
-			m.remote.bytes.Add(float64(r.Fetched))
-		}
+	}
+	m.remote.add(rec)
+}
+
+func (c remoteCounters) add(rec api.Invocation) {
+	var fetched int64
+	remote := rec.Disk != nil
+	if remote {
+		fetched = rec.Disk.Fetched
+	}
+	if rec.Memory != nil && rec.Memory.Remote != nil {
+		remote = true
+		fetched += rec.Memory.Remote.Fetched
+	}
+	if remote {
+		c.starts.Inc()
+		c.bytes.Add(float64(fetched))
 	}
 }
 

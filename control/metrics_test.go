@@ -177,9 +177,10 @@ func TestStoreMetrics(t *testing.T) {
 	}
 	m := control.NewMetrics(storeState{n}, api.Version{}, nil)
 	m.Observe(api.Invocation{Function: "hello", Memory: &api.MemoryStats{Policy: "stream", Remote: &api.RemoteMemory{Fetched: 10}}})
+	m.Observe(api.Invocation{Function: "hello", Disk: &api.RemoteDisk{Fetched: 7}})
 	text := scrape(t, m)
 	for _, want := range []string{"fetched_bytes_total 1", "requests_total 2", "failed_requests_total 3", "waits_total 4", "wait_seconds_total 5",
-		"cache_hits_total 6", "cache_misses_total 7", "cache_bytes 8", "arriving_snapshots 9", "first_responses_total 1", "first_response_bytes_total 10"} {
+		"cache_hits_total 6", "cache_misses_total 7", "cache_bytes 8", "arriving_snapshots 9", "first_responses_total 2", "first_response_bytes_total 17"} {
 		if !strings.Contains(text, "\nskep_store_"+want+"\n") {
 			t.Errorf("no %s", want)
 		}

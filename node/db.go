@@ -74,6 +74,8 @@ INSERT INTO revisions (name, number, change, function, image) SELECT name, 1, 'd
 `, `
 ALTER TABLE invocations ADD COLUMN trace TEXT NOT NULL DEFAULT '';
 ALTER TABLE invocations ADD COLUMN container TEXT; -- api.Container as JSON; of a container's start
+`, `
+ALTER TABLE invocations ADD COLUMN disk TEXT; -- api.RemoteDisk as JSON; of a start before all of the root disk was here
 `}
 
 func openDatabase(ctx context.Context, path string) (*database, error) {

@@ -150,6 +150,7 @@ func (n *Node) bootable(ctx context.Context, d *deployment) error {
 
 // disk is the path of the instance's root disk.
 func (n *Node) disk(inst *instance) (string, error) {
+	inst.late = nil
 	img, a, err := n.rootDisk(inst.dep.image.Digest)
 	if err == nil && a != nil && !a.join() {
 		img, a, err = n.rootDisk(inst.dep.image.Digest) // it has just come, or will not
@@ -158,15 +159,19 @@ func (n *Node) disk(inst *instance) (string, error) {
 		return img.Disk, err
 	}
 	path, end, err := n.disks.server.Show(inst.id, a, func(err error) {
-		inst.attempt.fail(fmt.Errorf("its root disk cannot be read any more: %w", err))
+		inst.attempt.fail(fmt.Errorf("%w: %w", errDiskLost, err))
 	})
 	if err != nil {
 		a.leave()
 		return "", err
 	}
 	inst.onRelease(func() { end(); a.leave() })
+	inst.late = a
 	return path, nil
 }
+
+// errDiskLost ends an instance, or a try to start it, whose root disk was on its way.
+var errDiskLost = errors.New("its root disk cannot be read any more")
 
 // attempt is what ends when something of the host fails under an instance: a start of it, after which it may
 // start in another way, or else the instance.
@@ -241,7 +246,6 @@ func (n *Node) bringDisk(ctx context.Context, r *transfer.Found) (*arrivingDisk,
 		a.leave()
 		return nil, err
 	}
-	n.disks.put(a)
 	return a, nil
 }
 
@@ -332,6 +336,12 @@ func (a *arrivingDisk) usable() error {
 }
 
 var _ lazydisk.Disk = (*arrivingDisk)(nil)
+
+// remote is what a record says of it.
+func (a *arrivingDisk) remote() *api.RemoteDisk {
+	at := a.blocks.Progress()
+	return &api.RemoteDisk{Fetched: at.Fetched, Total: at.Stored, Waits: at.Waits, Waited: at.Waited}
+}
 
 // Size, Here, Bring and ReadAt are its disk's.
 func (a *arrivingDisk) Size() int64                             { return a.image.DiskBytes }

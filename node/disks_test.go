@@ -231,6 +231,14 @@ func TestStartsBeforeDiskHasCome(t *testing.T) {
 		if _, all := l.shown.count(); all != before {
 			t.Error("what is whole was not started from as a file")
 		}
+		time.Sleep(time.Second) // records are written some at a time
+		recs, err := l.n.Invocations(t.Context(), InvocationFilter{Function: "hello"})
+		if err != nil || len(recs) != 2 || recs[0].Disk == nil || recs[1].Disk != nil {
+			t.Fatalf("records: %+v, %v", recs, err)
+		}
+		if d := recs[0].Disk; d.Fetched != d.Total || d.Total < 3<<20 || d.Waits == 0 {
+			t.Errorf("its record says of the root disk: %+v", d)
+		}
 	})
 }
 

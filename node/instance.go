@@ -67,7 +67,8 @@ type instance struct {
 	noSnapshot bool              // it was booted since there was no usable one
 	span       trace.SpanContext // of its start
 	releases   []func()
-	attempt    attempt // to start it
+	attempt    attempt       // to start it
+	late       *arrivingDisk // its root disk, if that was on its way when it started
 
 	// lastInvocation is the one that it was lent to last, if it takes one at once.
 	lastInvocation atomic.Pointer[string]

@@ -133,6 +133,9 @@ func (p *pool) fill(rec *api.Invocation, l *lease) {
 	have.Queue, have.Slot, have.Spawn, have.Load, have.Install = know.Queue, know.Slot, know.Spawn, know.Load, know.Install
 	have.Resume, have.Boot, have.Clone, have.Init = know.Resume, know.Boot, know.Clone, know.Init
 	if l.first {
+		if l.inst.late != nil {
+			rec.Disk = l.inst.late.remote()
+		}
 		l.inst.vm.WithSession(func(s memory.Session) {
 			if answered(rec) {
 				s.Responded()

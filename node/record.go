@@ -129,8 +129,8 @@ func (r *recorder) write(batch []api.Invocation) error {
 }
 
 func insert(ctx context.Context, tx *sql.Tx, batch []api.Invocation) error {
-	n := 12 + len(api.PhaseNames) + 2
-	stmt, err := tx.PrepareContext(ctx, "INSERT INTO invocations ("+recordColumns+", "+phaseColumns+", memory, container) VALUES (?"+strings.Repeat(", ?", n-1)+")")
+	n := 12 + len(api.PhaseNames) + 3
+	stmt, err := tx.PrepareContext(ctx, "INSERT INTO invocations ("+recordColumns+", "+phaseColumns+", memory, disk, container) VALUES (?"+strings.Repeat(", ?", n-1)+")")
 	if err != nil {
 		return err
 	}
@@ -155,8 +155,12 @@ func recordValues(rec *api.Invocation) ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
+	disk, err := column(rec.Disk)
+	if err != nil {
+		return nil, err
+	}
 	container, err := column(rec.Container)
-	return append(values, memory, container), err
+	return append(values, memory, disk, container), err
 }
 
 // column is JSON, or NULL for what is not there.
@@ -193,7 +197,7 @@ func (d *database) invocations(ctx context.Context, f InvocationFilter) ([]api.I
 		return nil, fmt.Errorf("reading records: %w", err)
 	}
 	rows, err := d.main.QueryContext(ctx, "SELECT * FROM (SELECT seq, "+recordColumns+", "+phaseColumns+
-		", memory, container FROM invocations WHERE "+where+" ORDER BY time_ns DESC, seq DESC LIMIT ?) ORDER BY time_ns, seq", append(args, limit)...)
+		", memory, disk, container FROM invocations WHERE "+where+" ORDER BY time_ns DESC, seq DESC LIMIT ?) ORDER BY time_ns, seq", append(args, limit)...)
 	if err != nil {
 		return nil, fmt.Errorf("reading records: %w", err)
 	}
@@ -241,13 +245,13 @@ func selected(f InvocationFilter) (where string, args []any, err error) {
 
 func scanRecord(rows *sql.Rows) (seq int64, rec api.Invocation, err error) {
 	var at int64
-	var memory, container []byte
+	var memory, disk, container []byte
 	us := make([]int64, len(api.PhaseNames))
 	dest := []any{&seq, &rec.ID, &rec.Function, &rec.Instance, &rec.Snapshot, &rec.Start, &at, &rec.Status, &rec.Failure, &rec.Error, &rec.BytesIn, &rec.BytesOut, &rec.Trace}
 	for i := range us {
 		dest = append(dest, &us[i])
 	}
-	if err := rows.Scan(append(dest, &memory, &container)...); err != nil {
+	if err := rows.Scan(append(dest, &memory, &disk, &container)...); err != nil {
 		return seq, rec, err
 	}
 	rec.Time = time.Unix(0, at).UTC()
@@ -258,6 +262,9 @@ func scanRecord(rows *sql.Rows) (seq int64, rec api.Invocation, err error) {
 	}
 	if memory != nil {
 		err = json.Unmarshal(memory, &rec.Memory)
+	}
+	if disk != nil {
+		err = errors.Join(err, json.Unmarshal(disk, &rec.Disk))
 	}
 	if container != nil {
 		err = errors.Join(err, json.Unmarshal(container, &rec.Container))

@@ -73,7 +73,7 @@ func (r *Records) Last(ctx context.Context) (last int64, err error) {
 // Since calls f for each record that came after the one of that number, in the order in
 // which they came, and returns the number of the last.
 func (r *Records) Since(ctx context.Context, seq int64, f func(api.Invocation)) (last int64, err error) {
-	rows, err := r.db.main.QueryContext(ctx, "SELECT seq, "+recordColumns+", "+phaseColumns+", memory, container FROM invocations WHERE seq > ? ORDER BY seq", seq)
+	rows, err := r.db.main.QueryContext(ctx, "SELECT seq, "+recordColumns+", "+phaseColumns+", memory, disk, container FROM invocations WHERE seq > ? ORDER BY seq", seq)
 	if err != nil {
 		return seq, describeDB("reading records", err)
 	}

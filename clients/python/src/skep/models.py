@@ -38,6 +38,7 @@ __all__ = [
     "PullRequest",
     "PushedSnapshot",
     "Rehearsal",
+    "RemoteDisk",
     "RemoteMemory",
     "RemoteSnapshot",
     "Report",
@@ -485,6 +486,7 @@ class Invocation:
     snapshot: str | None = None
     start: Literal["boot", "restore", "warm", ""] | None = None
     memory: MemoryStats | None = None
+    disk: RemoteDisk | None = None
     #: whose doing it is that no complete answer reached the client
     failure: Literal["client", "queue", "timeout", "function", "platform"] | None = None
     #: why skep, not the function, failed it
@@ -666,6 +668,23 @@ class Rehearsal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RemoteDisk:
+    """RemoteDisk says what had come of a root disk from the object store when the first response
+    of an instance that started before all of it was here was over, to all that started with it
+    until then.
+    """
+
+    #: read from the store, as stored
+    fetched_bytes: int
+    #: as stored, of all of it
+    total_bytes: int
+    #: times that guests, or their VMMs, waited for a part of it,
+    waits: int
+    #: in all
+    waited_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RemoteMemory:
     """RemoteMemory says what had come of a snapshot from the object store when the instance's
     first response was over, of all that started from it until then.
@@ -675,7 +694,7 @@ class RemoteMemory:
     began_ns: int
     #: read from the store, as stored
     fetched_bytes: int
-    #: as stored, of all that the node needs of the snapshot
+    #: as stored, of all that the node needs of the snapshot, but for its root disk
     total_bytes: int
     #: times that guests waited for a part of its memory,
     waits: int
