@@ -40,7 +40,7 @@ func (c *coming) bring(ctx context.Context, off, length int64) error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, remote.ErrUnavailable) {
+	if ctx.Err() == nil { // else its reader has ended
 		c.fail(err)
 	}
 	return fmt.Errorf("from the object store: %w", err)

@@ -237,8 +237,12 @@ func (n *Node) bringDisk(ctx context.Context, r *transfer.Found) (*arrivingDisk,
 	a.blocks, err = r.ArriveDisk(n.deps.Remote, in.Disk, n.cfg.StoreWait)
 	filling, stop := context.WithCancelCause(n.ctx)
 	a.stop = stop
-	if err == nil && !n.spawn(func() { a.run(filling) }) {
-		err = ErrDraining
+	if err == nil {
+		n.disks.put(a) // before it may be dropped
+		if !n.spawn(func() { a.run(filling) }) {
+			n.disks.drop(a)
+			err = ErrDraining
+		}
 	}
 	if err != nil {
 		stop(err)

@@ -337,6 +337,41 @@ func TestDiskIsSpoilt(t *testing.T) {
 	})
 }
 
+// TestBootReadsSpoiltDisk has a boot read what is damaged in the store: it is booted once more, with the registry's
+// disk, and its request knows nothing of it.
+func TestBootReadsSpoiltDisk(t *testing.T) {
+	maker, other := newWorld(t), newWorld(t)
+	synctest.Test(t, func(t *testing.T) {
+		l := newLate(t, maker, other, showing)
+		gate := make(chan struct{})
+		l.judge = func() error { <-gate; return remote.ErrFormat }
+		deploy(t, l.n, hello(lazyHello))
+		var lease Lease
+		got := make(chan error)
+		go func() {
+			var err error
+			lease, err = l.n.Acquire(t.Context(), "hello", AcquireOptions{Start: api.StartBoot})
+			got <- err
+		}()
+		synctest.Wait()
+		close(gate)
+		d, failed := l.one(t)
+		err := d.Bring(t.Context(), 2<<20, 4096)
+		if !errors.Is(err, remote.ErrFormat) {
+			t.Errorf("a block: %v", err)
+		}
+		failed(err)
+		if err := <-got; err != nil {
+			t.Fatal(err)
+		}
+		if lease.Start() != api.StartBoot || other.boots != 2 || l.images.fetched.Load() != 1 || !l.here(t) {
+			t.Errorf("a %s, %d boots, its disk was made %d times", lease.Start(), other.boots, l.images.fetched.Load())
+		}
+		get(t, lease)
+		lease.Release(api.Invocation{})
+	})
+}
+
 // TestDiskFailsUnderStart has a start fail for its root disk, which then is not the end of its request.
 func TestDiskFailsUnderStart(t *testing.T) {
 	maker, other := newWorld(t), newWorld(t)

@@ -134,7 +134,19 @@ func (n *Node) bootInTime(ctx context.Context, inst *instance) error {
 	limit := inst.dep.fn.ReadyTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit.D(), fmt.Errorf("not ready after %v (ready_timeout)", limit))
 	defer cancel()
-	if err := inst.try(ctx, func(ctx context.Context) error { return n.boot(ctx, inst) }); err != nil {
+	boot := func(ctx context.Context) error { return n.boot(ctx, inst) }
+	err := inst.try(ctx, boot)
+	if errors.Is(err, errDiskLost) && ctx.Err() == nil {
+		// Nothing starts with that one now, and its image may be had in another way.
+		n.log.Warn("booting once more since the root disk could not be read", "function", inst.pool.name, "instance", inst.id, "error", err)
+		inst.release()
+		if again := inst.try(ctx, boot); again != nil {
+			err = fmt.Errorf("%w (after %w)", again, err)
+		} else {
+			err = nil
+		}
+	}
+	if err != nil {
 		return cause.Because(ctx, err)
 	}
 	return nil
