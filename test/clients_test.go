@@ -107,9 +107,18 @@ func TestStellar(t *testing.T) {
 	t.Logf("%v", rows)
 }
 
-// invitro's loader registers the functions of its example as at Dirigent, and calls them.
+// invitro's loader registers the functions of its example as at Dirigent, and calls them:
+// by HTTP/1.1, and by HTTP/2.
 func TestInvitro(t *testing.T) {
 	dir := clients.Built(t, "invitro", clients.InvitroEnv, "loader")
+	for _, http2 := range []bool{false, true} {
+		t.Run("HTTP"+map[bool]string{false: "1", true: "2"}[http2], func(t *testing.T) {
+			testInvitro(t, clients.Trace{Loader: filepath.Join(dir, "loader"), Dir: filepath.Join(dir, "example"), Minutes: 2, HTTP2: http2})
+		})
+	}
+}
+
+func testInvitro(t *testing.T, trace clients.Trace) {
 	d := start(t)
 	at := testenv.FreeAddress(t)
 	front := d.command("dirigent", "--listen", at, "--image", "functions/hello")
@@ -130,7 +139,8 @@ func TestInvitro(t *testing.T) {
 		return err
 	})
 	// In its first five minutes the first of the four functions is called five times in each.
-	done, err := d.place().Load(d.ctx(6*time.Minute), clients.Trace{Loader: filepath.Join(dir, "loader"), Dir: filepath.Join(dir, "example"), Control: at, Minutes: 2})
+	trace.Control = at
+	done, err := d.place().Load(d.ctx(6*time.Minute), trace)
 	if err != nil {
 		t.Fatal(err)
 	}
