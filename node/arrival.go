@@ -315,15 +315,20 @@ func (n *Node) arrivingFor(ctx context.Context, d *deployment) (newest *arrival,
 	return newest, nil
 }
 
-// startRemote returns what a start that could boot instead can go from of the object store; nil without
-// an error, if the function wants none. It takes no longer than that is worth, and after a failure
+// startRemote returns what a start can go from of the object store; nil without an error, if the function
+// wants none. One that could boot instead takes no longer than that is worth, and after a failure
 // others do not even ask for a while. What the VMM maps must be here whole.
-func (n *Node) startRemote(ctx context.Context, p *pool, d *deployment, policy string) (*origin, error) {
+func (n *Node) startRemote(ctx context.Context, inst *instance) (*origin, error) {
+	p, d := inst.pool, inst.dep
 	if n.deps.Remote == nil || d.fn.Snapshot.Off {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, remoteWait, fmt.Errorf("the object store took longer than %v", remoteWait))
-	defer cancel()
+	mayBoot := inst.wanted != api.StartRestore // else its request says how long it waits
+	if mayBoot {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, remoteWait, fmt.Errorf("the object store took longer than %v", remoteWait))
+		defer cancel()
+	}
 	a, err := n.arrivingFor(ctx, d)
 	if err != nil {
 		return nil, err
@@ -332,7 +337,7 @@ func (n *Node) startRemote(ctx context.Context, p *pool, d *deployment, policy s
 		p.mu.Lock()
 		after := p.remoteAt
 		p.mu.Unlock()
-		if time.Now().Before(after) {
+		if mayBoot && time.Now().Before(after) {
 			return nil, nil
 		}
 		if a, err = n.fetchUsable(ctx, d); err != nil {
@@ -342,7 +347,7 @@ func (n *Node) startRemote(ctx context.Context, p *pool, d *deployment, policy s
 			return nil, cause.Because(ctx, err)
 		}
 	}
-	if a != nil && memory.Mapped(policy) {
+	if a != nil && memory.Mapped(n.policyFor(inst)) {
 		if err := a.wait(ctx, nil); err != nil {
 			return nil, err
 		}

@@ -197,6 +197,33 @@ func TestSpoiltWhileArriving(t *testing.T) {
 	})
 }
 
+// TestSlowStore has what a start needs take longer than is worth waiting for: one boots instead, and one that may
+// not has it when it comes.
+func TestSlowStore(t *testing.T) {
+	maker, other := newWorld(t), newWorld(t)
+	synctest.Test(t, func(t *testing.T) {
+		l := newLazily(t, maker, other)
+		l.free.Store(0)
+		l.late = func() error { time.Sleep(2 * remoteWait); return nil }
+		deploy(t, l.n, hello(lazyHello))
+		for _, tc := range []struct{ asked, is api.StartKind }{{"", api.StartBoot}, {api.StartRestore, api.StartRestore}} {
+			time.Sleep(time.Hour) // until none is left
+			for _, id := range snapshotIDs(t, l.n) {
+				if err := l.n.RemoveSnapshot(id); err != nil {
+					t.Fatal(err)
+				}
+			}
+			began := time.Now()
+			lease := acquire(t, l.n, AcquireOptions{Start: tc.asked})
+			took := time.Since(began)
+			if lease.Start() != tc.is || took < remoteWait {
+				t.Errorf("asked for a %q start: a %s within %v", tc.asked, lease.Start(), took)
+			}
+			lease.Release(api.Invocation{})
+		}
+	})
+}
+
 // TestArrivalIsGivenUp has all that ends a snapshot end one that is arriving.
 func TestArrivalIsGivenUp(t *testing.T) {
 	for name, end := range map[string]func(t *testing.T, l *lazily) error{

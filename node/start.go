@@ -113,7 +113,7 @@ func (n *Node) startable(ctx context.Context, inst *instance) (*origin, error) {
 	if snap != nil {
 		return &origin{Snapshot: snap}, nil
 	}
-	from, err := n.startRemote(ctx, inst.pool, inst.dep, n.policyFor(inst))
+	from, err := n.startRemote(ctx, inst)
 	if from != nil {
 		return from, nil
 	}
