@@ -81,14 +81,16 @@ func TestShowRemote(t *testing.T) {
 		start("reap, 10 ms", run, 160*time.Millisecond<<run, &Remote{Fetched: 5e6, Total: 2e7, Requests: 12, Waits: 3, Waited: 40 * time.Millisecond, Whole: 900 * time.Millisecond,
 			Link: &LinkSpeed{Name: "10 ms", Link: remoteLinks[1].Link, Request: 13 * time.Millisecond, MBps: 110}})
 	}
+	all = append(all, Sample{Point: Point{Experiment: "remote", Function: "a", Variant: "stream, 10 ms"}, Remote: &Remote{},
+		Record: &api.Invocation{Memory: &api.MemoryStats{Remote: &api.RemoteMemory{Total: 32}}}})
 	sec := showRemote(all)
 	rows := sec.Tables[0].Rows
 	want := []string{"f", "reap", "10 ms", "1", "320 [160–640]", "1.6×", "900", "5", "20", "4.1", "12", "3", "40"}
-	if len(rows) != 2 || !slices.Equal(rows[1], want) {
+	if len(rows) != 3 || !slices.Equal(rows[1], want) {
 		t.Errorf("%q; want %q", rows, want)
 	}
 	said := strings.Join(sec.Findings, "\n")
-	for _, want := range []string{"1.6× as long as a local start", "beyond the goal of 1.5×", "first function: 25%", "later one at most 12.5%", "14.6% of all"} {
+	for _, want := range []string{"1.6× as long as a local start", "beyond the goal of 1.5×", "first function: 25%", "but its root disk, which is no guest memory, takes at most 12.5%", "later one at most 12.5%", "14.6% of all"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("findings do not say %q:\n%s", want, said)
 		}

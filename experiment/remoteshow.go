@@ -188,13 +188,14 @@ func crowdFindings(crowd []Sample) []string {
 func storedTable(stored, starts []Sample) (Table, []string) {
 	t := Table{Name: "remote-stored", Head: []string{"function", "guest memory MiB", "content MB", "new MB", "stored MB", "stored / guest memory", "all but the root disk MB", "/ guest memory"}}
 	var written, guests float64
-	var shares []float64
+	var shares, without []float64 // without: those of them whose root disk is known
 	for _, s := range stored {
 		p, guest := s.Remote.Pushed, float64(s.Remote.Guest)
 		share := float64(p.Written) / guest
 		row := []string{s.Function, number(guest / (1 << 20)), number(float64(p.Content) / 1e6), number(float64(p.New) / 1e6), number(float64(p.Written) / 1e6), percent(share)}
 		if alone := snapshotAlone(pick(starts, s.Function, "")); alone > 0 {
 			row = append(row, number(alone/1e6), percent(alone/guest))
+			without = append(without, alone/guest)
 		} else {
 			row = append(row, "–", "–")
 		}
@@ -203,6 +204,9 @@ func storedTable(stored, starts []Sample) (Table, []string) {
 	}
 	t.Rows = append(t.Rows, []string{"together", number(guests / (1 << 20)), "–", "–", number(written / 1e6), percent(written / guests), "–", "–"})
 	found := []string{fmt.Sprintf("Stored for the first function: %s of its guest's memory, root disk included (the goal: %s at most).", percent(shares[0]), percent(storedGoal))}
+	if len(without) > 0 {
+		found = append(found, fmt.Sprintf("All of a snapshot but its root disk, which is no guest memory, takes at most %s of that in the store, with what it shares with others.", percent(slices.Max(without))))
+	}
 	if later := shares[1:]; len(later) > 0 {
 		found = append(found, fmt.Sprintf("For each later one at most %s (the goal on a shared base: %s); together %s of all guests' memory.", percent(slices.Max(later)), percent(laterGoal), percent(written/guests)))
 	}
