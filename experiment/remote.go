@@ -287,6 +287,14 @@ func (l *Lab) startOn(ctx context.Context, spec NodeSpec, n int, measure func(co
 		}
 		nodes = append(nodes, node)
 	}
+	// A root disk whose times are new is read once, and those of all nodes are when another node gets it.
+	for _, node := range nodes {
+		for _, d := range spec.Deployed {
+			if _, err := node.Image(d.Function.Name); err != nil && !errors.Is(err, image.ErrNotFound) {
+				return nil, fmt.Errorf("the root disk of a node: %w", err)
+			}
+		}
+	}
 	if err := sleep(ctx, settled); err != nil {
 		return nil, err
 	}

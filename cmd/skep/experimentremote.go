@@ -243,13 +243,7 @@ func (n *nodes) open(ctx context.Context, dir, url string, cacheMiB int, closed 
 	if err != nil {
 		return nil, err
 	}
-	node := &storeNode{&labHost{c: n.c, p: p, images: n.lab.images}, closed}
-	for _, f := range p.d.node.Functions() { // a disk whose times are new is read once
-		if _, err := p.d.imageOf(f.Name); err != nil && !errors.Is(err, image.ErrNotFound) {
-			return nil, errors.Join(err, node.Close())
-		}
-	}
-	return node, nil
+	return &storeNode{&labHost{c: n.c, p: p, images: n.lab.images}, closed}, nil
 }
 
 // storeNode is one of the nodes, as experiment.Node.
