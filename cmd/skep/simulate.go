@@ -32,6 +32,7 @@ type simulateFlags struct {
 	nodes     int
 	nodeMiB   int64
 	placement string
+	bases     int
 	least     int
 	most      int
 	per       int
@@ -77,7 +78,8 @@ its flags and --seed.`,
 	f.StringVar(&o.costs, "costs", "", "`FILE` with what starts take (default: the records in data_dir)")
 	f.IntVar(&o.nodes, "nodes", 1, "nodes of the cluster")
 	f.Int64Var(&o.nodeMiB, "node-memory-mib", 0, "memory of a node for instances (default: no limit)")
-	f.StringVar(&o.placement, "placement", string(sim.Spread), "where instances start: spread, pack or snapshot-aware")
+	f.StringVar(&o.placement, "placement", string(sim.Spread), "where instances start: spread, pack, snapshot-aware or chunk-aware")
+	f.IntVar(&o.bases, "bases", 8, "images that snapshots are built on, with chunks in common (1 to 64; costs say which part of a fetch that is)")
 	f.IntVar(&o.least, "min-instances", 0, "instances of each function at least")
 	f.IntVar(&o.most, "max-instances", 1000, "instances of each function at most")
 	f.IntVar(&o.per, "concurrency", 1, "requests at once in an instance")
@@ -222,7 +224,7 @@ func (o *simulateFlags) runs(costs *sim.Costs) ([]sim.Config, error) {
 			if _, ok := costs.Starts[start]; !ok {
 				return nil, &usageError{msg: fmt.Sprintf("--start is %q: there are costs of %s", start, strings.Join(costs.Names(), ", "))}
 			}
-			runs = append(runs, sim.Config{Policy: spec, Start: start, Costs: costs, Nodes: o.nodes, NodeMiB: o.nodeMiB, Placement: sim.Placement(o.placement),
+			runs = append(runs, sim.Config{Policy: spec, Start: start, Costs: costs, Nodes: o.nodes, NodeMiB: o.nodeMiB, Placement: sim.Placement(o.placement), Bases: o.bases,
 				KeepAlive: o.keepAlive, MinInstances: o.least, MaxInstances: o.most, Concurrency: o.per, Utilization: o.target, QueueTimeout: o.timeout, Seed: o.trace.seed})
 		}
 	}
@@ -251,9 +253,16 @@ func simulateTable(results []*sim.Result) [][]string {
 	rows := [][]string{{"POLICY", "START", "COLD", "COLD p75 OF FUNCTIONS", "SLOWDOWN p50", "p99", "p99.9", "WAIT p99", "MEMORY", "PEAK", "IDLE", "STARTS", "AHEAD", "EVICTED", "LOST", "TOOK"}}
 	percent := func(v float64) string { return fmt.Sprintf("%.3g%%", v*100) }
 	gib := func(mib float64) string { return fmt.Sprintf("%.4g GiB", mib/1024) }
-	for _, r := range results {
+	fetched := slices.ContainsFunc(results, func(r *sim.Result) bool { return r.Fetches > 0 })
+	if fetched {
+		rows[0] = append(rows[0], "SNAPSHOTS FETCHED")
+	}
+	for i, r := range results {
 		rows = append(rows, []string{r.Policy, r.Start, percent(r.ColdPart), percent(r.ColdOf.P75), fmt.Sprintf("%.3g", r.Slowdown.P50), fmt.Sprintf("%.3g", r.Slowdown.P99), fmt.Sprintf("%.3g", r.Slowdown.P999),
 			millis(time.Duration(r.Wait.P99*1e9)) + " ms", gib(r.Memory.MeanMiB), gib(r.Memory.PeakMiB), percent(r.Memory.IdlePart), fmt.Sprint(r.Starts), fmt.Sprint(r.Ahead), fmt.Sprint(r.Evicted), fmt.Sprint(r.Lost), r.Took.Round(time.Millisecond).String()})
+		if fetched {
+			rows[i+1] = append(rows[i+1], fmt.Sprintf("%.1f", r.Fetched))
+		}
 	}
 	return rows
 }

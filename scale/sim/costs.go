@@ -26,6 +26,9 @@ type Costs struct {
 	// Fetch is how long it takes to have a snapshot on a node that has not, in seconds.
 	// Without it snapshots are everywhere.
 	Fetch Distribution `json:"fetch,omitempty"`
+	// FetchShared is the part of that, 0 to 1, which falls away where the node has a snapshot
+	// on the same base: chunks of kernel, interpreter and libraries are the same.
+	FetchShared float64 `json:"fetch_shared,omitempty"`
 	// OverheadMiB is what an instance takes beside its function's memory.
 	OverheadMiB float64 `json:"overhead_mib"`
 }
@@ -95,6 +98,9 @@ func (c *Costs) validate() error {
 	}
 	if !(c.OverheadMiB >= 0 && c.OverheadMiB <= 1<<20) {
 		return fmt.Errorf("overhead_mib is %v: want 0 to %d", c.OverheadMiB, 1<<20)
+	}
+	if !(c.FetchShared >= 0 && c.FetchShared <= 1) {
+		return fmt.Errorf("fetch_shared is %v: want 0 to 1", c.FetchShared)
 	}
 	return errors.Join(check("warm", c.Warm), check("fetch", c.Fetch))
 }

@@ -1,6 +1,12 @@
 package sim
 
-import "container/heap"
+import (
+	"container/heap"
+	"fmt"
+	"hash/fnv"
+
+	"github.com/skep-dev/skep/load/trace"
+)
 
 // node is one of the cluster.
 type node struct {
@@ -9,6 +15,21 @@ type node struct {
 	// Instances by the rank that they had when they were last looked at, the lowest
 	// first. A rank only grows, so that the first whose rank is still that is the lowest.
 	ranks ranks
+	bases uint64 // those that it has a snapshot on, a bit each
+}
+
+// maxBases bounds how many bases there are.
+const maxBases = 64
+
+// baseOf draws which base a function's snapshot is on: functions of an application share it.
+func baseOf(f *trace.Function, index, bases int) uint8 {
+	h := fnv.New32a()
+	if f.App == "" {
+		fmt.Fprint(h, index)
+	} else {
+		fmt.Fprint(h, f.Owner, "/", f.App)
+	}
+	return uint8(h.Sum32() % uint32(max(1, bases)))
 }
 
 type ranked struct {
@@ -95,8 +116,8 @@ func (w *world) end(i int32) {
 
 // place chooses the node for an instance; -1: none has room, even if what is idle ends.
 func (w *world) place(f *function) int32 {
-	best, bestFits, bestHas := int32(-1), false, false
-	var bestUsed float64
+	best, bestFits := int32(-1), false
+	var bestHas, bestUsed float64
 	limit := float64(w.c.NodeMiB)
 	for i := range w.nodes {
 		n := &w.nodes[i]
@@ -104,18 +125,34 @@ func (w *world) place(f *function) int32 {
 			continue
 		}
 		fits := limit == 0 || n.used+f.mib <= limit
-		has := w.c.Placement == SnapshotAware && f.has(i)
+		has := w.there(f, i)
 		better := n.used < bestUsed
 		if w.c.Placement == Pack {
 			better = n.used > bestUsed
 		}
-		// Room without ending anything comes first, then where its snapshot is.
-		if best < 0 || fits && !bestFits || fits == bestFits && (has && !bestHas || has == bestHas && better) {
+		// Room without ending anything comes first, then what of its snapshot is there.
+		if best < 0 || fits && !bestFits || fits == bestFits && (has > bestHas || has == bestHas && better) {
 			best, bestFits, bestHas, bestUsed = int32(i), fits, has, n.used
 		}
 	}
 	return best
 }
+
+// there is the part of the function's snapshot that the node has, as far as the placement
+// looks at it.
+func (w *world) there(f *function, node int) float64 {
+	switch {
+	case w.c.Placement != SnapshotAware && w.c.Placement != ChunkAware:
+		return 0
+	case f.has(node):
+		return 1
+	case w.c.Placement == ChunkAware && w.nodes[node].has(f.base):
+		return w.c.Costs.FetchShared
+	}
+	return 0
+}
+
+func (n *node) has(base uint8) bool { return n.bases>>base&1 == 1 }
 
 func (f *function) has(node int) bool {
 	return f.snapshots != nil && f.snapshots[node/64]>>(node%64)&1 == 1
@@ -130,8 +167,14 @@ func (w *world) fetch(f *function, node int32) float64 {
 		f.snapshots = make([]uint64, (len(w.nodes)+63)/64)
 	}
 	f.snapshots[node/64] |= 1 << (node % 64)
+	part, n := 1.0, &w.nodes[node]
+	if n.has(f.base) {
+		part -= w.c.Costs.FetchShared
+	}
+	n.bases |= 1 << f.base
 	w.stats.fetches++
-	return w.c.Costs.Fetch.At(w.rand.Float64())
+	w.stats.fetched += part
+	return part * w.c.Costs.Fetch.At(w.rand.Float64())
 }
 
 // makeRoom ends idle instances of a node, the lowest rank first, until so much fits. place

@@ -30,6 +30,8 @@ type Result struct {
 	Unused  int64 `json:"unused"` // instances that ended without a request
 	Evicted int64 `json:"evicted"`
 	Fetches int64 `json:"fetches,omitempty"` // of snapshots to nodes
+	// Fetched is how much that was, in whole snapshots: chunks that were there are not fetched.
+	Fetched float64 `json:"fetched,omitempty"`
 
 	Slowdown Percentiles   `json:"slowdown"` // how many times as long as warm a call took
 	Wait     Percentiles   `json:"wait_s"`   // until an instance had it, in seconds
@@ -97,6 +99,7 @@ type stats struct {
 	arrived, answered, lost, unserved int64
 	cold, starts, ahead, unused       int64
 	evicted, fetches                  int64
+	fetched                           float64
 	atOnce                            int64 // calls that did not wait
 
 	slowdown *hdr.Histogram // in thousandths, of those that did
@@ -137,7 +140,7 @@ func (w *world) result() *Result {
 	r := &Result{
 		Policy: w.c.Policy.String(), Start: w.c.Start, Nodes: w.c.Nodes, NodeMiB: w.c.NodeMiB, Placement: w.c.Placement, Seed: w.c.Seed,
 		Length: time.Duration(s.length), Calls: s.arrived, Cold: s.cold, Lost: s.lost + s.unserved,
-		Starts: s.starts, Ahead: s.ahead, Unused: s.unused, Evicted: s.evicted, Fetches: s.fetches,
+		Starts: s.starts, Ahead: s.ahead, Unused: s.unused, Evicted: s.evicted, Fetches: s.fetches, Fetched: s.fetched,
 	}
 	var parts []float64
 	for i := range w.functions {

@@ -10,6 +10,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/skep-dev/skep/load/trace"
@@ -26,6 +27,7 @@ type Config struct {
 	Nodes     int       // default 1
 	NodeMiB   int64     // memory of one node for instances; 0: no limit
 	Placement Placement // default Spread
+	Bases     int       // images that functions' snapshots are on; default 8, 64 at most
 
 	KeepAlive    time.Duration // of functions, for policies that have none; default 1m
 	MinInstances int           // of each function
@@ -47,10 +49,11 @@ const (
 	Spread        Placement = "spread"         // with the most free memory
 	Pack          Placement = "pack"           // with the least
 	SnapshotAware Placement = "snapshot-aware" // where the function's snapshot is; else with the most free memory
+	ChunkAware    Placement = "chunk-aware"    // where most of its snapshot's chunks are, be it of another on the same base; else with the most free memory
 )
 
 // Placements lists them.
-var Placements = []Placement{Spread, Pack, SnapshotAware}
+var Placements = []Placement{Spread, Pack, SnapshotAware, ChunkAware}
 
 func (c *Config) withDefaults() error {
 	switch {
@@ -60,7 +63,9 @@ func (c *Config) withDefaults() error {
 		return fmt.Errorf("%d nodes: want 1 to 100000", c.Nodes)
 	case c.NodeMiB < 0 || c.MinInstances < 0 || c.Concurrency < 0 || c.MaxInstances < 0 || c.Until < 0 || !(c.Utilization >= 0 && c.Utilization <= 1):
 		return fmt.Errorf("node memory, instances, concurrency and an end cannot be negative, and a utilization is at most 1")
-	case c.Placement != "" && c.Placement != Spread && c.Placement != Pack && c.Placement != SnapshotAware:
+	case c.Bases < 0 || c.Bases > maxBases:
+		return fmt.Errorf("%d bases: want 1 to %d", c.Bases, maxBases)
+	case c.Placement != "" && !slices.Contains(Placements, c.Placement):
 		return fmt.Errorf("placement is %q: want one of %v", c.Placement, Placements)
 	}
 	if _, ok := c.Costs.Starts[c.Start]; !ok {
@@ -68,6 +73,9 @@ func (c *Config) withDefaults() error {
 	}
 	if c.Nodes == 0 {
 		c.Nodes = 1
+	}
+	if c.Bases == 0 {
+		c.Bases = 8
 	}
 	if c.Placement == "" {
 		c.Placement = Spread

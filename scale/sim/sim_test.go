@@ -220,6 +220,36 @@ func TestPlacement(t *testing.T) {
 	}
 }
 
+// TestChunkAware: of three functions two are of one application, so on one base, of which
+// the second's snapshot has 80% in common. All three start at once on three nodes.
+func TestChunkAware(t *testing.T) {
+	tr := calls(t, [3]float64{1, 0, 1}, [3]float64{2, 0.1, 1}, [3]float64{3, 0.2, 1})
+	for i, app := range []string{"a", "a", "b"} {
+		tr.Functions[i].App = app
+	}
+	if baseOf(&tr.Functions[0], 0, 64) != baseOf(&tr.Functions[1], 1, 64) || baseOf(&tr.Functions[0], 0, 64) == baseOf(&tr.Functions[2], 2, 64) {
+		t.Fatal("the two of an application are not on one base of their own")
+	}
+	for placement, want := range map[Placement]float64{Spread: 3, SnapshotAware: 3, ChunkAware: 2.2} {
+		r := run(t, tr, "none", func(c *Config) {
+			c.Nodes, c.NodeMiB, c.Placement, c.Bases = 3, 1000, placement, 64
+			c.Costs.Fetch, c.Costs.FetchShared = Distribution{0.5, 0.5}, 0.8
+		})
+		if r.Fetches != 3 || math.Abs(r.Fetched-want) > 1e-9 {
+			t.Errorf("%s: %d fetches of %v snapshots, want 3 of %v", placement, r.Fetches, r.Fetched, want)
+		}
+	}
+	// What is not fetched takes no time: of a second the second function waits for a fifth.
+	tr = calls(t, [3]float64{1, 0, 1}, [3]float64{2, 0.1, 1})
+	r := run(t, tr, "none", func(c *Config) {
+		c.Nodes, c.Placement, c.Bases = 3, ChunkAware, 64
+		c.Costs.Starts["restore"], c.Costs.Fetch, c.Costs.FetchShared = Distribution{0, 0}, Distribution{1, 1}, 0.8
+	})
+	if math.Abs(r.Wait.P50-0.2) > 0.01 || math.Abs(r.Wait.Max-1) > 0.01 {
+		t.Errorf("waits are %+v, want of 1 and 0.2 s", r.Wait)
+	}
+}
+
 func TestRefuses(t *testing.T) {
 	tr := calls(t, [3]float64{1, 0, 1})
 	spec, _ := scale.Parse("")
@@ -228,6 +258,7 @@ func TestRefuses(t *testing.T) {
 		"no start":    {Trace: tr, Costs: secondStarts(), Start: "boot"},
 		"nodes":       {Trace: tr, Costs: secondStarts(), Start: "restore", Nodes: -1},
 		"a placement": {Trace: tr, Costs: secondStarts(), Start: "restore", Placement: "here"},
+		"bases":       {Trace: tr, Costs: secondStarts(), Start: "restore", Bases: 65},
 	} {
 		c.Policy = spec
 		if _, err := Run(context.Background(), c); err == nil {

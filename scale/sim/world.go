@@ -79,6 +79,7 @@ type function struct {
 	again     int64 // when to decide; never if it is late
 	timer     int64 // the earliest event that there is for it; never: none
 	blocked   bool
+	base      uint8 // that its snapshot is on, see node.bases
 	calls     uint32
 	cold      uint32
 	mib       float64
@@ -94,6 +95,7 @@ func newWorld(c *Config) *world {
 		f := &w.functions[i]
 		f.mib = c.Trace.Functions[i].MemoryMiB + c.Costs.OverheadMiB
 		f.roomy, f.again, f.timer = -1, never, never
+		f.base = baseOf(&c.Trace.Functions[i], i, c.Bases)
 		for s := range f.lists {
 			f.lists[s] = list{-1, -1, 0}
 		}
