@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"regexp"
 	"slices"
@@ -330,9 +331,53 @@ func TestPages(t *testing.T) {
 	if items, next := get("/v1/functions?limit=0"); next != "" || len(items) != 5 {
 		t.Errorf("without a limit: %v, then %q", items, next)
 	}
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest("GET", "/v1/functions?after=f1", nil))
-	if w.Code != http.StatusBadRequest {
-		t.Errorf("a place that is none: %d %s", w.Code, w.Body)
+	// Where a page ends is as the document says, of today's times too.
+	n.SnapshotList = []api.Snapshot{{ID: "new", Created: time.Now()}, {ID: "newer", Created: time.Now()}}
+	_, next := get("/v1/snapshots?limit=1")
+	u, err := url.Parse(next)
+	if err != nil {
+		t.Fatal(err)
 	}
+	place := u.Query().Get("after")
+	if pattern := patternOf(t, "/v1/snapshots", "after"); !regexp.MustCompile(pattern).MatchString(place) {
+		t.Errorf("a page ends at %q, which is not like %s", place, pattern)
+	}
+	// And no place in another list, where it would pass over what it should not.
+	for _, path := range []string{"/v1/functions?after=f1", "/v1/functions?after=functions:0", "/v1/functions?after=" + place, "/v1/instances?after=" + place,
+		"/v1/experiments?after=" + place, "/v1/invocations?after=" + place, "/v1/snapshots?after=functions:0:f1", "/v1/snapshots?after=snapshots:99999999999999999999:s"} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		if w.Code != http.StatusBadRequest {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+}
+
+// patternOf is what the document says that a parameter of a list is like.
+func patternOf(t *testing.T, path, name string) string {
+	t.Helper()
+	data, err := os.ReadFile("openapi.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc struct {
+		Paths map[string]struct {
+			Get struct {
+				Parameters []struct {
+					Name   string
+					Schema struct{ Pattern string }
+				}
+			}
+		}
+	}
+	if err := json.Unmarshal(data, &doc); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range doc.Paths[path].Get.Parameters {
+		if p.Name == name {
+			return p.Schema.Pattern
+		}
+	}
+	t.Fatalf("%s has no parameter %s", path, name)
+	return ""
 }

@@ -19,7 +19,7 @@ func (s *Server) experiments(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return answerPage(w, r, all, experimentPlace)
+	return answerPage(w, r, ofExperiments, all, experimentPlace)
 }
 
 func (s *Server) report(w http.ResponseWriter, r *http.Request) error {

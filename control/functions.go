@@ -42,7 +42,7 @@ func (s *Server) functions(w http.ResponseWriter, r *http.Request) error {
 	for i, f := range list {
 		out[i] = api.FunctionStatus{Function: f.Hide(), URL: s.url(f.Name), Instances: instances[f.Name], Snapshots: snapshots[f.Name]}
 	}
-	return answerPage(w, r, out, functionPlace)
+	return answerPage(w, r, ofFunctions, out, functionPlace)
 }
 
 func (s *Server) url(function string) string {

@@ -196,6 +196,9 @@ func (s *schemas) invoke() object {
 }
 
 func paramSchema(kind string) object {
+	if list, ok := strings.CutPrefix(kind, aPlace); ok { // of nanoseconds, as many as fit
+		return object{"type": "string", "pattern": "^" + list + ":-?([0-9]{1,18}|[1-8][0-9]{18}):"}
+	}
 	switch kind {
 	case aBool:
 		return object{"type": "boolean"}
@@ -205,8 +208,8 @@ func paramSchema(kind string) object {
 		return object{"type": "string", "pattern": durationPattern}
 	case aLimit:
 		return object{"type": "integer", "minimum": 0, "maximum": maxPage}
-	case aPlace:
-		return object{"type": "string", "pattern": "^-?[0-9]{1,18}:"}
+	case aRecord:
+		return object{"type": "string", "pattern": "^[^:]+$"}
 	case aTail:
 		return object{"type": "integer", "minimum": 0, "maximum": maxTail}
 	case aStatus:

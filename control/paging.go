@@ -25,17 +25,29 @@ func (p place) compare(o place) int {
 	return cmp.Or(cmp.Compare(p.order, o.order), strings.Compare(p.name, o.name))
 }
 
-// String is the place as a page's address has it.
-func (p place) String() string { return strconv.FormatInt(p.order, 10) + ":" + p.name }
+// in is the place as the address of a page of that list has it. It names the list: in
+// another it would be a place too, and a wrong one.
+func (p place) in(list string) string {
+	return list + ":" + strconv.FormatInt(p.order, 10) + ":" + p.name
+}
 
-func parsePlace(s string) (place, error) {
-	order, name, ok := strings.Cut(s, ":")
+func parsePlace(list, s string) (place, error) {
+	rest, ours := strings.CutPrefix(s, list+":")
+	order, name, ok := strings.Cut(rest, ":")
 	n, err := strconv.ParseInt(order, 10, 64)
-	if !ok || err != nil {
-		return place{}, badRequest("query: after is %q: want it as the Link header of the page before has it", s)
+	if !ours || !ok || err != nil {
+		return place{}, badRequest("query: after is %.80q: want it as the Link header of the page before of this list has it", s)
 	}
 	return place{n, name}, nil
 }
+
+// Lists that places are in.
+const (
+	ofFunctions   = "functions"
+	ofInstances   = "instances"
+	ofSnapshots   = "snapshots"
+	ofExperiments = "experiments"
+)
 
 // Places of what is listed, in the order in which it is.
 func functionPlace(f api.FunctionStatus) place { return place{0, f.Name} }
@@ -52,7 +64,7 @@ func nanos(t time.Time) int64 {
 }
 
 // answerPage answers with the part of a list that the query's limit and after ask for.
-func answerPage[T any](w http.ResponseWriter, r *http.Request, all []T, at func(T) place) error {
+func answerPage[T any](w http.ResponseWriter, r *http.Request, of string, all []T, at func(T) place) error {
 	q := r.URL.Query()
 	limit, err := queryInt(q, "limit", maxPage)
 	if err != nil {
@@ -60,7 +72,7 @@ func answerPage[T any](w http.ResponseWriter, r *http.Request, all []T, at func(
 	}
 	slices.SortStableFunc(all, func(a, b T) int { return at(a).compare(at(b)) })
 	if after := q.Get("after"); after != "" {
-		last, err := parsePlace(after)
+		last, err := parsePlace(of, after)
 		if err != nil {
 			return err
 		}
@@ -72,7 +84,7 @@ func answerPage[T any](w http.ResponseWriter, r *http.Request, all []T, at func(
 	}
 	if limit > 0 && len(all) > limit {
 		all = all[:limit]
-		linkNext(w, r, at(all[limit-1]).String())
+		linkNext(w, r, at(all[limit-1]).in(of))
 	}
 	return answer(w, list(all))
 }

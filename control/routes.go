@@ -39,8 +39,9 @@ const (
 	aStatus   = "status"   // 504, or 5xx
 	aFailure  = "failure"
 	aStart    = "start"
-	aKinds    = "kinds" // kinds of events, with commas between
-	aPlace    = "place" // where a page has ended
+	aKinds    = "kinds"     // kinds of events, with commas between
+	aPlace    = "place of " // and the name of a list: where a page of it has ended
+	aRecord   = "record"    // the id of one
 )
 
 const (
@@ -50,10 +51,11 @@ const (
 	svgImage    = "image/svg+xml"
 )
 
-// ofPage are the parameters of lists that may be long.
-var ofPage = []param{
-	{"limit", aLimit, "at most so many; the answer's Link header, of relation next, leads to those after them (0: all, of invocations 100)"},
-	{"after", aPlace, "those after the page that ended there, as its Link header says"},
+var ofLimit = param{"limit", aLimit, "at most so many; the answer's Link header, of relation next, leads to those after them (0: all, of invocations 100)"}
+
+// pages are the parameters of a list that may be long, beside others.
+func pages(of string, more ...param) []param {
+	return append(more, ofLimit, param{"after", aPlace + of, "those after the page that ended there, as its Link header says"})
 }
 
 var ofFunction = param{"function", aText, "only this function's"}
@@ -72,7 +74,7 @@ func (s *Server) table() []route {
 	return []route{
 		{method: "GET", path: "/v1/version", id: "getVersion", about: "what the daemon is", handle: s.version, gives: api.Version{}},
 		{method: "GET", path: "/v1/openapi.json", id: "getDocument", about: "this document", handle: s.document, gives: json.RawMessage{}},
-		{method: "GET", path: "/v1/functions", id: "listFunctions", about: "all functions by name, without values of their environments", handle: s.functions, query: ofPage, gives: []api.FunctionStatus{}},
+		{method: "GET", path: "/v1/functions", id: "listFunctions", about: "all functions by name, without values of their environments", handle: s.functions, query: pages(ofFunctions), gives: []api.FunctionStatus{}},
 		{method: "PUT", path: "/v1/functions/{name}", id: "deployFunction", about: "deploy: events, then the function or what went wrong, a line each", handle: s.deploy, takes: api.Function{}, gives: api.DeployLine{}, as: ndjson, fails: changes},
 		{method: "PATCH", path: "/v1/functions/{name}", id: "setFunction", about: "change what a JSON merge patch names; answers as a deploy", handle: s.set, takes: json.RawMessage{}, gives: api.DeployLine{}, as: ndjson, fails: changes},
 		{method: "GET", path: "/v1/functions/{name}", id: "getFunction", about: "one function with its instances, snapshots and newest invocations", handle: s.function,
@@ -85,10 +87,10 @@ func (s *Server) table() []route {
 				{"instance", aText, "of this one"}, {"invocation", aText, "of this one, where concurrency is 1"}}, fails: []int{http.StatusNotFound}},
 		{method: "POST", path: "/v1/functions/{name}/exec", id: "execInFunction", about: "an upgrade to " + api.ExecProtocol + ": the agent of the instance that was used last", handle: s.execFunction, as: upgraded,
 			fails: []int{http.StatusNotFound, http.StatusConflict, http.StatusUpgradeRequired, http.StatusServiceUnavailable}},
-		{method: "GET", path: "/v1/instances", id: "listInstances", about: "running instances, oldest first", handle: s.instances, query: append([]param{ofFunction}, ofPage...), gives: []api.Instance{}, fails: []int{http.StatusNotFound}},
+		{method: "GET", path: "/v1/instances", id: "listInstances", about: "running instances, oldest first", handle: s.instances, query: pages(ofInstances, ofFunction), gives: []api.Instance{}, fails: []int{http.StatusNotFound}},
 		{method: "POST", path: "/v1/instances/{id}/exec", id: "execInInstance", about: "an upgrade to " + api.ExecProtocol + ": the agent of this instance", handle: s.execInstance, as: upgraded,
 			fails: []int{http.StatusNotFound, http.StatusConflict, http.StatusUpgradeRequired, http.StatusServiceUnavailable}},
-		{method: "GET", path: "/v1/snapshots", id: "listSnapshots", about: "published snapshots, newest first", handle: s.snapshots, query: append([]param{ofFunction}, ofPage...), gives: []api.Snapshot{}, fails: []int{http.StatusNotFound}},
+		{method: "GET", path: "/v1/snapshots", id: "listSnapshots", about: "published snapshots, newest first", handle: s.snapshots, query: pages(ofSnapshots, ofFunction), gives: []api.Snapshot{}, fails: []int{http.StatusNotFound}},
 		{method: "POST", path: "/v1/snapshots", id: "createSnapshot", about: "boot an instance and snapshot it", handle: s.createSnapshot, takes: api.SnapshotRequest{}, gives: api.Snapshot{},
 			fails: []int{http.StatusNotFound, http.StatusConflict, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity, http.StatusServiceUnavailable, http.StatusGatewayTimeout}},
 		{method: "GET", path: "/v1/snapshots/{id}", id: "getSnapshot", about: "its manifest, as the store has it", handle: s.snapshot, gives: json.RawMessage{}, fails: []int{http.StatusNotFound}},
@@ -113,13 +115,13 @@ func (s *Server) table() []route {
 		{method: "POST", path: "/v1/sessions", id: "createSession", about: "a ticket with which one browser is let in to the page, once", handle: s.createSession, gives: api.Ticket{}},
 		{method: "GET", path: "/v1/images", id: "listImages", about: "root disks in the store", handle: s.images, gives: []api.Image{}},
 		{method: "POST", path: "/v1/images/prune", id: "pruneImages", about: "remove, and answer, those that nothing needs", handle: s.pruneImages, gives: []api.Image{}, fails: []int{http.StatusConflict}},
-		{method: "GET", path: "/v1/experiments", id: "listExperiments", about: "directories of experiments' results, below results_dir, newest first", handle: s.experiments, query: ofPage, gives: []api.Experiment{}},
+		{method: "GET", path: "/v1/experiments", id: "listExperiments", about: "directories of experiments' results, below results_dir, newest first", handle: s.experiments, query: pages(ofExperiments), gives: []api.Experiment{}},
 		{method: "GET", path: "/v1/experiments/{name}/report", id: "getReport", about: "what was made of an experiment's samples: findings, tables, which figures", handle: s.report, gives: api.Report{}, fails: ofResult},
 		{method: "GET", path: "/v1/experiments/{name}/figures/{figure}", id: "getFigure", about: "a figure of a report", handle: s.figure, as: svgImage, gives: "",
 			query: []param{{"narrow", aBool, "drawn for a narrow page"}}, fails: ofResult},
 		{method: "GET", path: "/v1/invocations", id: "listInvocations", about: "records of invocations, newest first", handle: s.invocations, gives: []api.Invocation{},
 			query: []param{
-				ofPage[0], {"after", aText, "those older than the record with this id, as the Link header of the page before says"},
+				ofLimit, {"after", aRecord, "those older than the record with this id, as the Link header of the page before says"},
 				ofFunction, {"since", aTime, "that arrived then or later"}, {"until", aTime, "that arrived before then"},
 				{"status", aStatus, "with this HTTP status, or of its class"}, {"failure", aFailure, "whose doing it is that they failed"}, {"start", aStart, "how their instance started"},
 				{"instance", aText, "that it answered"}, {"slower_than", aDuration, "that took longer in all"}, {"id", aText, "with this id"},

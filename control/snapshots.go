@@ -5,12 +5,16 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 
 	"github.com/skep-dev/skep/api"
 )
 
 // maxTail bounds the lines of a log that one may ask for the last of.
 const maxTail = 1 << 20
+
+// recordID is what a record's id is like, unlike a place in another list; or "".
+var recordID = regexp.MustCompile("^[^:]*$")
 
 // defaultPage is how many records a query without a limit gets.
 const defaultPage = 100
@@ -22,7 +26,7 @@ func (s *Server) instances(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	return answerPage(w, r, s.o.Node.Instances(q.Get("function")), instancePlace)
+	return answerPage(w, r, ofInstances, s.o.Node.Instances(q.Get("function")), instancePlace)
 }
 
 func (s *Server) snapshots(w http.ResponseWriter, r *http.Request) error {
@@ -36,7 +40,7 @@ func (s *Server) snapshots(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return fmt.Errorf("listing snapshots: %w", err)
 	}
-	return answerPage(w, r, all, snapshotPlace)
+	return answerPage(w, r, ofSnapshots, all, snapshotPlace)
 }
 
 func (s *Server) createSnapshot(w http.ResponseWriter, r *http.Request) error {
@@ -129,6 +133,9 @@ func (s *Server) invocations(w http.ResponseWriter, r *http.Request) error {
 	}
 	if err := want.Validate(); err != nil {
 		return badRequest("query: %v", err)
+	}
+	if !recordID.MatchString(want.After) {
+		return badRequest("query: after is %.80q: want the id of a record, as the Link header of the page before has it", want.After)
 	}
 	if want.Until, err = queryTime(q, "until"); err != nil {
 		return err
