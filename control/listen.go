@@ -128,15 +128,16 @@ func RequireToken(token string, sessions *Sessions, next http.Handler) (http.Han
 	if len(token) < minToken {
 		return nil, fmt.Errorf("control token: want at least %d characters", minToken)
 	}
-	want := sha256.Sum256([]byte("Bearer " + token))
+	want := sha256.Sum256([]byte(token))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet && (r.URL.Path == "/healthz" || r.URL.Path == "/readyz") {
 			next.ServeHTTP(w, r)
 			return
 		}
 		// Hashed first, so that the comparison tells nothing of the length either.
-		have := sha256.Sum256([]byte(r.Header.Get("Authorization")))
-		if subtle.ConstantTimeCompare(have[:], want[:]) != 1 && (sessions == nil || !sessions.Valid(bearer(r))) {
+		given := bearer(r)
+		have := sha256.Sum256([]byte(given))
+		if subtle.ConstantTimeCompare(have[:], want[:]) != 1 && (sessions == nil || !sessions.Valid(given)) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			WriteError(w, &api.Error{
 				Status:  http.StatusUnauthorized,

@@ -71,6 +71,17 @@ func TestSessions(t *testing.T) {
 				t.Errorf("token %.5q: %d, %v", token, w.Code, w.Header())
 			}
 		}
+		// Whatever the case of the scheme's name, and no other scheme.
+		for scheme, want := range map[string]int{"bearer ": 200, "BEARER ": 200, "": 401, "Basic ": 401, "Bearer": 401, "Bearer  ": 401} {
+			for _, token := range []string{session.Token, strings.Repeat("t", 32)} {
+				r := httptest.NewRequest("GET", "/v1/functions", nil)
+				r.Header.Set("Authorization", scheme+token)
+				w := httptest.NewRecorder()
+				if h.ServeHTTP(w, r); w.Code != want {
+					t.Errorf("scheme %q: %d", scheme, w.Code)
+				}
+			}
+		}
 		old := sessions.Ticket()
 		time.Sleep(time.Minute + time.Second)
 		if code, _ := redeem(h, old.Ticket); code != http.StatusForbidden {

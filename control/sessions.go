@@ -93,8 +93,12 @@ func (s *Server) createSession(w http.ResponseWriter, _ *http.Request) error {
 	return answer(w, t)
 }
 
-// bearer is the token that a request carries.
+// bearer is the token that a request carries; "" is none. Schemes are the same in
+// upper and lower case (RFC 9110).
 func bearer(r *http.Request) string {
-	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
 	return token
 }
