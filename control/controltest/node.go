@@ -23,7 +23,7 @@ import (
 type Node struct {
 	SnapshotList       []api.Snapshot
 	Records            []api.Invocation
-	Followed           chan struct{} // closed when a follow has ended
+	Followed           chan struct{} // closed when the first follow has ended
 	Unhealthy, Unready error
 	DeployErr          error               // what Deploy returns
 	Query              api.InvocationQuery // the last one; written by it
@@ -34,6 +34,7 @@ type Node struct {
 	// Happened is the feed of what Events reads, with the number of each as its id.
 	Happened *feed.Feed[api.Event]
 
+	ended     sync.Once  // of Followed
 	mu        sync.Mutex // guards what follows
 	functions map[string]api.Function
 	revisions []api.Revision // newest first
@@ -341,7 +342,7 @@ func (n *Node) Logs(ctx context.Context, q api.LogQuery, w io.Writer) error {
 	}
 	if q.Follow {
 		<-ctx.Done()
-		close(n.Followed)
+		n.ended.Do(func() { close(n.Followed) })
 		return ctx.Err()
 	}
 	return nil

@@ -39,18 +39,40 @@ export async function request(method, path, body, options = {}) {
 
 export const get = async (path) => (await request('GET', path)).json();
 
-// lines calls f for each line of an answer, as it comes.
+// lines calls f for each line of an answer, as it comes, and reads on when that is done.
 export async function lines(response, f) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = '';
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) break;
-    const parts = (rest + value).split('\n');
-    rest = parts.pop();
-    parts.forEach(f);
+  try {
+    let rest = '';
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      const parts = (rest + value).split('\n');
+      rest = parts.pop();
+      for (const part of parts) await f(part);
+    }
+    if (rest) await f(rest);
+  } finally {
+    reader.cancel().catch(() => {}); // of what has broken off there is nothing left
   }
-  if (rest) f(rest);
+}
+
+// beginning reads the first part of an answer, which may have no end, and tells what there is so far.
+export async function beginning(response, most, tell) {
+  let text = '';
+  if (!response.body) return true;
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  try {
+    while (text.length <= most) {
+      const { done, value } = await reader.read();
+      if (done) return true;
+      text += value;
+      tell(text.slice(0, most));
+    }
+    return false;
+  } finally {
+    reader.cancel().catch(() => {});
+  }
 }
 
 // change sends what changes a function, and tells its events; it fails as the change does.
@@ -66,7 +88,8 @@ export async function change(method, path, body, tell) {
   if (failure) throw failure;
 }
 
-// follow reads events for ever: f gets each, and lost is told when there is no daemon.
+// follow reads events for ever: f gets each, when it is done with the one before, and lost
+// is told when there is no daemon. A resync that f failed at is asked for again.
 export async function follow(f, found, lost) {
   let last = '';
   for (let pause = 250; ; pause = Math.min(pause * 2, 4000)) {
@@ -74,12 +97,13 @@ export async function follow(f, found, lost) {
       const headers = last ? { 'Last-Event-ID': last } : {};
       const r = await request('GET', `/v1/events?kind=${EVENTS}`, undefined, { headers });
       found();
-      pause = 125;
-      await lines(r, (line) => {
+      await lines(r, async (line) => {
         if (!line.startsWith('data: ')) return;
         const ev = JSON.parse(line.slice(6));
+        if (ev.kind === 'resync') last = '';
+        await f(ev);
         last = ev.id;
-        f(ev);
+        pause = 125;
       });
       lost(new Error('the daemon has ended'));
     } catch (e) {

@@ -11,15 +11,25 @@ let view = null, loaded = false, due = false;
 function redraw() {
   if (due || !loaded) return;
   due = true;
-  setTimeout(() => requestAnimationFrame(() => { due = false; view?.redraw?.(); }), 250);
+  setTimeout(() => requestAnimationFrame(() => {
+    due = false;
+    if (view?.stale?.()) route();
+    else view?.redraw?.();
+  }), 250);
+}
+
+// decoded is a part of the page's address, which anybody may have written.
+function decoded(part) {
+  try { return decodeURIComponent(part); } catch { return part; }
 }
 
 function route() {
   const [, where = '', name, part] = location.hash.slice(1).split('/');
-  const arg = name && decodeURIComponent(name);
+  const arg = name && decoded(name);
   const ofExperiment = () => (part ? oneSection(arg, part) : oneExperiment(arg));
-  const make = { '': overview, functions: arg ? () => oneFunction(arg) : functions, requests, snapshots: arg ? () => oneSnapshot(arg) : snapshots,
-    experiments: arg ? ofExperiment : experiments }[where] ?? overview;
+  const views = new Map(Object.entries({ functions: arg ? () => oneFunction(arg) : functions, requests, snapshots: arg ? () => oneSnapshot(arg) : snapshots,
+    experiments: arg ? ofExperiment : experiments }));
+  const make = views.get(where) ?? overview;
   view?.leave?.();
   view = make();
   main.replaceChildren(view);
@@ -40,12 +50,14 @@ async function resync() {
   await sample();
   const first = !loaded;
   loaded = true;
-  if (first || (view && !view.redraw)) route();
+  if (first) route();
   redraw();
 }
 
 function locked(why) {
   say('not let in', true);
+  loaded = false;
+  view?.leave?.();
   const form = el('form', { class: 'inline', onsubmit: (e) => { e.preventDefault(); useToken(e.target.token.value); location.reload(); } },
     field('Control token', 'token', { type: 'password', required: true, autocomplete: 'off' }), el('button', {}, 'Enter'));
   main.replaceChildren(el('h1', {}, 'Not let in'), el('p', {}, why || 'This tab has no session.'),
@@ -63,19 +75,14 @@ async function begin() {
     if (loaded) { route(); view.querySelector('h1').focus(); }
   });
   document.getElementById('skip').onclick = (e) => { e.preventDefault(); main.focus(); };
-  // Events that come while the state is read are told after it.
-  let reading = null;
-  follow((ev) => {
+  follow(async (ev) => {
     heard(ev);
-    if (ev.kind === 'resync') {
-      reading = resync().catch((e) => say(e.message, true));
-      return;
-    }
-    const then = () => { apply(ev); redraw(); };
-    if (reading) reading.then(then); else then();
+    if (ev.kind === 'resync') return resync();
+    apply(ev);
+    redraw();
   }, () => say('live'), (e) => {
     if (e.status === 401) locked('The session has ended.');
-    else say('no daemon answers; trying again', true);
+    else say(e.status ? `${e.message}; trying again` : 'no daemon answers; trying again', true);
   });
   setInterval(() => { if (loaded && !document.hidden) sample().then(redraw, () => {}); }, 2000);
 }

@@ -76,7 +76,7 @@ export function span(life, from, to) {
   const took = {};
   const add = (name, until, since) => {
     const part = el('span', name ? { title: `${name} ${seconds(until - since)}` } : { class: 'left' });
-    part.style.flexGrow = Math.round((until - since) / 100) / 10;
+    part.style.flexGrow = Math.round((until - since) / 100); // less than 1 in all would not fill the bar
     if (name) part.style.background = `var(--${name})`;
     if (until > since) bar.append(part);
   };

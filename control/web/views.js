@@ -2,9 +2,9 @@
 // them once and renew the rest.
 import { state, resident, now, PHASES, STATES } from './state.js';
 import { el, table, size, ms, clock, link, functionLink, chart, waterfall, span, legend, phasesOf, field } from './parts.js';
-import { get, request, change, lines } from './api.js';
+import { get, request, change, lines, beginning } from './api.js';
 
-const rowsShown = 200, timelineMost = 5 * 60 * 1000;
+const rowsShown = 200, timelineMost = 5 * 60 * 1000, answerMost = 100_000, logLines = 1000, logLineMost = 4096;
 
 // live is an element whose content draw makes anew at each change, unless somebody
 // is at something in it or nothing is different.
@@ -31,6 +31,9 @@ export function page(title, ...parts) {
   view.redraw = () => parts.forEach((p) => p.redraw?.());
   return view;
 }
+
+// rest is a button for the rest of so many, of which the first are shown.
+const rest = (all, shown, show) => (all > shown ? [el('p', {}, el('button', { onclick: show }, `Show all ${all}`))] : []);
 
 const last = (name) => state.samples.at(-1)?.[name] ?? 0;
 const percent = (v) => `${Math.round(v * 100)}%`;
@@ -115,12 +118,11 @@ export function functions() {
       per.set(i.function, p);
     }
     const fit = [...state.functions.values()].filter((f) => f.name.includes(filter));
-    const out = [el('p', { class: 'dim' }, `${fit.length} of ${state.functions.size}`),
+    return [el('p', { class: 'dim' }, `${fit.length} of ${state.functions.size}`),
       table('Functions', ['Name', 'Instances', 'Memory', 'At most', 'Image'], fit.slice(0, most).map((f) => [
         functionLink(f.name), Object.entries(per.get(f.name) ?? {}).map(([s, n]) => `${n} ${s}`).join(', ') || '–',
-        `${f.memory_mib ?? 256} MiB`, String(f.max_instances ?? 8), f.image]), 'no functions')];
-    if (fit.length > most) out.push(el('p', {}, el('button', { onclick: () => { most = Infinity; list.redraw(); } }, `Show all ${fit.length}`)));
-    return out;
+        `${f.memory_mib ?? 256} MiB`, String(f.max_instances ?? 8), f.image]), 'no functions'),
+      ...rest(fit.length, most, () => { most = Infinity; list.redraw(); })];
   });
   const said = el('p', { role: 'status' });
   return page('Functions',
@@ -128,7 +130,7 @@ export function functions() {
       el('form', { class: 'inline', onsubmit: (e) => deploy(e, said) },
         field('Name', 'name', { required: true, pattern: '[a-z0-9]([a-z0-9\\-]*[a-z0-9])?', maxlength: 63 }),
         field('Image', 'image', { required: true, size: 34, placeholder: 'localhost:5000/shop:v3' }),
-        field('Memory, MiB', 'memory', { type: 'number', min: 64, max: 65536, value: 256 }),
+        field('Memory, MiB', 'memory', { type: 'number', min: 64, max: 65536, placeholder: 'as it is, or 256' }),
         el('button', {}, 'Deploy')), said),
     el('form', { class: 'inline', onsubmit: (e) => e.preventDefault(), oninput: (e) => { filter = e.target.value; list.redraw(); } }, field('Find', 'filter', { type: 'search' })),
     list);
@@ -148,10 +150,13 @@ async function attempt(said, doing, f) {
 function deploy(e, said) {
   e.preventDefault();
   const f = e.target;
-  const fn = { name: f.name.value, image: f.image.value, memory_mib: Number(f.memory.value) || 0, snapshot: {} };
+  const name = f.name.value, fn = { image: f.image.value };
+  if (f.memory.value) fn.memory_mib = Number(f.memory.value);
   attempt(said, 'deploying', async () => {
-    await change('PUT', `/v1/functions/${fn.name}`, fn, (ev) => { said.textContent = `${ev.stage} ${ev.detail ?? ''}`; });
-    return `${fn.name} is deployed`;
+    // One that is there keeps its other settings.
+    const [method, body] = state.functions.has(name) ? ['PATCH', fn] : ['PUT', { name, snapshot: {}, ...fn }];
+    await change(method, `/v1/functions/${encodeURIComponent(name)}`, body, (ev) => { said.textContent = `${ev.stage} ${ev.detail ?? ''}`; });
+    return `${name} is deployed`;
   });
 }
 
@@ -173,7 +178,12 @@ function confirmed(text) {
 export function oneFunction(name) {
   const path = `/v1/functions/${encodeURIComponent(name)}`;
   const f = state.functions.get(name);
-  if (!f) return page(name, el('p', {}, `There is no function ${name}.`));
+  if (!f) {
+    const none = page(name, el('p', {}, `There is no function ${name}.`));
+    none.stale = () => state.functions.has(name); // it has been deployed
+    return none;
+  }
+  const left = new AbortController();
   const said = el('p', { role: 'status' }), answer = el('pre', { tabindex: '0', 'aria-label': 'Answer' }, '');
   answer.hidden = true;
   const invoke = (e) => {
@@ -182,10 +192,12 @@ export function oneFunction(name) {
     attempt(said, 'waiting for the answer', async () => {
       const method = form.method_.value, body = form.body.value;
       const headers = form.start.value ? { 'Skep-Start': form.start.value } : {};
-      const r = await request(method, `${path}/invoke/${form.path.value.replace(/^\//, '')}`, method === 'GET' ? undefined : body, { headers, raw: true });
-      answer.textContent = (await r.text()).slice(0, 100000);
+      const r = await request(method, `${path}/invoke/${form.path.value.replace(/^\//, '')}`, method === 'GET' ? undefined : body, { headers, raw: true, signal: left.signal });
+      said.textContent = `answering ${r.status}`;
+      answer.textContent = '';
       answer.hidden = false;
-      return `answered ${r.status}`;
+      const whole = await beginning(r, answerMost, (text) => { answer.textContent = text; });
+      return whole ? `answered ${r.status}` : `answered ${r.status}; this is the beginning`;
     });
   };
   const scale = (e) => {
@@ -206,14 +218,18 @@ export function oneFunction(name) {
   };
   const logs = el('pre', { tabindex: '0', 'aria-label': 'Log' });
   const view = page(name,
-    el('p', { class: 'dim' }, `${f.image}, ${f.memory_mib ?? 256} MiB, revision ${f.revision ?? 0} `, f.url ? el('a', { href: f.url, rel: 'noreferrer' }, f.url) : ''),
+    live(() => {
+      const f = state.functions.get(name);
+      if (!f) return [el('p', { class: 'bad' }, `${name} has been removed.`)];
+      return [el('p', { class: 'dim' }, `${f.image}, ${f.memory_mib ?? 256} MiB, revision ${f.revision ?? 0} `, f.url ? el('a', { href: f.url, rel: 'noreferrer' }, f.url) : '')];
+    }),
     el('form', { class: 'inline', onsubmit: invoke },
       el('label', {}, 'Method', el('select', { name: 'method_' }, ...['GET', 'POST', 'PUT', 'DELETE'].map((m) => el('option', {}, m)))),
       field('Path', 'path', { value: '/' }), field('Body', 'body'),
       el('label', {}, 'Start', el('select', { name: 'start' }, ...[['', 'as it comes'], ['restore', 'restore'], ['boot', 'boot'], ['warm', 'warm']].map(([v, t]) => el('option', { value: v }, t)))),
       el('button', {}, 'Invoke')),
     el('form', { class: 'inline', onsubmit: scale },
-      field('Instances at most', 'most', { type: 'number', min: 1, max: 10000, value: f.max_instances ?? 8 }),
+      field('Instances at most', 'most', { type: 'number', required: true, min: 1, max: 10000, value: f.max_instances ?? 8 }),
       field('Kept idle for', 'keep', { value: f.keep_alive ?? '1m0s', size: 8 }),
       el('button', {}, 'Set'), el('button', { type: 'button', onclick: snapshot }, 'Make a snapshot'),
       el('button', { type: 'button', class: 'danger', onclick: remove }, 'Remove…')),
@@ -225,28 +241,47 @@ export function oneFunction(name) {
     el('h2', {}, 'Requests'), live(() => [requestTable(state.requests.filter((r) => r.function === name), 'Requests')]),
     el('h2', {}, 'Snapshots'), live(() => [snapshotTable([...state.snapshots.values()].filter((s) => s.function === name))]),
     el('h2', {}, 'Log'), logs);
-  view.leave = followLogs(path, logs);
+  view.leave = () => left.abort();
+  followLogs(path, logs, left.signal);
+  if (!f.url) { // events do not tell it
+    get(path).then((d) => {
+      const now = state.functions.get(name);
+      if (now) state.functions.set(name, { ...now, url: d.url });
+      view.redraw();
+    }).catch(() => {}); // it is only missing
+  }
   return view;
 }
 
-// followLogs shows a function's output until what it returns is called.
-function followLogs(path, pre) {
-  const stop = new AbortController();
-  const shown = [];
-  (async () => {
+// followLogs shows a function's output until it is stopped, beyond the end of a daemon too.
+async function followLogs(path, pre, stop) {
+  let shown = [], due = false;
+  const draw = () => {
+    due = false;
+    const atEnd = pre.scrollTop + pre.clientHeight >= pre.scrollHeight - 8;
+    pre.textContent = shown.join('\n');
+    if (atEnd) pre.scrollTop = pre.scrollHeight;
+  };
+  const add = (line) => {
+    shown.push(line.length > logLineMost ? `${line.slice(0, logLineMost)}…` : line);
+    if (shown.length > logLines) shown = shown.slice(-logLines / 2);
+    if (!due) setTimeout(draw, 100); // a function may write as fast as it likes
+    due = true;
+  };
+  for (let pause = 500; !stop.aborted; pause = Math.min(pause * 2, 8000)) {
+    let why = 'the daemon has ended';
     try {
-      await lines(await request('GET', `${path}/logs?follow=true&tail=200`, undefined, { signal: stop.signal }), (line) => {
-        const atEnd = pre.scrollTop + pre.clientHeight >= pre.scrollHeight - 8;
-        shown.push(line);
-        if (shown.length > 1000) shown.shift();
-        pre.textContent = shown.join('\n');
-        if (atEnd) pre.scrollTop = pre.scrollHeight;
-      });
+      const r = await request('GET', `${path}/logs?follow=true&tail=200`, undefined, { signal: stop });
+      shown = []; // the last of them come again
+      await lines(r, (line) => { add(line); pause = 250; });
     } catch (e) {
-      if (!stop.signal.aborted) pre.append(`\n[the log broke off: ${e.message}]`);
+      why = e.message;
+      if (e.status === 401 || e.status === 404) return add(`[the log has ended: ${why}]`);
     }
-  })();
-  return () => stop.abort();
+    if (stop.aborted) return;
+    if (shown.at(-1) !== `[the log broke off: ${why}]`) add(`[the log broke off: ${why}]`);
+    await new Promise((r) => setTimeout(r, pause));
+  }
 }
 
 function snapshotTable(list) {
@@ -256,7 +291,12 @@ function snapshotTable(list) {
 }
 
 export function snapshots() {
-  return page('Snapshots', live(() => [snapshotTable([...state.snapshots.values()])]));
+  let most = rowsShown;
+  const list = live(() => {
+    const all = [...state.snapshots.values()];
+    return [snapshotTable(all.slice(0, most)), ...rest(all.length, most, () => { most = Infinity; list.redraw(); })];
+  });
+  return page('Snapshots', list);
 }
 
 const kinds = [['data', '--queue', 'held by the snapshot'], ['touched', '--resume', 'touched by its guests'], ['prefetched', '--process', 'prefetched: the working set'], ['missed', '--bad', 'touched and not prefetched'], ['wasted', '--slot', 'prefetched and not touched']];

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +28,7 @@ type site struct {
 	node     *controltest.Node
 	sessions *control.Sessions
 	results  results.Dir
+	broken   atomic.Bool // whether its lists cannot be read
 	address  string
 	end      func()
 }
@@ -54,7 +56,9 @@ func record(id string, start api.StartKind, p api.Phases) api.Invocation {
 func (s *site) up() {
 	closing := make(chan struct{})
 	echo := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, "<b>%s of %s</b>", r.Method, r.PathValue("name"))
+		for more := true; more; more = r.PathValue("path") == "endless" && r.Context().Err() == nil {
+			fmt.Fprintf(w, "<b>%s of %s</b>", r.Method, r.PathValue("name"))
+		}
 	})
 	h, err := control.RequireToken(strings.Repeat("t", 32), s.sessions, control.New(control.Options{
 		Node: s.node, Invoke: echo, Closing: closing, Version: api.Version{Version: "v1", Go: "go1"},
@@ -69,7 +73,14 @@ func (s *site) up() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- control.Serve(ctx, l, control.Page(s.sessions, h), time.Second) }()
+	sometimes := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.broken.Load() && r.URL.Path == "/v1/snapshots" {
+			control.WriteError(w, &api.Error{Status: http.StatusInternalServerError, Message: "disk I/O error"})
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+	go func() { done <- control.Serve(ctx, l, control.Page(s.sessions, sometimes), time.Second) }()
 	s.end = func() {
 		close(closing)
 		cancel()
@@ -268,6 +279,54 @@ func TestDaemonComesBack(t *testing.T) {
 	s.up()
 	b.sees("document.getElementById('status').textContent === 'live'")
 	b.sees("document.querySelector('.tiles dd').textContent === '2'")
+
+	// A log that is followed goes on, and what could not be read is read again.
+	b.view("#/functions/hello", "hello")
+	log := "document.querySelector('[aria-label=Log]').textContent"
+	b.sees("%s.endsWith('line 2')", log)
+	s.node.Happened.Publish(api.Event{Kind: api.EventFunctionRemoved, Function: "new"}) // that the next has not had
+	b.view("#/functions", "Functions")
+	b.says("1 of 1")
+	b.view("#/functions/hello", "hello")
+	b.sees("%s.endsWith('line 2')", log)
+	s.end()
+	b.sees("%s.includes('the log broke off')", log)
+	s.node = controltest.New("hello")
+	s.broken.Store(true)
+	s.up()
+	b.sees("document.getElementById('status').textContent.includes('disk I/O error')")
+	s.broken.Store(false)
+	b.sees("document.getElementById('status').textContent === 'live'")
+	b.sees("%s.endsWith('line 2')", log)
+	b.view("#/", "Overview")
+	b.sees("document.querySelector('.tiles dd').textContent === '1'")
+}
+
+// TestAddresses goes where nothing is, and to a function before it is deployed.
+func TestAddresses(t *testing.T) {
+	s := newSite(t)
+	b := open(t)
+	s.enter(b)
+	b.sees("document.querySelector('.tiles dd').textContent === '0'")
+	b.view("#/constructor", "Overview")
+	b.view("#/functions/%E0%A4%A", "%E0%A4%A")
+	b.says("There is no function")
+	b.view("#/functions", "Functions")
+	b.says("no functions")
+	b.view("#/functions/früh", "früh")
+	b.view("#/functions/later", "later")
+	b.says("There is no function later.")
+	if _, err := s.node.Deploy(t.Context(), api.Function{Name: "later", Image: "dir:/later"}, func(api.DeployEvent) {}); err != nil {
+		t.Fatal(err)
+	}
+	f, _ := s.node.Function("later")
+	s.node.Happened.Publish(api.Event{Kind: api.EventFunction, Function: "later", Settings: &f})
+	b.says("dir:/later")
+	b.says("http://later.localhost:7080/") // which the event does not say
+	b.press("Invoke")
+	b.says("answered 200")
+	s.node.Happened.Publish(api.Event{Kind: api.EventFunctionRemoved, Function: "later"})
+	b.says("later has been removed.")
 }
 
 // TestChanges deploys, invokes, scales and removes from the page, by its forms.
@@ -294,9 +353,22 @@ func TestChanges(t *testing.T) {
 	if f, _ := s.node.Function("hello"); f.MaxInstances != 3 {
 		t.Errorf("set %+v", f)
 	}
+	b.fill("path", "/endless")
+	b.press("Invoke")
+	b.says("answered 200; this is the beginning")
 	b.fill("keep", "soon")
 	b.press("Set")
 	b.says("want a number with a unit")
+	b.view("#/functions", "Functions")
+	b.press("Deploy a function")
+	b.fill("name", "hello") // which is there
+	b.fill("image", "localhost:5000/hello")
+	b.press("Deploy")
+	b.says("hello is deployed")
+	if f, _ := s.node.Function("hello"); f.MaxInstances != 3 || f.Image != "localhost:5000/hello" {
+		t.Errorf("deployed anew: %+v", f)
+	}
+	b.view("#/functions/hello", "hello")
 	b.press("Make a snapshot")
 	b.says("snapshot s1")
 	b.press("Remove…")
@@ -322,8 +394,14 @@ func TestThousandFunctions(t *testing.T) {
 		names = append(names, fmt.Sprintf("function-%03d", i))
 	}
 	s := newSite(t, names...)
+	for i := range 2000 { // as many as are kept of so many
+		s.node.SnapshotList = append(s.node.SnapshotList, api.Snapshot{ID: fmt.Sprintf("snapshot-%04d", i), Function: names[i/2], Created: time.Unix(int64(1e9-i), 0), Usable: true})
+	}
 	b := open(t)
 	s.enter(b)
+	b.view("#/snapshots", "Snapshots")
+	b.press("Show all 2001")
+	b.says("snapshot-1999")
 	b.view("#/functions", "Functions")
 	b.says("1000 of 1000")
 	b.fill("filter", "-77")
