@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -228,8 +229,8 @@ func selected(f InvocationFilter) (where string, args []any, err error) {
 			where, args = where+" AND "+condition, append(args, values...)
 		}
 	}
-	and(!f.Since.IsZero(), "time_ns >= ?", f.Since.UnixNano())
-	and(!f.Until.IsZero(), "time_ns < ?", f.Until.UnixNano())
+	and(!f.Since.IsZero(), "time_ns >= ?", nanos(f.Since))
+	and(!f.Until.IsZero(), "time_ns < ?", nanos(f.Until))
 	and(f.ID != "", "id = ?", f.ID)
 	// When that one has been deleted, so have all that are older, and none is after it.
 	and(f.After != "", "(time_ns, seq) < (SELECT time_ns, seq FROM invocations WHERE id = ?)", f.After)
@@ -241,6 +242,17 @@ func selected(f InvocationFilter) (where string, args []any, err error) {
 	and(f.Failure != "" && f.Failure != api.AnyFailure, "failure = ?", string(f.Failure))
 	and(f.Slower > 0, "total_us > ?", f.Slower.Microseconds())
 	return where, args, nil
+}
+
+// nanos is a time since 1970, the first or the last that there is for one that is beyond.
+func nanos(t time.Time) int64 {
+	switch {
+	case t.Before(time.Unix(0, math.MinInt64)):
+		return math.MinInt64
+	case t.After(time.Unix(0, math.MaxInt64)):
+		return math.MaxInt64
+	}
+	return t.UnixNano()
 }
 
 func scanRecord(rows *sql.Rows) (seq int64, rec api.Invocation, err error) {
