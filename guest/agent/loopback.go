@@ -11,8 +11,8 @@ import (
 )
 
 // A container that shares its pod's loopback with others, as a pod's containers do,
-// finds them at 127.0.0.1. They are not in the guest: so what its processes ask for
-// there, and nobody in the guest serves, they ask the gateway for, where the host leads
+// finds them at 127.0.0.1, or at ::1. They are not in the guest: so what its processes ask
+// for there, and nobody in the guest serves, they ask the gateway for, where the host leads
 // it to its own 127.0.0.1. That is decided by the kernel, when somebody connects or
 // sends: nothing is listened for, polled or copied, and a port that nobody has on
 // either side is refused as ever.
@@ -29,6 +29,7 @@ func shareLoopback(group *os.File, gateway [4]byte) error {
 	}{
 		{unix.BPF_CGROUP_INET4_CONNECT, outward(false, to)},
 		{unix.BPF_CGROUP_INET6_CONNECT, outward(true, to)},
+		{unix.BPF_CGROUP_INET6_CONNECT, outward6(to)},
 		{unix.BPF_CGROUP_UDP4_SENDMSG, outward(false, to)},
 		{unix.BPF_CGROUP_UDP6_SENDMSG, outward(true, to)},
 		// Whom they have reached they are to find under the address that they have asked at.
@@ -84,7 +85,14 @@ const (
 	releaseSocket = 86
 
 	ownNamespace = -1 // BPF_F_CURRENT_NETNS
+
+	// Lengths of struct bpf_sock_tuple.
+	tuple4 = 12
+	tuple6 = 36
 )
+
+// mapped is what an address of IPv4 has before it in one of IPv6.
+var mapped = int32(binary.NativeEndian.Uint32([]byte{0, 0, 0xff, 0xff}))
 
 // toOut stands for the distance to a program's end.
 const toOut = 0x7fff
@@ -104,20 +112,47 @@ func outward(six bool, to int32) []insn {
 		insn{storeK, 0x0a, -4, 0},
 		insn{load, 0x63, userPort, 0},
 		insn{store16, 0x3a, -2, 0},
+	)
+	return unlessServed(code, tuple4, insn{moveK32, 0x02, 0, to}, insn{store, 0x26, ip, 0})
+}
+
+// outward6 leads what is for ::1 to another address of IPv4, unless a socket is there that
+// takes it: as a socket of IPv6 asks for one, mapped. A socket of IPv6 only cannot ask so,
+// and the kernel leads nothing so that is sent without connecting: they reach nobody.
+func outward6(to int32) []insn {
+	code := []insn{{move, 0x16, 0, 0}}
+	here := [4]int32{3: int32(binary.NativeEndian.Uint32([]byte{0, 0, 0, 1}))}
+	for i, want := range here {
+		code = append(code, insn{load, 0x62, userIP6 + 4*int16(i), 0}, insn{jneK, 0x02, toOut, want},
+			insn{storeK, 0x0a, -tuple6 + 4*int16(i), 0}, insn{storeK, 0x0a, -tuple6 + 16 + 4*int16(i), want})
+	}
+	code = append(code,
+		insn{storeK, 0x0a, -4, 0},
+		insn{load, 0x63, userPort, 0},
+		insn{store16, 0x3a, -2, 0},
+	)
+	return unlessServed(code, tuple6, insn{moveK32, 0x02, 0, mapped}, insn{store, 0x26, userIP6 + 8, 0}, insn{moveK32, 0x02, 0, to}, insn{store, 0x26, userIP6 + 12, 0})
+}
+
+// unlessServed goes on with instead unless a socket takes what the struct bpf_sock_tuple
+// of that length says, the last thing on the stack.
+func unlessServed(code []insn, tuple int16, instead ...insn) []insn {
+	code = append(code,
 		insn{load, 0x67, protocol, 0},
 		insn{move, 0x61, 0, 0},
 		insn{move, 0xa2, 0, 0},
-		insn{addK, 0x02, 0, -12},
-		insn{moveK, 0x03, 0, 12}, // of IPv4
+		insn{addK, 0x02, 0, -int32(tuple)},
+		insn{moveK, 0x03, 0, int32(tuple)},
 		insn{moveK, 0x04, 0, ownNamespace},
 		insn{moveK, 0x05, 0, 0},
 		insn{jeqK, 0x07, 2, unix.IPPROTO_UDP},
 		insn{call, 0, 0, lookupTCP},
 		insn{jump, 0, 1, 0},
 		insn{call, 0, 0, lookupUDP},
-		insn{jne64K, 0x00, 3, 0},
-		insn{moveK32, 0x02, 0, to},
-		insn{store, 0x26, ip, 0},
+		insn{jne64K, 0x00, int16(len(instead) + 1), 0},
+	)
+	code = append(code, instead...)
+	code = append(code,
 		insn{jump, 0, toOut, 0},
 		insn{move, 0x01, 0, 0},
 		insn{call, 0, 0, releaseSocket},
@@ -144,7 +179,7 @@ func addressOf(six bool) (ip int16, code []insn) {
 	if !six {
 		return userIP4, code
 	}
-	for i, want := range []int32{0, 0, int32(binary.NativeEndian.Uint32([]byte{0, 0, 0xff, 0xff}))} {
+	for i, want := range []int32{0, 0, mapped} {
 		code = append(code, insn{load, 0x62, userIP6 + int16(4*i), 0}, insn{jneK, 0x02, toOut, want})
 	}
 	return userIP6 + 12, code

@@ -18,14 +18,16 @@ import (
 
 const askLoopbackEnv = "SKEP_TEST_ASK_LOOPBACK"
 
-// TestAskLoopback is who asks in TestShareLoopback: at 127.0.0.1 and the port of its
+var ways = []string{"tcp4", "mapped", "tcp6", "udp4", "udp6", "sendto"}
+
+// TestAskLoopback is who asks in TestShareLoopback: at 127.0.0.1 or ::1 and the port of its
 // environment, in every way there is, and says by whom it was answered.
 func TestAskLoopback(t *testing.T) {
 	port := os.Getenv(askLoopbackEnv)
 	if port == "" {
 		t.Skip("is run by TestShareLoopback")
 	}
-	for _, network := range []string{"tcp4", "mapped", "udp4", "sendto"} {
+	for _, network := range ways {
 		fmt.Printf("said: %s %s\n", network, askLoopback(network, port))
 	}
 }
@@ -33,6 +35,9 @@ func TestAskLoopback(t *testing.T) {
 // askLoopback is the answer and who gave it.
 func askLoopback(network, port string) string {
 	at := net.JoinHostPort("127.0.0.1", port)
+	if strings.HasSuffix(network, "6") {
+		at = net.JoinHostPort("::1", port)
+	}
 	var c net.Conn
 	var err error
 	switch network {
@@ -58,7 +63,7 @@ func askLoopback(network, port string) string {
 		}
 		return string(b[:n]) + " " + from.String()
 	default:
-		c, err = net.Dial(network, at)
+		c, err = net.Dial(network[:3], at) // a socket of IPv6 that may be of IPv4, too
 	}
 	if err != nil {
 		return err.Error()
@@ -94,8 +99,7 @@ func unixPeer(c net.Conn) (peer string, err error) {
 	cerr := raw.Control(func(fd uintptr) {
 		var sa unix.Sockaddr
 		if sa, err = unix.Getpeername(int(fd)); err == nil {
-			a := sa.(*unix.SockaddrInet4)
-			peer = net.JoinHostPort(net.IP(a.Addr[:]).String(), fmt.Sprint(a.Port))
+			peer = textOf(sa)
 		}
 	})
 	if cerr != nil {
@@ -123,8 +127,18 @@ func askMapped(port string) string {
 	if err != nil {
 		return err.Error()
 	}
-	a := sa.(*unix.SockaddrInet6)
-	return talk(f) + " " + net.JoinHostPort(net.IP(a.Addr[:]).String(), fmt.Sprint(a.Port))
+	return talk(f) + " " + textOf(sa)
+}
+
+// textOf is an address and port; one of IPv4 is as without the other's form.
+func textOf(sa unix.Sockaddr) string {
+	switch a := sa.(type) {
+	case *unix.SockaddrInet4:
+		return net.JoinHostPort(net.IP(a.Addr[:]).String(), fmt.Sprint(a.Port))
+	case *unix.SockaddrInet6:
+		return net.JoinHostPort(net.IP(a.Addr[:]).String(), fmt.Sprint(a.Port))
+	}
+	return fmt.Sprintf("%T", sa)
 }
 
 // What a cgroup's processes ask for at 127.0.0.1 another address answers, but where somebody
@@ -148,20 +162,27 @@ func TestShareLoopback(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer group.Close()
-	other := [4]byte{127, 0, 0, 2} // for the gateway
-	if err := shareLoopback(group, other); err != nil {
+	gateway := [4]byte{127, 0, 0, 2} // for the gateway
+	if err := shareLoopback(group, gateway); err != nil {
 		t.Fatal(err)
 	}
 
 	there := answer(t, "127.0.0.2:0", "other")
 	both := answer(t, "127.0.0.2:0", "other")
 	answer(t, "127.0.0.1:"+both, "own")
-	for port, want := range map[string]string{
-		there: "tcp4 other 127.0.0.1:%[1]s\nmapped other 127.0.0.1:%[1]s\nudp4 other 127.0.0.1:%[1]s\nsendto other 127.0.0.1:%[1]s",
-		both:  "tcp4 own 127.0.0.1:%[1]s\nmapped own 127.0.0.1:%[1]s\nudp4 own 127.0.0.1:%[1]s\nsendto own 127.0.0.1:%[1]s",
+	dual := answer(t, "127.0.0.2:0", "other")
+	answer(t, "[::1]:"+dual, "own")
+	const other, own = "other 127.0.0.1", "own 127.0.0.1"
+	for port, want := range map[string][]string{
+		there: {other, other, other, other, other, other},
+		both:  {own, own, other, own, other, own},
+		dual:  {other, other, "own [::1]", other, "own [::1]", other},
 	} {
-		if got := inGroupAsk(t, group, port); got != fmt.Sprintf(want, port) {
-			t.Errorf("at port %s:\n%s\nwant\n%s", port, got, fmt.Sprintf(want, port))
+		for i, network := range ways {
+			want[i] = fmt.Sprintf("%s %s:%s", network, want[i], port)
+		}
+		if got := inGroupAsk(t, group, port); got != strings.Join(want, "\n") {
+			t.Errorf("at port %s:\n%s\nwant\n%s", port, got, strings.Join(want, "\n"))
 		}
 	}
 	// Outside of the group nothing is different.
@@ -192,11 +213,11 @@ func inGroupAsk(t *testing.T, group *os.File, port string) string {
 func answer(t *testing.T, at, with string) string {
 	t.Helper()
 	var config net.ListenConfig
-	l, err := config.Listen(context.Background(), "tcp4", at)
+	l, err := config.Listen(context.Background(), "tcp", at)
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, err := net.ListenPacket("udp4", l.Addr().String())
+	u, err := net.ListenPacket("udp", l.Addr().String())
 	if err != nil {
 		l.Close()
 		t.Fatal(err)

@@ -30,10 +30,12 @@ func TestSidecar(t *testing.T) {
 		out, err := n.try("", "exec", "both", "-c", "side", "--", "/bin/get", "http://127.0.0.1:8080/hostname")
 		return strings.TrimSpace(out), err
 	})
-	n.eventually("a sidecar, from the guest", "hello", func() (string, error) {
-		out, err := n.try("", "exec", "both", "-c", "app", "--", "/bin/get", "http://127.0.0.1:9001/")
-		return strings.TrimSpace(out), err
-	})
+	for _, at := range []string{"127.0.0.1", "[::1]"} {
+		n.eventually("a sidecar, from the guest at "+at, "hello", func() (string, error) {
+			out, err := n.try("", "exec", "both", "-c", "app", "--", "/bin/get", "http://"+at+":9001/")
+			return strings.TrimSpace(out), err
+		})
+	}
 	ip := n.get("pod/both", ".status.podIP")
 	for _, port := range []string{"8080", "9000", "9001"} {
 		n.answers("http://"+ip+":"+port+"/", "hello")
