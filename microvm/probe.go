@@ -26,7 +26,7 @@ const probeAgent = "skep-probe"
 func (v *VM) Answers(ctx context.Context) error {
 	pause := 10 * time.Millisecond
 	for {
-		err := v.ask(ctx)
+		err := v.Ask(ctx)
 		if err == nil {
 			return nil
 		}
@@ -39,7 +39,8 @@ func (v *VM) Answers(ctx context.Context) error {
 	}
 }
 
-func (v *VM) ask(ctx context.Context) error {
+// Ask is Answers, asked once.
+func (v *VM) Ask(ctx context.Context) error {
 	err := v.askOver(ctx)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, syscall.ECONNREFUSED) && v.spec.Server.ReadyPath == "" {
 		if v.ping(ctx) == nil {

@@ -72,7 +72,7 @@ func TestProbeTakesAnyAnswer(t *testing.T) {
 			defer v.Close()
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
-			if err := v.ask(ctx); (err == nil) != tc.want {
+			if err := v.Ask(ctx); (err == nil) != tc.want {
 				t.Errorf("%v, want an answer: %v", err, tc.want)
 			}
 		})

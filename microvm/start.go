@@ -224,7 +224,7 @@ func (s *Starter) resume(ctx context.Context, v *VM, held bool) error {
 	toAgent := v.dialAhead(guest.AgentPort)
 	v.onClose(toAgent.abandon)
 	var toServer *ahead
-	if v.spec.Server.Port != 0 {
+	if v.spec.Server.Port != 0 && !held {
 		toServer = v.dialAhead(v.spec.Server.Port)
 		v.onClose(toServer.abandon)
 	}

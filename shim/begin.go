@@ -51,6 +51,7 @@ func (r *room) lookForReady(ctx context.Context) (string, error) {
 	if len(n.Hosts)+len(n.Resolv) > maxCloneNames {
 		return "its /etc/hosts and /etc/resolv.conf are too long", nil
 	}
+	r.wanted.Port = portOf(r.container.Process.Env) // by Knative's contract it serves HTTP there
 	ready, why, err := r.host.Ready(ctx, r.wanted, plan.key)
 	if err != nil || ready == nil {
 		return why, err
@@ -138,7 +139,14 @@ func (r *room) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.adopt(running)
+	if running != nil {
+		p.adopt(running)
+	} else {
+		p.goesOn()
+		if isKnative(r.spec) { // whose request comes when queue-proxy has started, too
+			go r.ask(r.events.ctx)
+		}
+	}
 	r.keepFresh()
 	return nil
 }
@@ -242,12 +250,13 @@ func (r *room) replace(g *base.Guest) error {
 	return nil
 }
 
-// goOn lets a process run on that stands still, and returns when it has answered.
+// goOn lets a process run on that stands still. It returns it when it has answered; where
+// there is nothing to ask, nil at once: to attach to it can wait until it has started.
 func (r *room) goOn(ctx context.Context) (*guest.Running, error) {
-	running, err := r.wake(r.steps.next(ctx, "clone"))
+	running, err := r.wake(r.steps.next(ctx, "clone"), r.plan.probe.asks())
 	if err == nil {
 		if !r.plan.probe.asks() {
-			return running, nil
+			return nil, nil
 		}
 		if err = r.awaitReady(r.steps.next(ctx, "answer"), running, answerLimit); err == nil || errors.Is(err, errHurry) {
 			return running, nil
@@ -257,9 +266,9 @@ func (r *room) goOn(ctx context.Context) (*guest.Running, error) {
 	return r.anew(ctx, err)
 }
 
-// wake tells the guest that it is a clone, and finds the process there: at the same
-// time, since each takes a guest its time in which all is cold.
-func (r *room) wake(ctx context.Context) (*guest.Running, error) {
+// wake tells the guest that it is a clone, and finds the process there, if that is
+// wanted: at the same time, since each takes a guest its time in which all is cold.
+func (r *room) wake(ctx context.Context, attach bool) (*guest.Running, error) {
 	n, err := r.names()
 	if err != nil {
 		return nil, err
@@ -279,7 +288,9 @@ func (r *room) wake(ctx context.Context) (*guest.Running, error) {
 	attached := make(chan error, 1)
 	go func() {
 		var err error
-		running, err = r.init.attach(ctx, r.dial)
+		if attach {
+			running, err = r.init.attach(ctx, r.dial)
+		}
 		attached <- err
 	}()
 	if err = g.VM.Clone(ctx, n, files); err != nil {
@@ -319,6 +330,25 @@ func (r *room) anew(ctx context.Context, why error) (*guest.Running, error) {
 	return r.init.run(r.steps.next(ctx, "process"), r.dial, r.init.spec, r.init.io.stdout, r.init.io.stderr)
 }
 
+// askedLimit bounds a request that asks for nothing.
+const askedLimit = 5 * time.Second
+
+// ask makes a request to the server that asks for nothing (OPTIONS *), where by Knative's
+// contract it speaks HTTP. What any first request needs of it is in a ready snapshot then,
+// and no clone has to make it; and a clone that is asked before its first request comes has
+// what that needs where it needs it. Whether it answers is no condition.
+func (r *room) ask(ctx context.Context) {
+	g := r.current()
+	if g == nil || r.wanted.Port == 0 || r.plan.probe.asks() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, askedLimit)
+	defer cancel()
+	if err := g.VM.Ask(ctx); err != nil && !r.isEnding() {
+		r.log.Debug("the server has not answered what asks for nothing", "error", err)
+	}
+}
+
 // errHurry says that somebody wants the process to do something else than to get
 // ready.
 var (
@@ -332,7 +362,13 @@ func (r *room) awaitReady(ctx context.Context, running *guest.Running, limit tim
 	defer cancel()
 	p := prober{probe: r.plan.probe, process: r.plan.process, dial: r.network.Dial}
 	ready := make(chan error, 1)
-	go func() { ready <- p.until(ctx) }()
+	go func() {
+		err := p.until(ctx)
+		if err == nil && r.makes() {
+			r.ask(ctx)
+		}
+		ready <- err
+	}()
 	var why error
 	select {
 	case err := <-ready:

@@ -165,6 +165,13 @@ func (p *proc) adopt(r *guest.Running) {
 	}
 }
 
+// goesOn notes that it runs, though nobody is attached to it yet: wait does that.
+func (p *proc) goesOn() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.started = true
+}
+
 // feed passes input on until its end or the process's.
 func (p *proc) feed() {
 	_, err := io.CopyBuffer(inputWriter{p}, struct{ io.Reader }{p.io.stdin}, make([]byte, 32<<10))
@@ -209,10 +216,17 @@ const (
 // ctx ends. Where just the connection does, it is made anew: the guest tells of the end
 // until that has been noted.
 func (p *proc) wait(ctx context.Context, dial dialer) (guest.ProcessExit, error) {
+	p.mu.Lock()
+	r := p.running
+	p.mu.Unlock()
+	if r == nil {
+		var err error
+		if r, err = p.reattach(ctx, dial); err != nil {
+			return guest.ProcessExit{}, err
+		}
+		p.adopt(r)
+	}
 	for lost := 1; ; lost++ {
-		p.mu.Lock()
-		r := p.running
-		p.mu.Unlock()
 		exit, err := r.End(ctx)
 		if err == nil || !errors.Is(err, guest.ErrLost) || lost > maxLost {
 			return exit, err
@@ -326,6 +340,9 @@ func (p *proc) signal(number uint32, all bool) error {
 		return errEnded
 	case r == nil && !p.starting:
 		return errNotStarted
+	case r == nil && p.started: // nobody is attached to it yet
+		p.waiting = append(p.waiting, signalled{number, to})
+		return nil
 	case r == nil:
 		if p.waiting = append(p.waiting, signalled{number, early}); len(p.waiting) == 1 {
 			close(p.hurry)

@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/containerd/containerd/api/types/task"
+
 	"github.com/skep-dev/skep/guest"
 )
 
@@ -176,6 +178,46 @@ func TestConnectionIsLost(t *testing.T) {
 			t.Errorf("it said %q", out.String())
 		}
 		p.end(9, time.Now())
+		p.dispose(t.Context())
+	})
+}
+
+// A process may run before anybody is attached to it: it takes signals, which wait until
+// somebody is, and its output and end are not lost.
+func TestAttachedLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProc("", guest.Process{Argv: []string{"/app"}}, "", "", "")
+		var out bytes.Buffer
+		p.io = newStdio("")
+		p.io.stdout = &out
+		dial := agents(t, func(c net.Conn) {
+			expect(t, c, guest.KindAttach)
+			tell(t, c, guest.KindStarted, guest.EncodeCount(7))
+			tell(t, c, guest.KindStdout, []byte("before"))
+			if b := expect(t, c, guest.KindSignal); len(b) != 2 || b[0] != 15 || guest.SignalTo(b[1]) != guest.ToProcess {
+				t.Errorf("the signal is %v", b)
+			}
+			tell(t, c, guest.KindEnded, guest.ProcessExit{Code: 3}.Encode())
+			expect(t, c, guest.KindNoted)
+		})
+		if err := p.reserve(); err != nil {
+			t.Fatal(err)
+		}
+		p.goesOn()
+		if status, _, _ := p.status(); status != task.Status_RUNNING {
+			t.Errorf("it is %v", status)
+		}
+		if err := p.signal(15, false); err != nil {
+			t.Error(err)
+		}
+		if exit, err := p.wait(t.Context(), dial); err != nil || exit.Code != 3 {
+			t.Errorf("%+v, %v", exit, err)
+		}
+		<-p.last.Passed()
+		if out.String() != "before" {
+			t.Errorf("it said %q", out.String())
+		}
+		p.end(3, time.Now())
 		p.dispose(t.Context())
 	})
 }

@@ -122,6 +122,7 @@ type Spec struct {
 	VCPUs     int
 	Policy    string // of memory; "" is the default
 	Boot      bool   // without a snapshot
+	Port      int    // at which its server can be asked (microvm.VM.Ask); 0: none is known
 	Network   *network.Joined
 	// Started is called with the id of the guest's VMM before that has its memory; not
 	// with that of another which only makes the snapshot.
@@ -155,6 +156,7 @@ const (
 
 // Start starts a guest: from its base snapshot, which is made if there is none.
 func (h *Host) Start(ctx context.Context, s Spec) (*Guest, error) {
+	s.Port = 0 // nobody serves in there yet
 	if s.Boot {
 		g, err := h.boot(ctx, s, s.RunDir)
 		if err != nil {
@@ -343,7 +345,8 @@ func (h *Host) spec(s Spec, dir string) microvm.Spec {
 			RootDisk: s.Disk.Disk, Generation: h.ramdisk.Generation},
 		Host: vmm.Host{ID: s.ID, Dir: dir, NetNS: s.Network.NetNS, Tap: s.Network.Tap, MAC: append(net.HardwareAddr(nil), guest.MAC...),
 			UID: uid, GID: gid, Env: []string{s.Mark}, Started: s.Started},
-		Dial: s.Network.Dial,
+		Dial:   s.Network.Dial,
+		Server: microvm.Server{Name: "localhost", Port: s.Port, Connections: 1},
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 
 const (
 	readyPrefix  = ready.Prefix
-	readyVersion = "ready 1 "
+	readyVersion = "ready 2 "
 	// mostReady is how many ready snapshots of one image are kept: the newest.
 	mostReady = 8
 	// unreadyFor is for how long it is believed that a container gets no ready
