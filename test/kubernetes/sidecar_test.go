@@ -62,10 +62,13 @@ apiVersion: node.k8s.io/v1
 kind: RuntimeClass
 metadata: {name: misspelt}
 handler: skeb
----` + strings.Replace(pod("handler", nil, "", "pause"), "runtimeClassName: skep", "runtimeClassName: misspelt", 1))
+---` + strings.Replace(pod("hostnet", nil, "", "pause"), "spec:", "spec:\n  hostNetwork: true", 1) + "---" +
+		strings.Replace(pod("noprogram", nil, "", "pause"), "args:", "command: [/no/such/program]\n    args:", 1) + "---" + strings.Replace(pod("handler", nil, "", "pause"), "runtimeClassName: skep", "runtimeClassName: misspelt", 1))
 	n.says("misspelt", `there is no annotation skep.dev/polcy; did you mean skep.dev/policy?`)
 	n.says("unknown", "there is no such memory policy")
 	n.says("two", "skep.dev/container")
 	n.says("host", "/host")
+	n.says("hostnet", "the container is to share the host's network (hostNetwork, --net-host)")
+	n.says("noprogram", "the image has no such program")
 	n.says("handler", `no runtime for "skeb" is configured`)
 }
