@@ -37,6 +37,16 @@ const aheadTouches = 64
 // Attach is as Session's.
 func (a *Ahead) Attach(ctx context.Context, g userfaultfd.Guest) error { return a.s.Attach(ctx, g) }
 
+// Attached says that it has memory to serve, or has handed that over.
+func (a *Ahead) Attached() bool {
+	if a == nil {
+		return false
+	}
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	return a.s.server.guest.FD != nil
+}
+
 // Failed is closed when the memory could not be served; Err says why.
 func (a *Ahead) Failed() <-chan struct{} { return a.s.Failed() }
 
@@ -47,11 +57,12 @@ func (a *Ahead) Err() error { return a.s.Err() }
 // loaded nothing ahead, and so has it yet. What was touched meanwhile counts as touched
 // by the guest: a restore that has its process to itself needs it.
 func (a *Ahead) HandOver(ctx context.Context, g userfaultfd.Guest, to Session) error {
-	touches := a.rec.freeze()
 	if g.FD != nil {
+		a.rec.freeze()
 		return to.Attach(ctx, g)
 	}
 	g, err := a.letGo()
+	touches := a.rec.freeze() // now that no more come
 	if err != nil {
 		return fmt.Errorf("taking over memory that was served ahead: %w", err)
 	}

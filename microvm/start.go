@@ -182,8 +182,13 @@ func (s *Starter) restore(ctx context.Context, v *VM, spec RestoreSpec) error {
 	// What is read holds buffers, which are better held by those who have a place to
 	// run at, as this one does.
 	spec.Session.Prefetch()
-	// Loading device state touches memory, which may turn out to be unreadable.
-	guarded, stop := v.guard(ctx)
+	guarded, stop := ctx, func() {}
+	if !spec.Ahead.Attached() {
+		// Loading device state touches memory, which may turn out to be unreadable. What has
+		// been loaded ahead waits for nothing, and not for a goroutine to end either, which
+		// those that read and install may keep from it.
+		guarded, stop = v.guard(ctx)
+	}
 	spawned := time.Now()
 	m, err := s.restoreMachine(guarded, spec)
 	if err != nil {
