@@ -23,13 +23,16 @@ func runImage(t *testing.T, f func(t *testing.T, run func(args ...string) string
 		archive = filepath.Join(t.TempDir(), "skep.tar")
 	}
 	if _, err := os.Stat(archive); err != nil {
-		cmd := exec.CommandContext(t.Context(), filepath.Join(tree(t), "packaging", "image.sh"), archive)
+		cmd := exec.CommandContext(t.Context(), filepath.Join(tree(t), "packaging", "image.sh"), archive+".new")
 		cmd.Env = append(os.Environ(), "VERSION="+older, "SOURCE_DATE_EPOCH=1750000000")
 		if mirror := os.Getenv(mirrorEnv); mirror != "" {
 			cmd.Env = append(cmd.Env, "MIRROR="+mirror)
 		}
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("making the image: %v\n%s", err, out)
+		}
+		if err := os.Rename(archive+".new", archive); err != nil { // else a half one would be kept
+			t.Fatal(err)
 		}
 	}
 	shimtest.Each(t, func(t *testing.T, c *shimtest.Containerd) {
