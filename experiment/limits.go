@@ -34,6 +34,9 @@ const (
 	limitWarm     = "warm"
 )
 
+// readyTime is more than it takes until a process waits again after the start that took the last one.
+const readyTime = 3 * time.Second
+
 // limitPoints are of the simplest function. Where processes wait for starts, none is
 // without: what is measured then is those.
 func limitPoints(set Settings) []Point {
@@ -65,6 +68,11 @@ func measureLimits(ctx context.Context, l *Lab, p Point) ([]Sample, error) {
 	floors, err := startFloors(ctx, l.VMM(), filepath.Join(filepath.Dir(src.Path), "state"))
 	if err != nil {
 		return nil, fmt.Errorf("measuring the floors of a start: %w", err)
+	}
+	if p.Variant == limitReady {
+		if err := sleep(ctx, readyTime); err != nil {
+			return nil, err
+		}
 	}
 	policy, _, _ := strings.Cut(p.Variant, ",")
 	s, err := l.Cold(ctx, name, policy, p.Input)

@@ -47,6 +47,12 @@ func (a *Ahead) Attached() bool {
 	return a.s.server.guest.FD != nil
 }
 
+// Runs says that the vCPUs run from now on: what is touched is recorded with its time.
+func (a *Ahead) Runs() { a.rec.resume() }
+
+// Touched is how many pages have been touched so far.
+func (a *Ahead) Touched() int { return len(a.rec.soFar()) }
+
 // Failed is closed when the memory could not be served; Err says why.
 func (a *Ahead) Failed() <-chan struct{} { return a.s.Failed() }
 
@@ -115,8 +121,11 @@ func (a *Ahead) Close() error {
 func (s *session) expect(touches []workingset.Touch) {
 	for _, t := range touches {
 		s.server.present.set(t.Page)
-		if s.server.rec != nil {
-			s.server.rec.touch(t.Page, t.Write)
-		}
+	}
+	if s.server.rec != nil {
+		s.server.rec.follow(touches)
+	}
+	if s.server.plan != nil {
+		s.server.plan.have(s.server.present)
 	}
 }

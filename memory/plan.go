@@ -198,6 +198,21 @@ func (p *plan) take(c chunk) {
 	}
 }
 
+// have marks those runs as done of which all pages are there. No contents have been
+// attached to any yet.
+func (p *plan) have(present bitmap) {
+	for i := range p.runs {
+		r := &p.runs[i]
+		all := true
+		for page := r.First; page < r.End() && all; page++ {
+			all = present.has(page)
+		}
+		if all {
+			p.finish(r)
+		}
+	}
+}
+
 // finish marks a run as done and lets go of its contents.
 func (p *plan) finish(r *planned) {
 	if r.done {

@@ -3,6 +3,7 @@ package memory
 import (
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/skep-dev/skep/memory/workingset"
 )
@@ -49,5 +50,30 @@ func TestPiecesGrow(t *testing.T) {
 		if s.nextPiece(); s.piece != want {
 			t.Errorf("turn %d: %d pages, want %d", turn, s.piece, want)
 		}
+	}
+}
+
+// Runs that are there already need not come: what may be left when the vCPUs begin to run is reckoned without
+// them. What another has recorded comes first, and the clock goes on from there.
+func TestPlanAndRecordingFollow(t *testing.T) {
+	p := newPlan([]workingset.Run{{First: 0, Pages: 4}, {First: 8, Pages: 100}, {First: 200, Pages: 2, Zero: true}})
+	total, there := p.left, newBitmap(256)
+	there.setRange(0, 3)
+	there.setRange(8, 8+pieceLimit)
+	there.setRange(200, 202)
+	p.have(there)
+	if p.find(0).done || !p.find(8).done || p.find(107).done || !p.find(201).done || p.left != total-2 {
+		t.Errorf("%d of %d runs are left", p.left, total)
+	}
+	r := newRecorder(256, 0)
+	r.touch(7, true)
+	r.follow([]workingset.Touch{{Page: 5, After: time.Second}, {Page: 7, After: time.Second}, {Page: 6, After: 2 * time.Second}})
+	r.resume()
+	r.touch(6, false)
+	r.touch(9, false)
+	got := r.freeze()
+	if len(got) != 4 || got[0] != (workingset.Touch{Page: 7, Write: true}) || got[1].Page != 5 || got[2] != (workingset.Touch{Page: 6, After: 2 * time.Second}) ||
+		got[3].Page != 9 || got[3].After < 2*time.Second || got[3].After > time.Minute {
+		t.Errorf("recorded %+v", got)
 	}
 }

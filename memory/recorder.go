@@ -13,7 +13,8 @@ import (
 type recorder struct {
 	mu      sync.Mutex
 	frozen  bool
-	resumed time.Time // zero until the vCPUs run
+	resumed time.Time     // zero until the vCPUs run
+	earlier time.Duration // for how long they had run before, for somebody else
 	seen    bitmap
 	touches []workingset.Touch
 	besides []workingset.Touch // pages installed beside missed ones, and when; whether they are touched is not known
@@ -58,9 +59,21 @@ func (r *recorder) isNew(page uint32) bool {
 
 func (r *recorder) after() time.Duration {
 	if r.resumed.IsZero() {
-		return 0
+		return r.earlier
 	}
-	return time.Since(r.resumed)
+	return r.earlier + time.Since(r.resumed)
+}
+
+// follow begins with what another has recorded.
+func (r *recorder) follow(touches []workingset.Touch) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, t := range touches {
+		if r.isNew(t.Page) {
+			r.touches = append(r.touches, t)
+		}
+		r.earlier = max(r.earlier, t.After)
+	}
 }
 
 // resume says that the vCPUs run from now on.

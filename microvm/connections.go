@@ -45,12 +45,12 @@ type ahead struct {
 var errTaken = errors.New("the connection was given out already")
 
 // dialAhead begins to dial; abandon must be called in the end.
-func (v *VM) dialAhead(port int) *ahead {
+func dialAhead(dial func(ctx context.Context, port int) (net.Conn, error), port int) *ahead {
 	ctx, cancel := context.WithCancel(context.Background())
 	a := &ahead{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(a.done)
-		a.conn, a.err = v.spec.Dial(ctx, port)
+		a.conn, a.err = dial(ctx, port)
 	}()
 	return a
 }

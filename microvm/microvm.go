@@ -34,7 +34,9 @@ var (
 type Starter struct {
 	VMM     vmm.VMM
 	Connect ConnectFunc
-	Log     *slog.Logger
+	// Hear is guest.Wake; only Wake needs it.
+	Hear func(ctx context.Context, conn net.Conn) (net.Conn, error)
+	Log  *slog.Logger
 }
 
 // ConnectFunc greets the agent at the other end of conn, which it owns from then on,

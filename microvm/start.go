@@ -52,6 +52,7 @@ type RestoreSpec struct {
 	Session memory.Session
 	// Shell is a process that was started ahead for this Spec and State, now the
 	// microVM's; nil for none. It cannot be used with a Session that is mapped.
+	// An Awake is one whose guest needs not be woken any more.
 	Shell vmm.Shell
 	// Ahead serves the memory of a Shell that has loaded device state; nil: none does.
 	Ahead *memory.Ahead
@@ -200,9 +201,12 @@ func (s *Starter) restore(ctx context.Context, v *VM, spec RestoreSpec) error {
 	}
 	v.own(m)
 	v.phases.Spawn, v.phases.Load = m.Timings().Spawn, m.Timings().Load
+	if spec.Ahead.Attached() {
+		v.phases.Spawn, v.phases.Load = time.Since(spawned), 0 // what it took is over
+	}
 	v.part(ctx, "spawn", spawned, v.phases.Spawn)
 	v.part(ctx, "load", spawned.Add(v.phases.Spawn), v.phases.Load)
-	return s.resume(ctx, v, spec.Held)
+	return s.resume(ctx, v, spec)
 }
 
 func (s *Starter) restoreMachine(ctx context.Context, spec RestoreSpec) (vmm.Machine, error) {
@@ -223,16 +227,10 @@ func (s *Starter) restoreMachine(ctx context.Context, spec RestoreSpec) (vmm.Mac
 // resume takes a restored, paused machine to the first request. The connections
 // to the agent and to the server are dialled before the vCPUs run: the SYNs wait
 // in the tap's queue, and are the first thing that the guest sees.
-func (s *Starter) resume(ctx context.Context, v *VM, held bool) error {
+func (s *Starter) resume(ctx context.Context, v *VM, spec RestoreSpec) error {
 	ctx, stop := v.guard(ctx)
 	defer stop()
-	toAgent := v.dialAhead(guest.AgentPort)
-	v.onClose(toAgent.abandon)
-	var toServer *ahead
-	if v.spec.Server.Port != 0 && !held {
-		toServer = v.dialAhead(v.spec.Server.Port)
-		v.onClose(toServer.abandon)
-	}
+	toAgent, toServer := v.dial(spec.Shell)
 	began := time.Now()
 	if err := v.session.Install(ctx); err != nil {
 		return fmt.Errorf("installing guest memory: %w", cause.Because(ctx, err))
@@ -253,7 +251,7 @@ func (s *Starter) resume(ctx context.Context, v *VM, held bool) error {
 		}
 	}
 	var clone *guest.Clone
-	if !held {
+	if !spec.Held {
 		clone = v.cloneMessage(guest.Names{}, nil)
 	}
 	if err := s.greet(ctx, v, conn, clone); err != nil {
@@ -263,6 +261,23 @@ func (s *Starter) resume(ctx context.Context, v *VM, held bool) error {
 	v.part(ctx, "clone", began, v.phases.Clone)
 	v.connect(toServer)
 	return nil
+}
+
+// dial begins to dial the agent and the server, unless the guest of a process that waited has been reached.
+func (v *VM) dial(waited vmm.Shell) (toAgent, toServer *ahead) {
+	if woken, ok := waited.(*Awake); ok {
+		toAgent, toServer = woken.agent, woken.server
+	} else {
+		toAgent = dialAhead(v.spec.Dial, guest.AgentPort)
+		if v.spec.Server.Port != 0 {
+			toServer = dialAhead(v.spec.Dial, v.spec.Server.Port)
+		}
+	}
+	v.onClose(toAgent.abandon)
+	if toServer != nil {
+		v.onClose(toServer.abandon)
+	}
+	return toAgent, toServer
 }
 
 // Clone tells a guest that was restored held that it is a clone, with these names and

@@ -184,6 +184,8 @@ type Deps struct {
 	// whole first.
 	OpenDisks func(dir string) (Disks, error)
 	Connect   microvm.ConnectFunc
+	// Wake is guest.Wake, with which guests of processes that have loaded device state ahead are woken; nil: none is.
+	Wake func(ctx context.Context, conn net.Conn) (net.Conn, error)
 	// Dial reaches the guest's port within a slot; default (*network.Slot).Dial.
 	Dial func(ctx context.Context, s *network.Slot, port int) (net.Conn, error)
 	Log  *slog.Logger // default: none

@@ -38,7 +38,7 @@ func Open(ctx context.Context, cfg Config, deps Deps) (*Node, error) {
 	n := &Node{
 		cfg: cfg, deps: deps, log: deps.Log, lock: lock, pools: map[string]*pool{},
 		budget:  newBudget(cfg.MaxInstances, cfg.MemoryMiB),
-		starter: microvm.Starter{VMM: deps.VMM, Connect: deps.Connect, Log: deps.Log},
+		starter: microvm.Starter{VMM: deps.VMM, Connect: deps.Connect, Hear: deps.Wake, Log: deps.Log},
 		drain:   make(chan struct{}), pushNow: make(chan struct{}, 1),
 		events: newEvents(),
 		opened: time.Now(),

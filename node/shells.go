@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"net"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/skep-dev/skep/internal/cause"
 	"github.com/skep-dev/skep/memory"
+	"github.com/skep-dev/skep/microvm"
 	"github.com/skep-dev/skep/scale"
 	"github.com/skep-dev/skep/snapshot"
 	"github.com/skep-dev/skep/vmm"
@@ -298,9 +300,6 @@ func (s *shells) run(sh *shell) {
 		s.remove(sh)
 		return
 	}
-	s.mu.Lock()
-	sh.at = at
-	s.mu.Unlock()
 	select {
 	case <-sh.stop:
 	case <-at.shell.Done():
@@ -328,9 +327,15 @@ func (s *shells) make(sh *shell) (*place, error) {
 	if !sh.begun {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(s.n.ctx, 30*time.Second)
-	defer cancel()
-	return s.begin(ctx, sh)
+	at, err := s.begin(sh)
+	if at == nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	sh.at = at
+	s.mu.Unlock()
+	s.settle(sh, at)
+	return at, nil
 }
 
 // remove takes a shell out of its list; false: it is not there any more.
@@ -343,8 +348,10 @@ func (s *shells) remove(sh *shell) bool {
 }
 
 // begin starts the process. When it fails nothing is held.
-func (s *shells) begin(ctx context.Context, sh *shell) (_ *place, err error) {
+func (s *shells) begin(sh *shell) (_ *place, err error) {
 	n, d := s.n, sh.dep
+	ctx, cancel := context.WithTimeout(n.ctx, 30*time.Second)
+	defer cancel()
 	img, err := n.images.Get(d.image.Digest)
 	if err != nil {
 		return nil, err
@@ -376,11 +383,49 @@ func (s *shells) begin(ctx context.Context, sh *shell) (_ *place, err error) {
 		}()
 		ctx = guarded
 	}
-	if at.shell, err = s.vmm.Shell(ctx, spec); err != nil {
+	if at.shell, err = s.vmm.Shell(ctx, spec); err == nil {
+		err = s.wake(ctx, sh, at)
+	}
+	if err != nil {
 		n.leave(at)
 		return nil, cause.Because(ctx, err)
 	}
 	return at, nil
+}
+
+// wake begins to wake the guest of a process that has loaded device state, unless a start waits for it, which
+// does so itself. When it fails nothing waits at the place any more.
+func (s *shells) wake(ctx context.Context, sh *shell, at *place) error {
+	if s.n.deps.Wake == nil || !at.ahead.Attached() || ended(sh.stop) {
+		return nil
+	}
+	sleeps := at.shell
+	at.shell = nil
+	woken, err := s.n.starter.Wake(ctx, sleeps, microvm.WakeSpec{
+		Dial: func(ctx context.Context, port int) (net.Conn, error) { return s.n.deps.Dial(ctx, at.slot, port) },
+		Port: sh.dep.fn.Port, Memory: at.ahead,
+	})
+	if err == nil {
+		at.shell = woken
+	}
+	return err
+}
+
+// settle returns when the guest of a process has been woken, or what becomes of it is decided.
+func (s *shells) settle(sh *shell, at *place) {
+	woken, ok := at.shell.(*microvm.Awake)
+	if !ok {
+		return
+	}
+	select {
+	case <-woken.Settled():
+		if err := woken.Err(); err != nil {
+			s.n.log.Warn("waking a guest ahead", "function", sh.dep.fn.Name, "snapshot", sh.snap, "error", err)
+		}
+	case <-sh.stop:
+	case <-at.shell.Done():
+	case <-s.n.ctx.Done():
+	}
 }
 
 // serves says that the deployment is in force.

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -360,6 +361,10 @@ func TestShellsLoadAhead(t *testing.T) {
 			}
 			served++
 			return table.Ahead(ctx, src)
+		}
+		deps.Wake = func(_ context.Context, c net.Conn) (net.Conn, error) {
+			t.Error("a guest is woken whose device state is not loaded")
+			return c, nil
 		}
 		n, err := Open(t.Context(), Config{DataDir: w.dir, UIDBase: -1, StopGrace: -1, Shells: 1, DefaultPolicy: "reap"}, deps)
 		must(t, err)

@@ -82,6 +82,7 @@ func (d *daemon) deps() node.Deps {
 		OpenImages:  d.openImages,
 		OpenKernel:  d.openKernel,
 		Connect:     microvm.Connect,
+		Wake:        guest.Wake,
 		OpenDisks:   func(dir string) (node.Disks, error) { return lazydisk.Open(dir) },
 		Remote:      d.remote,
 		Log:         d.log,
