@@ -20,13 +20,17 @@ type discard struct{}
 
 func (discard) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
 
-// BenchmarkFetch has a snapshot of 96 MiB, of which two thirds can be compressed away, from a real S3 server over links
-// of two kinds; with a key and without; by one and by sixteen at once, each of which has its own client. It says
-// what the link itself makes of it: the time of a request for one byte, and its rate for a megabyte at a time.
-func BenchmarkFetch(b *testing.B) {
-	server := remotetest.Serve(b)
-	direct := server.Open(b)
-	defer direct.Close()
+// linked are the links that are measured.
+var linked = []struct {
+	name string
+	link.Link
+}{
+	{"1ms-10Gbps", link.Link{RTT: time.Millisecond, Rate: 10e9 / 8}},
+	{"10ms-1Gbps", link.Link{RTT: 10 * time.Millisecond, Rate: 1e9 / 8}},
+}
+
+// crossing is 96 MiB, of which two thirds can be compressed away.
+func crossing() []byte {
 	r := rand.New(rand.NewChaCha8([32]byte{}))
 	data := make([]byte, 96<<20)
 	for i := range data {
@@ -36,6 +40,17 @@ func BenchmarkFetch(b *testing.B) {
 			data[i] = byte(i >> 16)
 		}
 	}
+	return data
+}
+
+// BenchmarkFetch has a snapshot of 96 MiB, of which two thirds can be compressed away, from a real S3 server over links
+// of two kinds; with a key and without; by one and by sixteen at once, each of which has its own client. It says
+// what the link itself makes of it: the time of a request for one byte, and its rate for a megabyte at a time.
+func BenchmarkFetch(b *testing.B) {
+	server := remotetest.Serve(b)
+	direct := server.Open(b)
+	defer direct.Close()
+	data := crossing()
 	keys := map[string]seal.Source{"plain": nil, "sealed": tenant(1)}
 	opened := func(of remote.Bucket, key seal.Source, prefix string) *remote.Store {
 		s, err := remote.New(remote.Options{Bucket: of, Prefix: prefix, Key: key})
@@ -47,13 +62,7 @@ func BenchmarkFetch(b *testing.B) {
 		push(b, opened(direct, key, name), sn)
 	}
 	must(b, direct.Put(b.Context(), "floor", data[:16<<20]))
-	for _, l := range []struct {
-		name string
-		link.Link
-	}{
-		{"1ms-10Gbps", link.Link{RTT: time.Millisecond, Rate: 10e9 / 8}},
-		{"10ms-1Gbps", link.Link{RTT: 10 * time.Millisecond, Rate: 1e9 / 8}},
-	} {
+	for _, l := range linked {
 		url := "http://" + remotetest.Before(b, l.Link, strings.TrimPrefix(server.URL, "http://"))
 		dial := func() *bucket.Bucket {
 			c, err := bucket.Open(b.Context(), bucket.Options{Name: server.Bucket, Endpoints: []string{url}})

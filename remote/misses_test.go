@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/skep-dev/skep/internal/link"
 	"github.com/skep-dev/skep/remote"
 	"github.com/skep-dev/skep/remote/bucket"
 	"github.com/skep-dev/skep/remote/remotetest"
@@ -20,28 +19,14 @@ func BenchmarkMisses(b *testing.B) {
 	server := remotetest.Serve(b)
 	direct := server.Open(b)
 	defer direct.Close()
-	r := rand.New(rand.NewChaCha8([32]byte{}))
-	data := make([]byte, 96<<20)
-	for i := range data {
-		if i%(64<<10) < 20<<10 {
-			data[i] = byte(r.Uint32())
-		} else {
-			data[i] = byte(i >> 16)
-		}
-	}
+	data := crossing()
 	store := func(of remote.Bucket) *remote.Store {
 		s, err := remote.New(remote.Options{Bucket: of})
 		must(b, err)
 		return s
 	}
 	push(b, store(direct), snap(b, "a", data))
-	for _, l := range []struct {
-		name string
-		link.Link
-	}{
-		{"1ms-10Gbps", link.Link{RTT: time.Millisecond, Rate: 10e9 / 8}},
-		{"10ms-1Gbps", link.Link{RTT: 10 * time.Millisecond, Rate: 1e9 / 8}},
-	} {
+	for _, l := range linked {
 		url := "http://" + remotetest.Before(b, l.Link, strings.TrimPrefix(server.URL, "http://"))
 		for _, nodes := range []int{1, 16} {
 			b.Run(l.name+"/"+map[int]string{1: "one", 16: "sixteen"}[nodes], func(b *testing.B) {
